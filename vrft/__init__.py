@@ -1,0 +1,1 @@
+"""vrft: visual reinforcement fine-tuning, composed by Hydra."""

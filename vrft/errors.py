@@ -1,0 +1,24 @@
+"""The one exception for a user's mistake, and the collector that shows several of them together."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake in a config, a file or a row, told in full by its text.
+
+    The command line and the worker print the text without a traceback and exit with code 2. Say what is wrong, the value,
+    what would be right, and which key, file or row to change.
+    """
+
+
+def raise_all(faults: list[str], *, heading: str) -> None:
+    """Raise one `UserError` that lists every fault; do nothing when there is none.
+
+    At most 20 faults are printed; the rest are counted.
+    """
+    if not faults:
+        return
+    shown = [f"  - {fault}" for fault in faults[:20]]
+    if len(faults) > 20:
+        shown.append(f"  … and {len(faults) - 20} more")
+    raise UserError("\n".join([heading, *shown]))

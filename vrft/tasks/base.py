@@ -1,0 +1,138 @@
+"""The one base class of tasks: how a question is put together, and how a completion is read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from vrft.answers import read_answer_block
+from vrft.boxes import Frame
+from vrft.rewards import RewardOptions, well_formed
+from vrft.rows import Row
+
+THINKING = ("think", "none")
+THOUGHTS = ("gold", "empty", "none")
+
+_HOW_TO_ANSWER = {
+    "think": "Think first between <think> and </think>. Then answer between <answer> and </answer>, in the form",
+    "none": "Answer at once between <answer> and </answer>, in the form",
+}
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """One completion as its task reads it.
+
+    answer: the task's own form, boxes in pixels of the original image; None when unreadable.
+    reason: why it is unreadable, one of `vrft.answers.REASONS`; None when it was read.
+    is_truncated: True if the length limit cut the completion before its end token.
+    """
+
+    text: str
+    answer: Any | None
+    reason: str | None
+    is_truncated: bool = False
+
+
+Term = Callable[[Parsed, Row], float]
+Metric = Callable[[Parsed, Row], float | None]
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """A kind of question whose answer a program can check.
+
+    thinking: `think` asks for a thought in <think> tags before the answer, `none` for the answer alone.
+    """
+
+    thinking: str = "think"
+
+    name: ClassVar[str]
+    term_names: ClassVar[tuple[str, ...]]
+    protocol_scorers: ClassVar[tuple[str, ...]]
+    """The scorers of `vrft/evaluate/protocols.py` that can judge this task; the first is its usual one."""
+
+    def __post_init__(self) -> None:
+        if self.thinking not in THINKING:
+            raise ValueError(f"thinking is {self.thinking!r}; known: {', '.join(THINKING)}")
+
+    @abstractmethod
+    def check(self, row: Row) -> None:
+        """Raise ValueError saying what is wrong if the row lacks a column or its gold cannot be right."""
+
+    @abstractmethod
+    def ask(self, row: Row, frame: Frame) -> str:
+        """The first part of the question: what is wanted, and in which coordinates."""
+
+    @abstractmethod
+    def answer_form(self, frame: Frame) -> str:
+        """The form of an answer, as shown in the question; not itself a readable answer."""
+
+    @abstractmethod
+    def write(self, gold: Any, frame: Frame) -> str:
+        """The gold as the inside of an answer block."""
+
+    @abstractmethod
+    def read(self, block: str, frame: Frame) -> tuple[Any | None, str | None]:
+        """`(answer, None)`, or `(None, reason)`, from the inside of an answer block."""
+
+    @abstractmethod
+    def terms(self, options: RewardOptions) -> dict[str, Term]:
+        """The reward terms by name, each a function of a completion and its row to [0, 1]; 0 for an unreadable answer."""
+
+    @property
+    @abstractmethod
+    def metrics(self) -> dict[str, Metric]:
+        """The metrics of one row by name; None means "does not apply to this row"."""
+
+    def question(self, row: Row, frame: Frame) -> str:
+        """The text of the user's turn, the image aside; a row's own `problem` is used verbatim."""
+        if "problem" in row:
+            return row["problem"]
+        return f"{self.ask(row, frame)}\n{_HOW_TO_ANSWER[self.thinking]} {self.answer_form(frame)}"
+
+    def gold(self, row: Row, frame: Frame, thought: str = "gold") -> str:
+        """The completion that is right.
+
+        thought: `gold` (the row's own thought, empty if it has none), `empty` (empty think tags), `none` (no think tags). A task
+        without thinking never writes think tags.
+        """
+        if thought not in THOUGHTS:
+            raise ValueError(f"thought is {thought!r}; known: {', '.join(THOUGHTS)}")
+        answer = f"<answer>{self.write(row['gold'], frame)}</answer>"
+        if self.thinking == "none" or thought == "none":
+            return answer
+        return f"<think>{row.get('thought', '') if thought == 'gold' else ''}</think>{answer}"
+
+    def parse(self, text: str, row: Row, frame: Frame, *, is_truncated: bool = False) -> Parsed:
+        """The completion as training, evaluation and pictures all read it; never raises on any text."""
+        block, reason = read_answer_block(text)
+        answer = None
+        if block is not None:
+            answer, reason = self.read(block, frame)
+        return Parsed(text, answer, reason, is_truncated)
+
+    def format_term(self, parsed: Parsed, row: Row) -> float:
+        """1.0 if the whole completion has the form that was asked for, else 0.0."""
+        return well_formed(parsed.text, self.thinking)
+
+
+def coordinate_words(frame: Frame) -> str:
+    """How a question states the frame."""
+    width, height = (round(extent) for extent in frame.extent_wh)
+    return {
+        "norm1000": "integers from 0 to 1000",
+        "seen_pixels": f"pixels of the image, {width} wide and {height} high",
+        "pixels": f"pixels of the image, {width} wide and {height} high",
+        "norm1": "fractions from 0 to 1",
+    }[frame.name]
+
+
+def require(row: Row, column: str, kind: type) -> Any:
+    """The row's value in that column. Raises ValueError if it is missing, of another type, or an empty text."""
+    value = row.get(column)
+    if not isinstance(value, kind) or value == "":
+        raise ValueError(f"column {column!r} is {value!r}; a {kind.__name__} is needed")
+    return value

@@ -1,0 +1,27 @@
+"""Grounding: the one box of the object that a phrase names.
+
+    Q: Find this object in the image: the digit seven. Give its one box in integers from 0 to 1000. …
+    A: <think>It is on the left.</think><answer>(40,120),(300,460)</answer>
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vrft.boxes import Frame
+from vrft.rows import Row
+from vrft.tasks.base import coordinate_words
+from vrft.tasks.one_box import OneBoxTask
+
+
+@dataclass(frozen=True)
+class GroundingTask(OneBoxTask):
+    """One phrase, one box; columns as in `OneBoxTask`."""
+
+    name = "grounding"
+
+    def ask(self, row: Row, frame: Frame) -> str:
+        return f"Find this object in the image: {row['phrase']}. Give its one box in {coordinate_words(frame)}."
+
+
+TASK = GroundingTask

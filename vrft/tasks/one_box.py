@@ -1,0 +1,68 @@
+"""What grounding and reasoning grounding share: one box as the answer, its terms and its metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vrft.answers import read_box
+from vrft.boxes import Frame, clip_to_image, from_frame, iou_matrix, to_frame
+from vrft.rewards import RewardOptions, box_giou, box_iou
+from vrft.rows import Row, box_fault
+from vrft.tasks.base import Metric, Parsed, Task, Term, require
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class OneBoxTask(Task):
+    """A phrase whose answer is one box, written `(x1,y1),(x2,y2)`; subclasses say how the phrase is asked.
+
+    Columns: `phrase` (str), `gold` ([x1, y1, x2, y2] in pixels of the original image), optional `distractors`.
+    """
+
+    term_names = ("iou", "giou", "format")
+    protocol_scorers = ("grounding",)
+
+    def check(self, row: Row) -> None:
+        if "problem" not in row:
+            require(row, "phrase", str)
+        if fault := box_fault(row.get("gold"), row["image_wh"]):
+            raise ValueError(fault)
+
+    def answer_form(self, frame: Frame) -> str:
+        return "(x1,y1),(x2,y2)"
+
+    def write(self, gold: list[float], frame: Frame) -> str:
+        x1, y1, x2, y2 = to_frame(gold, frame)
+        return f"({x1},{y1}),({x2},{y2})"
+
+    def read(self, block: str, frame: Frame) -> tuple[Box | None, str | None]:
+        """The box cut to the image; an inverted box is read, and overlaps nothing."""
+        written, reason = read_box(block)
+        if written is None:
+            return None, reason
+        return tuple(clip_to_image(from_frame(written, frame), frame.image_wh)), None
+
+    def terms(self, options: RewardOptions) -> dict[str, Term]:
+        def iou(parsed: Parsed, row: Row) -> float:
+            return 0.0 if parsed.answer is None else box_iou(parsed.answer, row["gold"])
+
+        def giou(parsed: Parsed, row: Row) -> float:
+            return 0.0 if parsed.answer is None else box_giou(parsed.answer, row["gold"])
+
+        return {"iou": iou, "giou": giou, "format": self.format_term}
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        iou = self.terms(RewardOptions())["iou"]
+        return {"accuracy@0.5": lambda parsed, row: float(iou(parsed, row) >= 0.5), "iou": iou, "pick_rate": pick_rate}
+
+
+def pick_rate(parsed: Parsed, row: Row) -> float | None:
+    """1.0 if the box overlaps the asked object more than any distractor, else 0.0; None where the row has no distractors."""
+    if not row.get("distractors"):
+        return None
+    if parsed.answer is None:
+        return 0.0
+    asked, others = iou_matrix([parsed.answer], [row["gold"]]), iou_matrix([parsed.answer], row["distractors"])
+    return float(asked.max() > others.max())

@@ -1,0 +1,30 @@
+"""Reasoning grounding: the one box of an object that must be worked out before it can be found.
+
+    Q: Work out which object is meant, then find it in the image: two plus three minus one. …
+    A: <think>two plus three is five, minus one is four.</think><answer>(40,120),(300,460)</answer>
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vrft.boxes import Frame
+from vrft.rows import Row
+from vrft.tasks.base import coordinate_words
+from vrft.tasks.one_box import OneBoxTask
+
+
+@dataclass(frozen=True)
+class ReasoningGroundingTask(OneBoxTask):
+    """One description, one box; columns as in `OneBoxTask`."""
+
+    name = "reasoning_grounding"
+
+    def ask(self, row: Row, frame: Frame) -> str:
+        return (
+            f"Work out which object is meant, then find it in the image: {row['phrase']}. "
+            f"Give its one box in {coordinate_words(frame)}."
+        )
+
+
+TASK = ReasoningGroundingTask
