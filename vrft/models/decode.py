@@ -1,0 +1,86 @@
+"""Questions and images in, completions out: the one way in which vrft prompts a model outside of a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL.Image import Image
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+
+
+def chat(question: str, n_images: int) -> list[dict]:
+    """One user turn, images in front of the text: the prompt that TRL builds from a question and its images."""
+    content = [{"type": "image"}] * n_images + [{"type": "text", "text": question}]
+    return [{"role": "user", "content": content}]
+
+
+def render_prompt(processor: ProcessorMixin, question: str, n_images: int, response_prefix: str = "") -> str:
+    """The prompt as text, ending where the model begins to write (after `response_prefix`)."""
+    text = processor.apply_chat_template(chat(question, n_images), add_generation_prompt=True, tokenize=False)
+    return text + response_prefix
+
+
+@torch.no_grad()
+def generate_texts(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    questions: Sequence[str],
+    images: Sequence[Sequence[Image]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    response_prefix: str = "",
+) -> list[dict]:
+    """One completion a question, as one batch: `{"text", "n_tokens", "is_truncated"}` each.
+
+    temperature: 0 decodes greedily; above, tokens are drawn with torch's global generator.
+    response_prefix: text that stands already written at the start of each completion; it is part of `text`, not of `n_tokens`.
+    n_tokens counts the end token; is_truncated is True if `max_new_tokens` came first. The checkpoint's own sampling settings
+    (repetition penalty, top-k) are not used.
+    """
+    prompts = [
+        render_prompt(processor, question, len(row_images), response_prefix)
+        for question, row_images in zip(questions, images, strict=True)
+    ]
+    flat_images = [image for row_images in images for image in row_images] or None
+    inputs = processor(text=prompts, images=flat_images, padding=True, padding_side="left", return_tensors="pt")
+    inputs = inputs.to(model.device)
+    is_training = model.training
+    model.eval()
+    output = model.generate(**inputs, generation_config=_generation_config(model, processor, max_new_tokens, temperature))
+    model.train(is_training)
+    completion_ids = output[:, inputs["input_ids"].shape[1] :]
+    end_ids = torch.tensor(end_token_ids(model, processor), device=output.device)
+    return [_completion(ids, end_ids, processor, response_prefix) for ids in completion_ids]
+
+
+def end_token_ids(model: PreTrainedModel, processor: ProcessorMixin) -> list[int]:
+    """Every token that ends a completion: the tokenizer's end token and those that the checkpoint names."""
+    declared = model.generation_config.eos_token_id or []
+    declared = [declared] if isinstance(declared, int) else declared
+    return sorted({processor.tokenizer.eos_token_id, *declared})
+
+
+def _generation_config(
+    model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens: int, temperature: float
+) -> GenerationConfig:
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False, "temperature": 1.0}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        **sampling,
+        top_k=50 if temperature == 0 else 0,  # unused when greedy; its default value keeps transformers from warning
+        top_p=1.0,
+        repetition_penalty=1.0,
+        suppress_tokens=[model.config.image_token_id],
+        pad_token_id=processor.tokenizer.pad_token_id,
+        eos_token_id=end_token_ids(model, processor),
+        use_cache=True,
+    )
+
+
+def _completion(ids: torch.Tensor, end_ids: torch.Tensor, processor: ProcessorMixin, response_prefix: str) -> dict:
+    ends = torch.isin(ids, end_ids).nonzero()
+    n_tokens = int(ends[0]) + 1 if len(ends) else len(ids)
+    text = processor.tokenizer.decode(ids[:n_tokens], skip_special_tokens=True)
+    return {"text": response_prefix + text, "n_tokens": n_tokens, "is_truncated": not len(ends)}

@@ -1,0 +1,74 @@
+"""What differs between model families: the frame of their boxes, their image sizes, the names of their parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vrft.boxes import Frame
+
+
+@dataclass(frozen=True)
+class Family:
+    """Facts about a model family, used wherever a question is put or a box is read.
+
+    frame: the coordinate system its models were trained to speak.
+    pixel_factor: the image is resized to multiples of it (patch size × merge size), in pixels.
+    coordinate_step: written coordinates are multiples of it.
+    parts: parameter-name prefixes of the vision tower, the projector and the language model (as in `model.named_parameters()`).
+    """
+
+    name: str
+    frame: str
+    pixel_factor: int
+    coordinate_step: int = 1
+    parts: tuple[tuple[str, str], ...] = (
+        ("projector", "model.visual.merger."),
+        ("vision", "model.visual."),
+        ("language", "model.language_model."),
+        ("language", "lm_head."),
+    )
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("qwen2_vl", "norm1000", 28),
+        Family("qwen2_5_vl", "seen_pixels", 28),
+        Family("qwen3_vl", "norm1000", 32),
+        Family("tiny", "norm1000", 14, coordinate_step=20),
+    )
+}
+"""Frames as the models' authors state them: Qwen2-VL and Qwen3-VL 0..1000 of the image, Qwen2.5-VL pixels of the resized image. `tiny`
+is the embedded Qwen2-VL with patches of 7 pixels, whose vocabulary holds every twentieth number."""
+
+
+def seen_size(
+    image_wh: Sequence[int], family: Family, *, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """The (width, height) to which the family's image processor resizes an image, by `qwen_vl_utils`' own arithmetic."""
+    from qwen_vl_utils import smart_resize  # imports torch and torchvision
+
+    width, height = image_wh
+    seen_height, seen_width = smart_resize(
+        height, width, factor=family.pixel_factor, min_pixels=min_pixels, max_pixels=max_pixels
+    )
+    return seen_width, seen_height
+
+
+def frame_for(family: Family, image_wh: Sequence[int], *, min_pixels: int, max_pixels: int) -> Frame:
+    """The frame in which the family speaks about an image of that size under these pixel limits."""
+    seen_wh = seen_size(image_wh, family, min_pixels=min_pixels, max_pixels=max_pixels)
+    return Frame(family.frame, tuple(image_wh), seen_wh, family.coordinate_step)
+
+
+def part_of(parameter_name: str, family: Family) -> str:
+    """`vision`, `projector` or `language`: which part of the model a parameter belongs to. Raises KeyError if unknown.
+
+    >>> part_of("model.visual.merger.mlp.0.weight", FAMILIES["qwen2_vl"])
+    'projector'
+    """
+    for part, prefix in family.parts:
+        if parameter_name.startswith(prefix):
+            return part
+    raise KeyError(f"parameter {parameter_name!r} belongs to no part of family {family.name}")

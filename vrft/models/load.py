@@ -1,0 +1,86 @@
+"""Loading a model and its processor from a folder or a hub name, with every setting stated and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from vrft.errors import UserError
+from vrft.models.families import Family, part_of
+
+
+def load_processor(
+    path: str, *, min_pixels: int, max_pixels: int, revision: str | None = None, trust_remote_code: bool = False
+) -> ProcessorMixin:
+    """The processor, padding on the left, resizing every image to between `min_pixels` and `max_pixels` (areas).
+
+    Raises `UserError` where the folder holds no processor, or where the limits did not arrive in the image processor.
+    """
+    _require_folder(path)
+    try:
+        processor = AutoProcessor.from_pretrained(
+            path,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            padding_side="left",
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(_load_fault(path, error)) from None
+    size = processor.image_processor.size
+    if (size["shortest_edge"], size["longest_edge"]) != (min_pixels, max_pixels):
+        raise UserError(
+            f"model.path={path}: the image processor keeps size {dict(size)} although memory.min_pixels={min_pixels} and "
+            f"memory.max_pixels={max_pixels} were asked for; it does not take these limits"
+        )
+    return processor
+
+
+def load_model(
+    path: str,
+    *,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    device: str = "cpu",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The model on `device`, in evaluation mode. Raises `UserError` if the folder holds none that can be loaded."""
+    _require_folder(path)
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(_load_fault(path, error)) from None
+    return model.to(device)
+
+
+def freeze_parts(model: PreTrainedModel, parts: Sequence[str], family: Family) -> None:
+    """Turn off gradients for the named parts (`vision`, `projector`, `language`)."""
+    for name, parameter in model.named_parameters():
+        if part_of(name, family) in parts:
+            parameter.requires_grad_(False)
+
+
+def _require_folder(path: str) -> None:
+    """A path that looks local must be a model's folder; anything else is left to the hub."""
+    folder = Path(path).expanduser()
+    looks_local = path.startswith((".", "/", "~")) or len(folder.parts) != 2
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(f"model.path={path} is a folder without config.json; a folder written by save_pretrained is needed")
+    if looks_local and not folder.is_dir():
+        raise UserError(f"model.path={path} does not exist; name a model's folder, or a hub name such as Qwen/Qwen2-VL-2B-Instruct")
+
+
+def _load_fault(path: str, error: Exception) -> str:
+    first_line = str(error).strip().splitlines()[0]
+    return f"model.path={path} could not be loaded: {first_line}"
