@@ -1,0 +1,335 @@
+"""The worker: reads a frozen run directory, evaluates, trains, evaluates again, and writes `result.json` last.
+
+Started by `vrft.launching` as `python -m vrft.run RUN_DIR`, once or under torchrun. It knows plain values only, no Hydra.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import PartialState
+from accelerate.utils import gather_object, set_seed
+
+from vrft.boxes import Frame
+from vrft.errors import UserError, raise_all
+from vrft.evaluate.generate import generate_completions
+from vrft.evaluate.protocols import protocol_key
+from vrft.evaluate.score import score_completions
+from vrft.models.decode import render_prompt
+from vrft.models.families import FAMILIES, frame_for, seen_size
+from vrft.models.load import freeze_parts, load_model, load_processor
+from vrft.rewards import RewardOptions
+from vrft.rows import Row, read_rows
+from vrft.tasks import Task, load_task
+
+PRIMARY_METRIC = {"coco": "AP", "grounding": "accuracy@0.5", "classification": "accuracy"}
+"""Which metric of a protocol's scorer validation maximises, and tables show first."""
+
+
+@dataclass
+class Experiment:
+    """A frozen run directory, opened: its config, rows, task and processor, and the process's place among the others."""
+
+    run_dir: Path
+    config: dict
+    rows: dict[str, list[Row]]
+    task: Task
+    processor: Any
+    processes: PartialState
+    durations_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def data_dir(self) -> Path:
+        return self.run_dir / "data"
+
+    @property
+    def test_splits(self) -> list[str]:
+        """`test` first, then the further test sets."""
+        return ["test", *(split for split in self.rows if split not in ("train", "validation", "test"))]
+
+    @property
+    def primary_metric(self) -> str:
+        return PRIMARY_METRIC[self.config["protocol"]["scorer"]]
+
+    def frame_for_row(self, row: Row) -> Frame:
+        """The frame of the row's question and answer: the family's, or `dataset.frame` for a question taken verbatim."""
+        memory = self.config["memory"]
+        limits = {"min_pixels": memory["min_pixels"], "max_pixels": memory["max_pixels"]}
+        frame = frame_for(FAMILIES[self.config["model"]["family"]], row["image_wh"], **limits)
+        own_frame = self.config["dataset"].get("frame")
+        if "problem" in row and own_frame:
+            return Frame(own_frame, frame.image_wh, frame.seen_wh)
+        return frame
+
+
+def open_experiment(run_dir: Path) -> Experiment:
+    """Read the frozen files of a run directory and load its processor (no weights). Raises `UserError` for long questions."""
+    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    model, memory = config["model"], config["memory"]
+    processes = PartialState(cpu=config["derived"]["device"] == "cpu")
+    processor = load_processor(
+        model["path"],
+        min_pixels=memory["min_pixels"],
+        max_pixels=memory["max_pixels"],
+        revision=model["revision"],
+        trust_remote_code=model["trust_remote_code"],
+    )
+    experiment = Experiment(
+        run_dir,
+        config,
+        {path.stem: read_rows(path) for path in sorted((run_dir / "data").glob("*.jsonl"))},
+        load_task(**config["task"]),
+        processor,
+        processes,
+    )
+    check_question_lengths(experiment)
+    return experiment
+
+
+def check_question_lengths(experiment: Experiment) -> None:
+    """Refuse rows whose question, image tokens included, is longer than `memory.max_prompt_length`: it is never cut."""
+    memory = experiment.config["memory"]
+    family = FAMILIES[experiment.config["model"]["family"]]
+    faults = []
+    for split, rows in experiment.rows.items():
+        for row in rows:
+            question = experiment.task.question(row, experiment.frame_for_row(row))
+            prompt = render_prompt(experiment.processor, question, len(row["images"]))
+            seen_wh = seen_size(
+                row["image_wh"], family, min_pixels=memory["min_pixels"], max_pixels=memory["max_pixels"]
+            )
+            n_image_tokens = seen_wh[0] * seen_wh[1] // family.pixel_factor**2
+            n_text_tokens = len(experiment.processor.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+            n_tokens = n_text_tokens + len(row["images"]) * (n_image_tokens - 1)
+            if n_tokens > memory["max_prompt_length"]:
+                faults.append(f"{split}, row {row['row_id']}: {n_tokens} tokens, {n_image_tokens} of them for an image")
+    raise_all(
+        faults,
+        heading=f"Questions longer than memory.max_prompt_length={memory['max_prompt_length']}. "
+        f"Raise it, or lower memory.max_pixels={memory['max_pixels']}, or shorten these questions:",
+    )
+
+
+def evaluate_splits(experiment: Experiment, model, splits: list[str], *, name: str | None) -> dict[str, dict]:
+    """`{split: {protocol: metrics}}`; with a name, completions and scores go to `evaluations/NAME/SPLIT/`.
+
+    Every process generates its share of the batches; all of them end with the same metrics.
+    """
+    config, processes = experiment.config, experiment.processes
+    results = {}
+    for split in splits:
+        share = generate_completions(
+            experiment.rows[split],
+            root=experiment.data_dir,
+            task=experiment.task,
+            frame_for_row=experiment.frame_for_row,
+            model=model,
+            processor=experiment.processor,
+            max_new_tokens=config["memory"]["max_completion_length"],
+            batch_size=config["memory"]["evaluation_batch_size"],
+            rank=processes.process_index,
+            world_size=processes.num_processes,
+            progress=f"{name or 'validate'}: {split}" if processes.is_main_process and name else None,
+        )
+        completions = gather_object(share)
+        order = {row["row_id"]: index for index, row in enumerate(experiment.rows[split])}
+        completions.sort(key=lambda completion: order[completion["row_id"]])
+        scored, metrics = score_completions(
+            experiment.rows[split],
+            completions,
+            task=experiment.task,
+            frame_for_row=experiment.frame_for_row,
+            protocol=config["protocol"],
+            reward=config["reward"],
+        )
+        results[split] = {protocol_key(config["protocol"]): metrics}
+        if name and processes.is_main_process:
+            folder = experiment.run_dir / "evaluations" / name / split
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_lines(folder / "completions.jsonl", completions)
+            _write_lines(folder / "scores.jsonl", scored)
+            (folder / "metrics.json").write_text(json.dumps(results[split], indent=2) + "\n", encoding="utf-8")
+    return results
+
+
+def train(experiment: Experiment, model) -> list[dict]:
+    """Train `model` in place and return the validation history; leaves `checkpoints/best` and `checkpoints/last`."""
+    from vrft.train.arguments import trainer_arguments
+    from vrft.train.callbacks import MetricsFile, ProgressBar, Validation
+    from vrft.train.checkpoints import save_checkpoint
+
+    config, folder = experiment.config, experiment.run_dir / "checkpoints"
+    card = checkpoint_card(config)
+    key = protocol_key(config["protocol"])
+    validation = Validation(
+        lambda policy: evaluate_splits(experiment, policy, ["validation"], name=None)["validation"][key],
+        metric=experiment.primary_metric,
+        eval_steps=config["trainer"]["eval_steps"],
+        processor=experiment.processor,
+        folder=folder / "best",
+        card=card,
+    )
+    shown = {"reward": "reward", "loss": "loss", f"validation/{experiment.primary_metric}": "validation"}
+    callbacks = [MetricsFile(experiment.run_dir / "metrics.jsonl"), ProgressBar(shown), validation]
+    trainer = _make_trainer(experiment, model, trainer_arguments(config, folder), callbacks)
+    validation.trainer = trainer
+    trainer.train()
+    save_checkpoint(trainer, experiment.processor, folder / "last", card | {"step": trainer.state.global_step})
+    experiment.processes.wait_for_everyone()
+    return validation.history
+
+
+def _make_trainer(experiment: Experiment, model, arguments: dict, callbacks: list):
+    from peft import LoraConfig
+    from transformers import PrinterCallback
+
+    from vrft.train.grpo import grpo_trainer
+    from vrft.train.sft import sft_trainer
+
+    config = experiment.config
+    freeze_parts(model, config["model"]["freeze"], FAMILIES[config["model"]["family"]])
+    shared = {
+        "rows": experiment.rows["train"],
+        "root": experiment.data_dir,
+        "task": experiment.task,
+        "frame_for_row": experiment.frame_for_row,
+        "arguments": arguments,
+        "peft_config": LoraConfig(**config["model"]["peft"]) if config["model"]["peft"] else None,
+        "callbacks": callbacks,
+    }
+    if config["trainer"]["name"] == "sft":
+        trainer = sft_trainer(model, experiment.processor, thought=config["trainer"]["sft_thought"], **shared)
+    else:
+        reward = config["reward"]
+        trainer = grpo_trainer(
+            model,
+            experiment.processor,
+            weights=reward["weights"],
+            options=RewardOptions(**reward["options"]),
+            rollouts=experiment.run_dir / "rollouts",
+            **shared,
+        )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def checkpoint_card(config: dict) -> dict:
+    """What a checkpoint's `vrft.json` says of how it was asked, so that it is asked the same way again."""
+    memory = config["memory"]
+    return {
+        "base": config["model"]["path"],
+        "family": config["model"]["family"],
+        "task": config["task"],
+        "trainer": config["trainer"]["name"],
+        "min_pixels": memory["min_pixels"],
+        "max_pixels": memory["max_pixels"],
+        "max_completion_length": memory["max_completion_length"],
+    }
+
+
+def run(run_dir: Path) -> None:
+    """All parts that the frozen config asks for; `result.json` is written at the very end."""
+    experiment = open_experiment(run_dir)
+    config, wanted = experiment.config, experiment.config["evaluate"]
+    set_seed(config["run"]["seed"])
+    model = _load(experiment, config["model"]["path"])
+    results: dict[str, dict] = {}
+    history: list[dict] = []
+    if wanted["before"]:
+        results["before"] = _timed(experiment, "evaluate_before", evaluate_splits, model, experiment.test_splits, name="before")
+    if wanted["train"]:
+        history = _timed(experiment, "train", train, model)
+    names = list(dict.fromkeys([wanted["checkpoint"], *wanted["also"]])) if wanted["train"] and wanted["after"] else []
+    for name in names:
+        policy = model if name == "last" else _load(experiment, str(run_dir / "checkpoints" / name))
+        results[name] = _timed(
+            experiment, f"evaluate_{name}", evaluate_splits, policy, experiment.test_splits, name=name
+        )
+    if experiment.processes.is_main_process:
+        _write_result(experiment, results, history)
+
+
+def _write_result(experiment: Experiment, results: dict[str, dict], history: list[dict]) -> None:
+    """`before` and `after` on the split `test`; every evaluation on every test set under `test_sets`."""
+    config = experiment.config
+    provenance = json.loads((experiment.run_dir / "provenance.json").read_text(encoding="utf-8"))
+    after = results.get(config["evaluate"]["checkpoint"])
+    result = {
+        "before": results.get("before", {}).get("test"),
+        "after": after and after["test"],
+        "after_is": config["evaluate"]["checkpoint"] if after else None,
+        "primary_metric": experiment.primary_metric,
+        "test_sets": {
+            split: {name: by_split[split] for name, by_split in results.items()} for split in experiment.test_splits
+        },
+        "validation": history,
+        "n_rows": {split: len(rows) for split, rows in experiment.rows.items()},
+        "durations_s": experiment.durations_s,
+        **{key: provenance.get(key) for key in ("config_hash", "data_hash", "commit", "seed")},
+    }
+    partial = experiment.run_dir / "result.json.partial"
+    partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    partial.rename(experiment.run_dir / "result.json")
+
+
+def _load(experiment: Experiment, path: str):
+    model = experiment.config["model"]
+    return load_model(
+        path,
+        dtype=model["dtype"],
+        attention=model["attention"],
+        device=experiment.processes.device,
+        revision=model["revision"] if path == model["path"] else None,
+        trust_remote_code=model["trust_remote_code"],
+    )
+
+
+def _timed(experiment: Experiment, name: str, function, *arguments, **keywords):
+    started = time.perf_counter()
+    outcome = function(experiment, *arguments, **keywords)
+    experiment.durations_s[name] = round(time.perf_counter() - started, 2)
+    return outcome
+
+
+def _write_lines(path: Path, entries: list[dict]) -> None:
+    path.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries), encoding="utf-8")
+
+
+def _set_environment(run_dir: Path) -> None:
+    """What libraries read from the environment, set before they look."""
+    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    logging = config["logging"]
+    if "wandb" in logging["report_to"]:
+        os.environ |= {"WANDB_PROJECT": logging["project"], "WANDB_MODE": logging["mode"], "WANDB_DIR": str(run_dir)}
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")
+
+
+def main() -> int:
+    """Entry point of the worker; exit code 2 for a user's mistake."""
+    run_dir = Path(sys.argv[1])
+    _set_environment(run_dir)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers and trl: nobody here can act
+    try:
+        run(run_dir)
+    except UserError as error:
+        print(f"vrft: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

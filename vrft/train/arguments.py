@@ -1,0 +1,49 @@
+"""From vrft's settings to the fields of TRL's configs: the one place where both vocabularies meet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def trainer_arguments(config: dict, folder: Path) -> dict:
+    """The fields of `trl.GRPOConfig` or `trl.SFTConfig` for a frozen config; `trainer.args` has the last word.
+
+    Batches are counted by TRL in completions for GRPO and in rows for SFT; `config["derived"]` holds both numbers.
+    """
+    trainer, memory = config["trainer"], config["memory"]
+    on_cpu = config["derived"]["device"] == "cpu"
+    arguments = {
+        "output_dir": str(folder),
+        "seed": config["run"]["seed"],
+        "learning_rate": trainer["learning_rate"],
+        "per_device_train_batch_size": config["derived"]["per_device_train_batch_size"],
+        "gradient_accumulation_steps": config["derived"]["gradient_accumulation_steps"],
+        "gradient_checkpointing": memory["gradient_checkpointing"],
+        "bf16": config["model"]["dtype"] == "bfloat16",
+        "use_cpu": on_cpu,
+        "dataloader_pin_memory": not on_cpu,
+        "logging_steps": 1,
+        "report_to": config["logging"]["report_to"],
+        "run_name": config["run"]["name"],
+        "save_strategy": "steps" if trainer["save_steps"] else "no",
+        "disable_tqdm": True,  # vrft shows one bar of its own
+        "deepspeed": config["deepspeed"]["config"],
+    }
+    if trainer["max_steps"]:
+        arguments["max_steps"] = trainer["max_steps"]
+    if trainer["epochs"]:
+        arguments["num_train_epochs"] = trainer["epochs"]
+    if trainer["save_steps"]:
+        arguments["save_steps"] = trainer["save_steps"]
+    return arguments | (_grpo(config) if trainer["name"] == "grpo" else {"max_length": None}) | trainer["args"]
+
+
+def _grpo(config: dict) -> dict:
+    rollout, memory = config["rollout"], config["memory"]
+    return {
+        "num_generations": memory["num_generations"],
+        "max_completion_length": memory["max_completion_length"],
+        "temperature": rollout["temperature"],
+        "top_p": rollout["top_p"],
+        "top_k": rollout["top_k"],
+    }

@@ -1,0 +1,101 @@
+"""What happens beside the training steps: the metrics file, the progress bar, validation and the best checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import transformers
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from vrft.train.checkpoints import save_checkpoint
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log of the main process to a JSON-lines file, with its step; non-finite numbers are written as text."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if not state.is_world_process_zero:
+            return
+        entry = {"step": state.global_step}
+        for name, value in (logs or {}).items():
+            is_odd = isinstance(value, float) and not math.isfinite(value)
+            entry[name] = str(value) if is_odd else value
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry, default=float) + "\n")
+
+
+class ProgressBar(TrainerCallback):
+    """One bar for the whole training, with the latest of the named figures beside it."""
+
+    def __init__(self, shown: dict[str, str]) -> None:
+        self.shown = shown  # name in the logs -> short name on the bar
+        self.figures: dict[str, str] = {}
+        self.bar: tqdm | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", dynamic_ncols=True)
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if self.bar is None:
+            return
+        for name, short in self.shown.items():
+            if (logs or {}).get(name) is not None:
+                self.figures[short] = f"{logs[name]:.3f}"
+        self.bar.set_postfix(self.figures)
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class Validation(TrainerCallback):
+    """Takes the validation metric every `eval_steps` steps and at both ends, and keeps the best checkpoint.
+
+    evaluate: `evaluate(model) -> {name: {"value", "n", ...}}` on the validation split; every process calls it.
+    metric: which of these is the one to maximise.
+    history: `[{"step", "value", "n"}]`, in order.
+    """
+
+    def __init__(
+        self, evaluate: Callable, *, metric: str, eval_steps: int, processor, folder: Path, card: dict
+    ) -> None:
+        self.evaluate, self.metric, self.eval_steps = evaluate, metric, eval_steps
+        self.processor, self.folder, self.card = processor, folder, card
+        self.history: list[dict] = []
+        self.trainer: transformers.Trainer | None = None
+
+    @property
+    def best(self) -> dict | None:
+        """The first entry of the history with the highest value."""
+        return max(self.history, key=lambda entry: entry["value"], default=None)
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self._validate(state)
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step % self.eval_steps == 0 or state.global_step == state.max_steps:
+            self._validate(state)
+
+    def _validate(self, state) -> None:
+        metrics = self.evaluate(self.trainer.accelerator.unwrap_model(self.trainer.model))
+        entry = {"step": state.global_step, "value": metrics[self.metric]["value"], "n": metrics[self.metric]["n"]}
+        self.history.append(entry)
+        logs = {f"validation/{name}": metric["value"] for name, metric in metrics.items()}
+        # Not the trainer's own log(): TRL's would flush its running training metrics into this entry.
+        transformers.Trainer.log(self.trainer, logs | {"validation/n": entry["n"]})
+        if self.best is entry:
+            card = self.card | {"step": entry["step"], "validation": {self.metric: entry}}
+            save_checkpoint(self.trainer, self.processor, self.folder, card)

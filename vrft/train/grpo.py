@@ -1,0 +1,118 @@
+"""GRPO by TRL's trainer, with the terms of a task as its reward functions."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from peft import PeftConfig
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from vrft.answers import REASONS
+from vrft.boxes import Frame
+from vrft.models.decode import end_token_ids
+from vrft.rewards import RewardOptions
+from vrft.rows import Row
+from vrft.tasks.base import Task
+from vrft.tasks.judge import chosen_terms, judge
+from vrft.train.datasets import training_dataset
+
+
+def grpo_trainer(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    *,
+    rows: Sequence[Row],
+    root: Path,
+    task: Task,
+    frame_for_row: Callable[[Row], Frame],
+    weights: Mapping[str, float],
+    options: RewardOptions,
+    arguments: dict,
+    rollouts: Path,
+    peft_config: PeftConfig | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> GRPOTrainer:
+    """TRL's trainer, ready to train `model` on the rows.
+
+    weights: of the reward terms; a term of weight 0 is logged and not optimised.
+    arguments: fields of `trl.GRPOConfig`.
+    rollouts: folder to which every completion is written with its terms, one JSON-lines file a step and process.
+    """
+    names = list(chosen_terms(task, weights, options))
+    return GRPOTrainer(
+        model=model,
+        processing_class=processor,
+        args=GRPOConfig(**arguments, reward_weights=[float(weights[name]) for name in names]),
+        reward_funcs=reward_functions(
+            task,
+            {row["row_id"]: row for row in rows},
+            frame_for_row,
+            weights=weights,
+            options=options,
+            end_ids=end_token_ids(model, processor),
+            rollouts=rollouts,
+        ),
+        train_dataset=training_dataset(rows, root, question=lambda row: task.question(row, frame_for_row(row))),
+        peft_config=peft_config,
+        callbacks=list(callbacks),
+    )
+
+
+def reward_functions(
+    task: Task,
+    rows: Mapping[str, Row],
+    frame_for_row: Callable[[Row], Frame],
+    *,
+    weights: Mapping[str, float],
+    options: RewardOptions,
+    end_ids: Sequence[int],
+    rollouts: Path,
+) -> list[Callable]:
+    """One function a term, in TRL's calling convention; each returns the unweighted term of every completion.
+
+    The first also logs the share of readable answers (`parse_rate`, and `unreadable/REASON`) and writes the rollouts.
+    """
+
+    @functools.lru_cache(maxsize=4096)  # every term's function asks for the same batch
+    def judged(row_id: str, text: str, is_truncated: bool) -> dict:
+        row = rows[row_id]
+        parsed = task.parse(text, row, frame_for_row(row), is_truncated=is_truncated)
+        judgment = judge(task, parsed, row, weights=weights, options=options)
+        return {"row_id": row_id, "text": text, "reason": parsed.reason, "is_truncated": is_truncated, **judgment}
+
+    def judge_batch(completions: list, completion_ids: list, row_id: list) -> list[dict]:
+        texts = [completion[0]["content"] for completion in completions]
+        truncated = [not ids or ids[-1] not in end_ids for ids in completion_ids]
+        return [judged(*case) for case in zip(row_id, texts, truncated, strict=True)]
+
+    def term_function(name: str, *, is_first: bool) -> Callable:
+        def reward(completions, completion_ids, row_id, trainer_state, log_metric, **kwargs) -> list[float]:
+            batch = judge_batch(completions, completion_ids, row_id)
+            if is_first:
+                log_reading(batch, log_metric)
+                write_rollouts(batch, rollouts, step=trainer_state.global_step)
+            return [case["terms"][name] for case in batch]
+
+        reward.__name__ = name
+        return reward
+
+    names = chosen_terms(task, weights, options)
+    return [term_function(name, is_first=index == 0) for index, name in enumerate(names)]
+
+
+def log_reading(batch: Sequence[dict], log_metric: Callable[[str, float], None]) -> None:
+    """Log the share of completions that were read, and the share of each reason why not (all of them, on every process)."""
+    for reason in REASONS:
+        log_metric(f"unreadable/{reason}", sum(case["reason"] == reason for case in batch) / len(batch))
+    log_metric("parse_rate", sum(case["reason"] is None for case in batch) / len(batch))
+
+
+def write_rollouts(batch: Sequence[dict], folder: Path, *, step: int) -> None:
+    """Append the batch to this step's file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"step_{step:06d}.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(case, ensure_ascii=False) + "\n" for case in batch)

@@ -1,0 +1,55 @@
+"""The supervised baseline by TRL's trainer, on the same rows as GRPO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from peft import PeftConfig
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from vrft.boxes import Frame
+from vrft.errors import UserError
+from vrft.rows import Row
+from vrft.tasks.base import Task
+from vrft.train.datasets import training_dataset
+
+
+def sft_trainer(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    *,
+    rows: Sequence[Row],
+    root: Path,
+    task: Task,
+    frame_for_row: Callable[[Row], Frame],
+    thought: str,
+    arguments: dict,
+    peft_config: PeftConfig | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> SFTTrainer:
+    """TRL's trainer, ready to teach `model` the golds of the rows; the loss is on the completion alone.
+
+    thought: `gold` (the row's own; a row without one is refused), `empty` (empty think tags) or `none` (no think tags).
+    arguments: fields of `trl.SFTConfig`.
+    """
+    without = [row["row_id"] for row in rows if thought == "gold" and not row.get("thought")]
+    if without:
+        raise UserError(
+            f"trainer.sft_thought=gold, but {len(without)} of {len(rows)} rows have no column 'thought' (first: {without[0]}); "
+            "give them one, or choose trainer.sft_thought=empty or none"
+        )
+    return SFTTrainer(
+        model=model,
+        processing_class=processor,
+        args=SFTConfig(**arguments),
+        train_dataset=training_dataset(
+            rows,
+            root,
+            question=lambda row: task.question(row, frame_for_row(row)),
+            completion=lambda row: task.gold(row, frame_for_row(row), thought),
+        ),
+        peft_config=peft_config,
+        callbacks=list(callbacks),
+    )
