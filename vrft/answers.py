@@ -14,12 +14,13 @@ REASONS = ("no_answer", "empty_answer", "no_box", "malformed_box")
 that is not four plain numbers."""
 
 _NUMBER = r"[-+]?[0-9]{1,9}(?:\.[0-9]{0,9})?"
-_FOUR_NUMBERS = re.compile(rf"\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,?\s*")
+_FOUR_NUMBERS = re.compile(rf"\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*(?:,\s*)?")
+_CODE_FENCE = re.compile(r"```[a-z]*")
 _OBJECT = re.compile(r"\{[^{}]*\}")
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
 _CONFIDENCE = re.compile(rf"['\"](?:Confidence|confidence|score)['\"]\s*:\s*['\"]?({_NUMBER})['\"]?\s*[,}}]")
 _CORNER_PAIR = re.compile(
-    rf"\(\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\)\s*,?\s*\(\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\)"
+    rf"\(\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\)\s*(?:,\s*)?\(\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\)"
 )
 
 
@@ -55,15 +56,15 @@ def read_boxes(block: str) -> tuple[list[WrittenBox] | None, str | None]:
     """The boxes of a detection answer, in the order written; `[]` for 'No Objects' or an empty list.
 
     Reads `{'Position': [x1, y1, x2, y2], 'Confidence': c}` objects with single or double quotes (also `bbox_2d` keys and code fences:
-    keys of the box do not matter), and bare lists of four numbers. A last object that the length limit cut is left out.
+    keys of the box do not matter), and, where there is no object, bare lists of four numbers. A last object that the length limit
+    cut is left out.
 
     >>> read_boxes("[{'Position': [0, 20, 40, 60], 'Confidence': 0.90}, {'Position': [1, 2")
     ([WrittenBox(xyxy=(0.0, 20.0, 40.0, 60.0), confidence=0.9)], None)
     >>> read_boxes("No Objects")
     ([], None)
     """
-    objects = _OBJECT.findall(block)
-    found = [_read_object(text) for text in objects] if objects else _read_bare_boxes(block)
+    found = [_read_object(text) for text in _OBJECT.findall(block)] if "{" in block else _read_bare_boxes(block)
     if any(box is None for box in found):
         return None, "malformed_box"
     if not found and not _says_none(block):
@@ -120,4 +121,5 @@ def _read_bare_boxes(block: str) -> list[WrittenBox | None]:
 
 
 def _says_none(block: str) -> bool:
-    return normal_name(block.strip("[]'\". \n")) in ("noobjects", "noobject", "none", "")
+    words = normal_name(_CODE_FENCE.sub("", block))
+    return words == "[]" or words.strip("[]'\".") in ("noobjects", "noobject", "none")

@@ -102,5 +102,6 @@ def well_formed(text: str, thinking: str) -> float:
     >>> well_formed("<think>a</think> <answer>b</answer>", "think"), well_formed("<answer>b</answer>", "think")
     (1.0, 0.0)
     """
-    match = (_THINK_FORMAT if thinking == "think" else _PLAIN_FORMAT).fullmatch(text)
-    return float(match is not None and not any(_TAG.search(inside) for inside in match.groups()))
+    # Tags first: with each tag there once, the pattern has one way to match, and takes linear time.
+    wanted = _THINK_FORMAT if thinking == "think" else _PLAIN_FORMAT
+    return float(_TAG.findall(text) == _TAG.findall(wanted.pattern) and wanted.fullmatch(text) is not None)
