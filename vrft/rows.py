@@ -13,29 +13,46 @@ and its task's columns (see `vrft/tasks/`). Optional: `thought` (the thought tha
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vrft.errors import UserError
+from vrft.errors import raise_all
 
 Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a JSON-lines file. Raises `UserError` naming file and line where a line is no JSON object."""
-    rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error}). Each line must be one JSON object.") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: {type(row).__name__} found; each line must be one JSON object.")
-        rows.append(row)
+    """The rows of a JSON-lines file, blank lines aside. Raises `UserError` naming the lines that are no JSON object."""
+    faults = []
+    rows = [row for _, row in numbered_rows(path, faults)]
+    raise_all(faults, heading=f"{path} has lines that cannot be read:")
     return rows
+
+
+def numbered_rows(path: Path, faults: list[str]) -> Iterator[tuple[int, Row]]:
+    """`(line number, row)` of each line of a JSON-lines file, in UTF-8 with or without a byte order mark.
+
+    A line that is no JSON object is left out, and what is wrong with it is appended to `faults`.
+    """
+    # Not str.splitlines, which also splits at the U+2028 that JSON may hold.
+    for number, line in enumerate(Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            faults.append(f"{path}, line {number}: not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8")
+        except (ValueError, RecursionError) as error:
+            faults.append(f"{path}, line {number}: not JSON ({error}); each line must be one JSON object")
+        else:
+            if isinstance(row, dict):
+                yield number, row
+            else:
+                faults.append(f"{path}, line {number}: {type(row).__name__} found; each line must be one JSON object")
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -68,7 +85,7 @@ def box_fault(xyxy: Any, image_wh: Sequence[int]) -> str | None:
     'box [0, 0, 80, 10] lies outside the image of 64 × 48 pixels'
     """
     is_four_numbers = isinstance(xyxy, list | tuple) and len(xyxy) == 4
-    if not is_four_numbers or not all(isinstance(v, int | float) and abs(v) < 1e9 for v in xyxy):
+    if not is_four_numbers or not all(type(v) in (int, float) and abs(v) < 1e9 for v in xyxy):
         return f"box {xyxy!r} is not four finite numbers [x1, y1, x2, y2]"
     x1, y1, x2, y2 = xyxy
     if x2 <= x1 or y2 <= y1:
