@@ -114,6 +114,26 @@ class Task(ABC):
             answer, reason = self.read(block, frame)
         return Parsed(text, answer, reason, is_truncated)
 
+    def gold_of(self, solution: str, frame: Frame) -> Any:
+        """The gold that the text of a data set's `solution` holds, with or without answer tags.
+
+        Boxes are not cut to the image, so that `check` sees those outside. Raises ValueError where the text is unreadable
+        or cut.
+        """
+        block, reason = read_answer_block(solution) if "<answer>" in solution else (solution.strip(), "empty_answer")
+        gold, reason = self.read_gold(block, frame) if block else (None, reason)
+        is_open = solution.count("<answer>") != solution.count("</answer>")
+        if is_open or (isinstance(gold, list) and any(block.count(a) != block.count(b) for a, b in ("{}", "[]", "()"))):
+            gold, reason = None, "cut"
+        if gold is None:
+            right = f"<answer>{self.answer_form(frame)}</answer>"
+            raise ValueError(f"solution {solution[:200]!r} cannot be read ({reason}); right: {right}")
+        return gold
+
+    def read_gold(self, block: str, frame: Frame) -> tuple[Any | None, str | None]:
+        """As `read`, in the form of a row's gold."""
+        return self.read(block, frame)
+
     def format_term(self, parsed: Parsed, row: Row) -> float:
         """1.0 if the whole completion has the form that was asked for, else 0.0."""
         return well_formed(parsed.text, self.thinking)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vrft.answers import normal_name
 from vrft.boxes import Frame
 from vrft.rewards import RewardOptions, same_name
 from vrft.rows import Row
@@ -28,6 +29,8 @@ class ClassificationTask(Task):
 
     def check(self, row: Row) -> None:
         gold = require(row, "gold", str)
+        if not normal_name(gold):
+            raise ValueError(f"gold {gold!r} has no letter or digit, so that names cannot be compared with it")
         if "candidates" in row and gold not in require(row, "candidates", list):
             raise ValueError(f"gold {gold!r} is not among the candidates {row['candidates']!r}")
 

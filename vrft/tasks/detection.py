@@ -67,6 +67,13 @@ class DetectionTask(Task):
             detections.setdefault(xyxy, Detection(xyxy, box.confidence))
         return list(detections.values()), None
 
+    def read_gold(self, block: str, frame: Frame) -> tuple[list | None, str | None]:
+        """Boxes as they are, not cut to the image; of equal boxes only the first."""
+        boxes, reason = read_boxes(block)
+        if boxes is None:
+            return None, reason
+        return [from_frame(xyxy, frame) for xyxy in dict.fromkeys(box.xyxy for box in boxes)], None
+
     def terms(self, options: RewardOptions) -> dict[str, Term]:
         def matched(answer: list[Detection], row: Row) -> np.ndarray:
             return match_boxes([d.xyxy for d in answer], [d.confidence for d in answer], row["gold"], options)

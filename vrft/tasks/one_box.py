@@ -43,6 +43,11 @@ class OneBoxTask(Task):
             return None, reason
         return tuple(clip_to_image(from_frame(written, frame), frame.image_wh)), None
 
+    def read_gold(self, block: str, frame: Frame) -> tuple[list[float] | None, str | None]:
+        """The box as it is, not cut to the image."""
+        written, reason = read_box(block)
+        return (from_frame(written, frame), None) if written else (None, reason)
+
     def terms(self, options: RewardOptions) -> dict[str, Term]:
         def iou(parsed: Parsed, row: Row) -> float:
             return 0.0 if parsed.answer is None else box_iou(parsed.answer, row["gold"])
