@@ -8,116 +8,22 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
+import transformers
 import yaml
-from accelerate import PartialState
 from accelerate.utils import gather_object, set_seed
 
-from vrft.boxes import Frame
-from vrft.errors import UserError, raise_all
+from vrft.errors import UserError
 from vrft.evaluate.generate import generate_completions
 from vrft.evaluate.protocols import protocol_key
 from vrft.evaluate.score import score_completions
-from vrft.models.decode import render_prompt
-from vrft.models.families import FAMILIES, frame_for, seen_size
-from vrft.models.load import freeze_parts, load_model, load_processor
+from vrft.models.families import FAMILIES
+from vrft.models.load import freeze_parts, load_model
 from vrft.rewards import RewardOptions
-from vrft.rows import Row, read_rows
-from vrft.tasks import Task, load_task
-
-PRIMARY_METRIC = {"coco": "AP", "grounding": "accuracy@0.5", "classification": "accuracy"}
-"""Which metric of a protocol's scorer validation maximises, and tables show first."""
-
-
-@dataclass
-class Experiment:
-    """A frozen run directory, opened: its config, rows, task and processor, and the process's place among the others."""
-
-    run_dir: Path
-    config: dict
-    rows: dict[str, list[Row]]
-    task: Task
-    processor: Any
-    processes: PartialState
-    durations_s: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def data_dir(self) -> Path:
-        return self.run_dir / "data"
-
-    @property
-    def test_splits(self) -> list[str]:
-        """`test` first, then the further test sets."""
-        return ["test", *(split for split in self.rows if split not in ("train", "validation", "test"))]
-
-    @property
-    def primary_metric(self) -> str:
-        return PRIMARY_METRIC[self.config["protocol"]["scorer"]]
-
-    def frame_for_row(self, row: Row) -> Frame:
-        """The frame of the row's question and answer: the family's, or `dataset.frame` for a question taken verbatim."""
-        memory = self.config["memory"]
-        limits = {"min_pixels": memory["min_pixels"], "max_pixels": memory["max_pixels"]}
-        frame = frame_for(FAMILIES[self.config["model"]["family"]], row["image_wh"], **limits)
-        own_frame = self.config["dataset"].get("frame")
-        if "problem" in row and own_frame:
-            return Frame(own_frame, frame.image_wh, frame.seen_wh)
-        return frame
-
-
-def open_experiment(run_dir: Path) -> Experiment:
-    """Read the frozen files of a run directory and load its processor (no weights). Raises `UserError` for long questions."""
-    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    model, memory = config["model"], config["memory"]
-    processes = PartialState(cpu=config["derived"]["device"] == "cpu")
-    processor = load_processor(
-        model["path"],
-        min_pixels=memory["min_pixels"],
-        max_pixels=memory["max_pixels"],
-        revision=model["revision"],
-        trust_remote_code=model["trust_remote_code"],
-    )
-    experiment = Experiment(
-        run_dir,
-        config,
-        {path.stem: read_rows(path) for path in sorted((run_dir / "data").glob("*.jsonl"))},
-        load_task(**config["task"]),
-        processor,
-        processes,
-    )
-    check_question_lengths(experiment)
-    return experiment
-
-
-def check_question_lengths(experiment: Experiment) -> None:
-    """Refuse rows whose question, image tokens included, is longer than `memory.max_prompt_length`: it is never cut."""
-    memory = experiment.config["memory"]
-    family = FAMILIES[experiment.config["model"]["family"]]
-    faults = []
-    for split, rows in experiment.rows.items():
-        for row in rows:
-            question = experiment.task.question(row, experiment.frame_for_row(row))
-            prompt = render_prompt(experiment.processor, question, len(row["images"]))
-            seen_wh = seen_size(
-                row["image_wh"], family, min_pixels=memory["min_pixels"], max_pixels=memory["max_pixels"]
-            )
-            n_image_tokens = seen_wh[0] * seen_wh[1] // family.pixel_factor**2
-            n_text_tokens = len(experiment.processor.tokenizer(prompt, add_special_tokens=False)["input_ids"])
-            n_tokens = n_text_tokens + len(row["images"]) * (n_image_tokens - 1)
-            if n_tokens > memory["max_prompt_length"]:
-                faults.append(f"{split}, row {row['row_id']}: {n_tokens} tokens, {n_image_tokens} of them for an image")
-    raise_all(
-        faults,
-        heading=f"Questions longer than memory.max_prompt_length={memory['max_prompt_length']}. "
-        f"Raise it, or lower memory.max_pixels={memory['max_pixels']}, or shorten these questions:",
-    )
-
+from vrft.run_directory import Experiment, open_experiment
 
 def evaluate_splits(experiment: Experiment, model, splits: list[str], *, name: str | None) -> dict[str, dict]:
     """`{split: {protocol: metrics}}`; with a name, completions and scores go to `evaluations/NAME/SPLIT/`.
@@ -245,15 +151,16 @@ def run(run_dir: Path) -> None:
     results: dict[str, dict] = {}
     history: list[dict] = []
     if wanted["before"]:
-        results["before"] = _timed(experiment, "evaluate_before", evaluate_splits, model, experiment.test_splits, name="before")
+        with experiment.timed("evaluate_before"):
+            results["before"] = evaluate_splits(experiment, model, experiment.test_splits, name="before")
     if wanted["train"]:
-        history = _timed(experiment, "train", train, model)
+        with experiment.timed("train"):
+            history = train(experiment, model)
     names = list(dict.fromkeys([wanted["checkpoint"], *wanted["also"]])) if wanted["train"] and wanted["after"] else []
     for name in names:
         policy = model if name == "last" else _load(experiment, str(run_dir / "checkpoints" / name))
-        results[name] = _timed(
-            experiment, f"evaluate_{name}", evaluate_splits, policy, experiment.test_splits, name=name
-        )
+        with experiment.timed(f"evaluate_{name}"):
+            results[name] = evaluate_splits(experiment, policy, experiment.test_splits, name=name)
     if experiment.processes.is_main_process:
         _write_result(experiment, results, history)
 
@@ -293,13 +200,6 @@ def _load(experiment: Experiment, path: str):
     )
 
 
-def _timed(experiment: Experiment, name: str, function, *arguments, **keywords):
-    started = time.perf_counter()
-    outcome = function(experiment, *arguments, **keywords)
-    experiment.durations_s[name] = round(time.perf_counter() - started, 2)
-    return outcome
-
-
 def _write_lines(path: Path, entries: list[dict]) -> None:
     path.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries), encoding="utf-8")
 
@@ -311,13 +211,25 @@ def _set_environment(run_dir: Path) -> None:
     if "wandb" in logging["report_to"]:
         os.environ |= {"WANDB_PROJECT": logging["project"], "WANDB_MODE": logging["mode"], "WANDB_DIR": str(run_dir)}
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")
+    if config["derived"]["device"] == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+
+
+def _silence_libraries() -> None:
+    """Leave the terminal to vrft's own bars; warnings about renames inside transformers and trl are not for its users."""
+    import datasets
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def main() -> int:
     """Entry point of the worker; exit code 2 for a user's mistake."""
     run_dir = Path(sys.argv[1])
     _set_environment(run_dir)
-    warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers and trl: nobody here can act
+    _silence_libraries()
     try:
         run(run_dir)
     except UserError as error:

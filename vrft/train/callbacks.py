@@ -87,7 +87,9 @@ class Validation(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if state.global_step % self.eval_steps == 0 or state.global_step == state.max_steps:
+            should_log = control.should_log
             self._validate(state)
+            control.should_log = should_log  # the validation's own log cleared it, and this step's would be lost
 
     def _validate(self, state) -> None:
         metrics = self.evaluate(self.trainer.accelerator.unwrap_model(self.trainer.model))

@@ -1,0 +1,115 @@
+"""A frozen run directory, opened: its config, rows, task and processor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import PartialState
+
+from vrft.boxes import Frame
+from vrft.errors import raise_all
+from vrft.models.decode import render_prompt
+from vrft.models.families import FAMILIES, frame_for, seen_size
+from vrft.models.load import load_processor
+from vrft.rows import Row, read_rows
+from vrft.tasks import Task, load_task
+
+PRIMARY_METRIC = {"coco": "AP", "grounding": "accuracy@0.5", "classification": "accuracy"}
+"""Which metric of a protocol's scorer validation maximises, and tables show first."""
+
+
+@dataclass
+class Experiment:
+    """A frozen run directory, opened: its config, rows, task and processor, and the process's place among the others."""
+
+    run_dir: Path
+    config: dict
+    rows: dict[str, list[Row]]
+    task: Task
+    processor: Any
+    processes: PartialState
+    durations_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def data_dir(self) -> Path:
+        return self.run_dir / "data"
+
+    @property
+    def test_splits(self) -> list[str]:
+        """`test` first, then the further test sets."""
+        return ["test", *(split for split in self.rows if split not in ("train", "validation", "test"))]
+
+    @property
+    def primary_metric(self) -> str:
+        return PRIMARY_METRIC[self.config["protocol"]["scorer"]]
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Record the wall time of the block under `durations_s`."""
+        started = time.perf_counter()
+        yield
+        self.durations_s[name] = round(time.perf_counter() - started, 2)
+
+    def frame_for_row(self, row: Row) -> Frame:
+        """The frame of the row's question and answer: the family's, or `dataset.frame` for a question taken verbatim."""
+        memory = self.config["memory"]
+        limits = {"min_pixels": memory["min_pixels"], "max_pixels": memory["max_pixels"]}
+        frame = frame_for(FAMILIES[self.config["model"]["family"]], row["image_wh"], **limits)
+        own_frame = self.config["dataset"].get("frame")
+        if "problem" in row and own_frame:
+            return Frame(own_frame, frame.image_wh, frame.seen_wh)
+        return frame
+
+
+def open_experiment(run_dir: Path) -> Experiment:
+    """Read the frozen files of a run directory and load its processor (no weights). Raises `UserError` for long questions."""
+    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    model, memory = config["model"], config["memory"]
+    processes = PartialState(cpu=config["derived"]["device"] == "cpu")
+    processor = load_processor(
+        model["path"],
+        min_pixels=memory["min_pixels"],
+        max_pixels=memory["max_pixels"],
+        revision=model["revision"],
+        trust_remote_code=model["trust_remote_code"],
+    )
+    experiment = Experiment(
+        run_dir,
+        config,
+        {path.stem: read_rows(path) for path in sorted((run_dir / "data").glob("*.jsonl"))},
+        load_task(**config["task"]),
+        processor,
+        processes,
+    )
+    check_question_lengths(experiment)
+    return experiment
+
+
+def check_question_lengths(experiment: Experiment) -> None:
+    """Refuse rows whose question, image tokens included, is longer than `memory.max_prompt_length`: it is never cut."""
+    memory = experiment.config["memory"]
+    family = FAMILIES[experiment.config["model"]["family"]]
+    faults = []
+    for split, rows in experiment.rows.items():
+        for row in rows:
+            question = experiment.task.question(row, experiment.frame_for_row(row))
+            prompt = render_prompt(experiment.processor, question, len(row["images"]))
+            seen_wh = seen_size(
+                row["image_wh"], family, min_pixels=memory["min_pixels"], max_pixels=memory["max_pixels"]
+            )
+            n_image_tokens = seen_wh[0] * seen_wh[1] // family.pixel_factor**2
+            n_text_tokens = len(experiment.processor.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+            n_tokens = n_text_tokens + len(row["images"]) * (n_image_tokens - 1)
+            if n_tokens > memory["max_prompt_length"]:
+                faults.append(f"{split}, row {row['row_id']}: {n_tokens} tokens, {n_image_tokens} of them for an image")
+    raise_all(
+        faults,
+        heading=f"Questions longer than memory.max_prompt_length={memory['max_prompt_length']}. "
+        f"Raise it, or lower memory.max_pixels={memory['max_pixels']}, or shorten these questions:",
+    )
