@@ -1,0 +1,97 @@
+"""Completions of a set of rows: greedy, batched, the same on one process or many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
+from transformers import PreTrainedModel, ProcessorMixin
+
+from vrft.boxes import Frame
+from vrft.errors import UserError
+from vrft.models.decode import generate_texts
+from vrft.rows import Row, image_paths, write_rows
+from vrft.tasks.base import Task
+
+
+def generate_completions(
+    rows: Sequence[Row],
+    *,
+    root: Path,
+    task: Task,
+    frame_for_row: Callable[[Row], Frame],
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    max_new_tokens: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: str | None = None,
+    response_prefix: str = "",
+    path: Path | None = None,
+) -> list[dict]:
+    """This rank's completions, `{"row_id", "sample", "text", "n_tokens", "is_truncated"}`, in the order of the rows.
+
+    Batches are made before they are dealt to the ranks, so the ranks' completions together are those of one process.
+    root: the folder that relative image paths start from. progress: the label of a progress bar; None shows none.
+    path: where the completions are written as JSON lines; None writes nothing.
+    """
+    frames = [frame_for_row(row) for row in rows]
+    questions = [task.question(row, frame) for row, frame in zip(rows, frames, strict=True)]
+    batches = make_batches([_prompt_size(q, f) for q, f in zip(questions, frames, strict=True)], batch_size)
+    completions = {}
+    mine = batches[rank::world_size]
+    with tqdm(total=sum(map(len, mine)), desc=progress, disable=progress is None, unit="row") as bar:
+        for batch in mine:
+            outputs = generate_texts(
+                model,
+                processor,
+                [questions[index] for index in batch],
+                [load_images(rows[index], root) for index in batch],
+                max_new_tokens=max_new_tokens,
+                response_prefix=response_prefix,
+            )
+            for index, output in zip(batch, outputs, strict=True):
+                completions[index] = {"row_id": rows[index]["row_id"], "sample": 0, **output}
+            bar.update(len(batch))
+    in_order = [completions[index] for index in sorted(completions)]
+    if path is not None:
+        write_rows(path, in_order)
+    return in_order
+
+
+def make_batches(sizes: Sequence, batch_size: int) -> list[list[int]]:
+    """Indices of all prompts in batches of at most `batch_size`, the largest first: a lack of memory shows at once.
+
+    Prompts of like size share a batch, so that little is padded; equal sizes keep their order.
+
+    >>> make_batches([5, 9, 7], 2)
+    [[1, 2], [0]]
+    """
+    order = sorted(range(len(sizes)), key=lambda index: sizes[index], reverse=True)
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def load_images(row: Row, root: Path) -> list[Image.Image]:
+    """The row's images in RGB. Raises `UserError` naming row and file if one cannot be read."""
+    return [load_image(path, what=f"row {row['row_id']!r}") for path in image_paths(row, root)]
+
+
+def load_image(path: Path, *, what: str) -> Image.Image:
+    """The image in RGB, upright by its EXIF orientation (as `datasets` shows it to the trainers).
+
+    Raises `UserError` naming the file and `what` it is for if it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UserError(f"{what}: the image {path} cannot be read ({error}); a PNG or JPEG file is needed") from None
+
+
+def _prompt_size(question: str, frame: Frame) -> tuple[int, int]:
+    """What a prompt's length grows with: the image's area as the model sees it, then the question's characters."""
+    width, height = frame.seen_wh
+    return width * height, len(question)
