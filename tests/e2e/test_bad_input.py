@@ -1,0 +1,52 @@
+"""A user's mistakes: a short message with value and key, exit code 2, no traceback, nothing half written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+SMOKE = ("experiment=digits_riddles", "debug=smoke")
+
+
+def refused(vrft, run_dir, *overrides: str) -> str:
+    done = vrft("train", *overrides, f"run.dir={run_dir}", code=2)
+    output = done.stdout + done.stderr
+    assert "Traceback" not in output
+    assert not (run_dir / "result.json").exists()
+    return output
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("model.path=./no_such_model",), ("model.path", "no_such_model")),
+        (("memory.max_prompt_length=20",), ("max_prompt_length=20", "Raise it")),
+        (("memory.completions_per_device=5", "memory.num_generations=3"), ("num_generations", "completions_per_device")),
+        (("reward.weights={count: 1.0}",), ("reward.weights", "iou")),
+        (("protocol=classification",), ("protocol", "reasoning_grounding")),
+        (("trainer.args.betaa=1",), ("beta",)),
+        (("memory.num_generations=many",), ("num_generations",)),
+        (("trainer=grppo",), ("grppo", "grpo")),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(vrft, tmp_path, overrides, words):
+    output = refused(vrft, tmp_path / "run", *SMOKE, *overrides)
+    for word in words:
+        assert word in output
+
+
+def test_an_existing_run_directory_is_refused_and_kept(vrft, tmp_path):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text("mine")
+    output = refused(vrft, run_dir, *SMOKE)
+    assert "run.resume" in output
+    assert (run_dir / "config.yaml").read_text() == "mine"
+
+
+def test_bad_rows_are_named_all_at_once(vrft, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"image": "missing.png", "phrase": "the cat", "gold": [0, 0, 5, 5]}) + "\n")
+    output = refused(vrft, tmp_path / "run", "task=grounding", "dataset=json", f"dataset.path={rows}")
+    assert "missing.png" in output
