@@ -53,6 +53,8 @@ class Task(ABC):
     term_names: ClassVar[tuple[str, ...]]
     protocol_scorers: ClassVar[tuple[str, ...]]
     """The scorers of `vrft/evaluate/protocols.py` that can judge this task; the first is its usual one."""
+    asked_column: ClassVar[str]
+    """The column that says what is asked for, in the words of one row."""
 
     def __post_init__(self) -> None:
         if self.thinking not in THINKING:

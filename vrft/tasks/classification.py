@@ -26,6 +26,7 @@ class ClassificationTask(Task):
     name = "classification"
     term_names = ("accuracy", "format")
     protocol_scorers = ("classification",)
+    asked_column = "instruction"
 
     def check(self, row: Row) -> None:
         gold = require(row, "gold", str)

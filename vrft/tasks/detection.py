@@ -34,6 +34,7 @@ class DetectionTask(Task):
     name = "detection"
     term_names = ("iou", "confidence", "format")
     protocol_scorers = ("coco",)
+    asked_column = "category"
 
     def check(self, row: Row) -> None:
         if "problem" not in row:

@@ -22,6 +22,7 @@ class OneBoxTask(Task):
 
     term_names = ("iou", "giou", "format")
     protocol_scorers = ("grounding",)
+    asked_column = "phrase"
 
     def check(self, row: Row) -> None:
         if "problem" not in row:
