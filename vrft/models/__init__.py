@@ -1,0 +1,1 @@
+"""Models: families, loading, decoding, and the tiny model's parts."""

@@ -1,0 +1,1 @@
+"""The long jobs that change weights: GRPO, SFT, and the pre-training of the tiny model."""
