@@ -1,0 +1,8 @@
+"""`python -m vrft VERB`: the same as the command `vrft VERB`."""
+
+import sys
+
+from vrft.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

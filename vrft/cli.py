@@ -1,0 +1,177 @@
+"""The command line: `vrft VERB [overrides]`, each verb a Hydra app whose primary config is `conf/VERB.yaml`."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+import vrft
+from vrft.configure import config_folder, freeze, plain
+from vrft.errors import UserError
+from vrft.wording import composition_message, suggestion
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One line of what it does, and one example."""
+
+    summary: str
+    example: str
+
+
+VERBS = {
+    "train": Verb("one whole experiment: evaluate, train, evaluate, report", "vrft train experiment=digits_riddles"),
+    "evaluate": Verb("judge a model or a checkpoint", "vrft evaluate model.path=runs/NAME/checkpoints/best"),
+    "predict": Verb("ask about one image", "vrft predict predict.image=scene.png predict.ask='two plus three'"),
+    "report": Verb("write report.html again", "vrft report run.dir=runs/NAME"),
+}
+
+
+class SweepFiles(SearchPathPlugin):
+    """Lets `sweep=NAME` find `sweeps/sweep/NAME.yaml`."""
+
+    def manipulate_search_path(self, search_path) -> None:
+        search_path.append("vrft", f"file://{config_folder('sweeps')}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, 2 for a user's mistake, 130 after Ctrl-C, else the worker's."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if arguments else USER_ERROR
+    if arguments[0] == "--version":
+        print(f"vrft {vrft.__version__}")
+        return 0
+    verb, *overrides = arguments
+    if verb not in VERBS:
+        print(f"vrft: no verb {verb!r}; {suggestion(verb, VERBS)}known: {', '.join(VERBS)}", file=sys.stderr)
+        return USER_ERROR
+    if "--help" in overrides or "-h" in overrides:
+        print(verb_help(verb))
+        return 0
+    return run_verb(verb, overrides)
+
+
+def overview() -> str:
+    """The text of `vrft --help`."""
+    lines = ["vrft: visual reinforcement fine-tuning of vision-language models.", "", "usage: vrft VERB [GROUP=NAME] [KEY=VALUE] …", ""]
+    for name, verb in VERBS.items():
+        lines += [f"  {name:9} {verb.summary}", f"            {verb.example}"]
+    return "\n".join([*lines, "", "vrft VERB --help lists what the verb's config offers."])
+
+
+def verb_help(verb: str) -> str:
+    """The verb's help text with the groups filled in; Hydra's own listing copies the whole config once a group (1.5 s)."""
+    text = yaml.safe_load((config_folder() / f"{verb}.yaml").read_text(encoding="utf-8"))["hydra"]["help"]["template"]
+    return text.replace("$APP_CONFIG_GROUPS", "\n".join(f"  {group}: {', '.join(names)}" for group, names in groups().items()))
+
+
+def groups() -> dict[str, list[str]]:
+    """The names that each config group offers."""
+    found: dict[str, list[str]] = {}
+    for top in (config_folder(), config_folder("sweeps")):
+        for path in sorted(top.rglob("*.yaml")):
+            if path.parent != top:
+                found.setdefault(path.parent.relative_to(top).as_posix(), []).append(path.stem)
+    return dict(sorted(found.items()))
+
+
+def run_verb(verb: str, overrides: list[str]) -> int:
+    """Compose the verb's config with Hydra and do its job; every mistake becomes a message on stderr."""
+    sys.argv = [f"vrft {verb}", *overrides]
+    is_debugging = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print with a stack, and we word it
+    if SweepFiles not in Plugins.instance().discover(SearchPathPlugin):
+        Plugins.instance().register(SweepFiles)
+    app = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(_JOBS[verb])
+    try:
+        app()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else USER_ERROR * bool(end.code)
+    except KeyboardInterrupt:
+        print(f"vrft {verb}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (HydraException, OmegaConfBaseException) as error:
+        if is_debugging:
+            raise
+        print(f"vrft {verb}: {composition_message(error)}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+def _in_users_words(job: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+    """The job, with a user's mistake (and a full disk) as a message and an exit; Hydra would print its overrides first."""
+
+    @functools.wraps(job)
+    def worded(config: DictConfig) -> None:
+        try:
+            job(config)
+        except (UserError, OSError) as error:
+            print(f"{sys.argv[0]}: {error}", file=sys.stderr)
+            raise SystemExit(USER_ERROR) from None
+
+    return worded
+
+
+@_in_users_words
+def _experiment_job(config: DictConfig) -> None:
+    from vrft.experiment import run_experiment
+    from vrft.launching import find_device
+
+    settings = HydraConfig.get()
+    _refuse_unused_sweep(settings)
+    if settings.mode == RunMode.MULTIRUN:
+        with open_dict(config):
+            config.run.dir = str(Path(settings.runtime.output_dir))
+    frozen = freeze(config, device=find_device())
+    overrides = list(settings.overrides.task)
+    code = run_experiment(frozen, choices=dict(settings.runtime.choices), overrides=overrides)
+    if code:
+        raise SystemExit(code)
+
+
+@_in_users_words
+def _predict_job(config: DictConfig) -> None:
+    from vrft.launching import find_device
+    from vrft.predict import predict
+
+    predict(freeze(config, device=find_device()))
+
+
+@_in_users_words
+def _report_job(config: DictConfig) -> None:
+    from vrft.experiment import write_reports
+
+    values = plain(config)
+    write_reports(Path(values["run"]["dir"]), [Path(folder) for folder in values["compare"]])
+
+
+_JOBS = {"train": _experiment_job, "evaluate": _experiment_job, "predict": _predict_job, "report": _report_job}
+
+
+def _refuse_unused_sweep(settings: DictConfig) -> None:
+    """Raise `UserError` if a sweep, sweeper or launcher was chosen without -m: Hydra would ignore it in silence."""
+    if settings.mode == RunMode.MULTIRUN:
+        return
+    usual = {"sweep": None, "hydra/sweeper": "basic", "hydra/launcher": "basic"}
+    chosen = [f"{group}={settings.runtime.choices[group]}" for group in usual if settings.runtime.choices.get(group) != usual[group]]
+    if chosen:
+        verb, *overrides = sys.argv[0].split() + sys.argv[1:]
+        raise UserError(f"{', '.join(chosen)} acts only with -m; you meant: {verb} {overrides[0]} -m {' '.join(overrides[1:])}")

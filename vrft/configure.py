@@ -1,0 +1,190 @@
+"""From a composed config to a frozen one: checked in full, batch sizes derived, plain values only."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vrft.errors import UserError, raise_all
+from vrft.schema import Config, shape_faults
+from vrft.trl_fields import argument_faults
+
+PACKAGE = Path(__file__).parent
+TINY_MODEL = PACKAGE / "tiny_qwen2_vl"
+_HEADING = "The config cannot run:"
+_AT_LEAST = {
+    "trainer.prompts_per_step": 1,
+    "trainer.max_steps": 1,
+    "trainer.eval_steps": 1,
+    "trainer.save_steps": 1,
+    "memory.min_pixels": 1,
+    "memory.completions_per_device": 1,
+    "memory.max_completion_length": 1,
+    "memory.max_prompt_length": 1,
+    "memory.evaluation_batch_size": 1,
+    "launch.nproc_per_node": 1,
+    "launch.threads": 1,
+    "protocol.n_resamples": 1,
+    "rollout.top_k": 0,
+    "run.seed": 0,
+}
+_ABOVE_ZERO = ("trainer.learning_rate", "trainer.epochs", "rollout.temperature", "rollout.top_p")
+_NOT_HASHED = ("run.dir", "run.name", "run.resume", "launch.threads", "logging", "derived")
+
+
+def config_folder(name: str = "conf") -> Path:
+    """The folder `conf` or `sweeps`: beside the package's modules in a wheel, else at the top of the repository."""
+    beside = PACKAGE / name
+    return beside if beside.is_dir() else PACKAGE.parent / name
+
+
+def freeze(composed: DictConfig, *, device: str = "cpu") -> dict[str, Any]:
+    """The config as plain values, with the section `derived` that the worker needs; `composed` is left alone.
+
+    device: what `launch.device=auto` becomes. Raises `UserError` that lists all faults found.
+    """
+    config = plain(composed)
+    raise_all(list(shape_faults(config, Config)), heading=_HEADING)
+    raise_all([*_range_faults(config), *_model_faults(config), *_pair_faults(config)], heading=_HEADING)
+    config["model"]["path"] = config["model"]["path"] or str(TINY_MODEL)
+    chosen = config["launch"]["device"]
+    config["derived"] = {"device": device if chosen == "auto" else chosen, **batch_sizes(config)}
+    return config
+
+
+def plain(composed: DictConfig) -> dict[str, Any]:
+    """The config as nested dicts with interpolations resolved. Raises `UserError` for values that are not given."""
+    missing = sorted(OmegaConf.missing_keys(composed))
+    raise_all([f"{key} must be given: {key}=…" for key in missing], heading="The config is not complete:")
+    try:
+        return OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"The config cannot be resolved: {error}") from None
+
+
+def batch_sizes(config: dict[str, Any]) -> dict[str, int]:
+    """The per-device batch and the accumulation that make one step of `prompts_per_step` prompts.
+
+    TRL counts completions for GRPO and rows for SFT. The per-device batch is the largest that divides a process's share and
+    does not exceed `memory.completions_per_device`. Raises `UserError` if processes cannot share a step evenly.
+    """
+    prompts, limit = config["trainer"]["prompts_per_step"], config["memory"]["completions_per_device"]
+    group = config["memory"]["num_generations"] if config["trainer"]["name"] == "grpo" else 1
+    n_processes = config["launch"]["nproc_per_node"]
+    share, rest = divmod(prompts * group, n_processes)
+    if rest:
+        fitting = next(more for more in range(prompts + 1, prompts + n_processes + 1) if more * group % n_processes == 0)
+        raise UserError(
+            f"{_HEADING}\n  - one step is trainer.prompts_per_step × G = {prompts} × {group} = {prompts * group} completions, which "
+            f"launch.nproc_per_node={n_processes} processes cannot share evenly; trainer.prompts_per_step={fitting} would do"
+        )
+    per_device = max(size for size in range(1, min(share, limit or share) + 1) if share % size == 0)
+    return {"per_device_train_batch_size": per_device, "gradient_accumulation_steps": share // per_device}
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """SHA-256, as a hex string, over everything in a frozen config that can change a result.
+
+    Left out: where the run lies, its name, its logging, and on which path the shipped model is installed.
+    """
+    config = copy.deepcopy(config)
+    for key in _NOT_HASHED:
+        section, _, name = key.partition(".")
+        (config.get(section, {}) if name else config).pop(name or section, None)
+    if config["model"]["path"] == str(TINY_MODEL):
+        config["model"]["path"] = None
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def _range_faults(config: dict[str, Any]) -> Iterator[str]:
+    for key, least in _AT_LEAST.items():
+        value = _value(config, key)
+        if value is not None and value < least:
+            yield f"{key} is {value}; at least {least} is needed"
+    for key in _ABOVE_ZERO:
+        value = _value(config, key)
+        if value is not None and not value > 0:
+            yield f"{key} is {value}; it must be above 0"
+    memory, trainer = config["memory"], config["trainer"]
+    if memory["min_pixels"] > memory["max_pixels"]:
+        yield f"memory.min_pixels={memory['min_pixels']} exceeds memory.max_pixels={memory['max_pixels']}; lower one of them"
+    if trainer["name"] == "grpo" and memory["num_generations"] < 2:
+        yield f"memory.num_generations is {memory['num_generations']}; a group needs at least 2 completions to compare"
+    if config["evaluate"]["train"] and (trainer["max_steps"] is None) == (trainer["epochs"] is None):
+        yield (
+            f"trainer.max_steps is {trainer['max_steps']} and trainer.epochs is {trainer['epochs']}; "
+            "give one of them a value and the other null"
+        )
+
+
+def _model_faults(config: dict[str, Any]) -> Iterator[str]:
+    from vrft.models.families import FAMILIES
+
+    model = config["model"]
+    if model["family"] not in FAMILIES:
+        yield f"model.family is {model['family']!r}; known families: {', '.join(FAMILIES)}"
+    if model["path"] is None and model["family"] != "tiny":
+        yield f"model.path is null, which means the shipped tiny model, but model.family is {model['family']}; give a folder or a hub name"
+    path = str(model["path"] or TINY_MODEL)
+    if _is_local(path) and not (Path(path) / "config.json").is_file():
+        what = "has no config.json" if Path(path).is_dir() else "does not exist"
+        yield f"model.path is {path}, a folder that {what}; give a folder made by save_pretrained, or a hub name like ORG/NAME"
+
+
+def _is_local(path: str) -> bool:
+    """True unless the path can only be a hub name: one slash, and nothing of that name lies here."""
+    return path.count("/") != 1 or path.startswith((".", "/", "~")) or Path(path.split("/")[0]).exists()
+
+
+def _pair_faults(config: dict[str, Any]) -> Iterator[str]:
+    """Yield what does not fit together: reward, protocol and trainer arguments with the task and the trainer."""
+    from vrft.tasks import load_task, task_names  # scipy: not for --help
+
+    try:
+        task = load_task(**config["task"])
+    except (UserError, TypeError) as error:
+        yield str(error)
+        return
+    reward, protocol, trainer = config["reward"], config["protocol"], config["trainer"]
+    known_terms = {term for name in task_names() for term in load_task(name).term_names}
+    for term in reward["weights"]:
+        if term not in known_terms:
+            yield f"reward.weights has {term!r}; known terms: {', '.join(sorted(known_terms))}"
+    if not _pays(reward, task):
+        yield (
+            f"reward={reward['name']} pays nothing for task={task.name}: its weights are {reward['weights']}, the task's terms are "
+            f"{', '.join(task.term_names)}; rewards that fit: {_fitting('reward', lambda other: _pays(other, task))}"
+        )
+    if protocol["scorer"] not in task.protocol_scorers:
+        fits = _fitting("protocol", lambda other: other["scorer"] in task.protocol_scorers)
+        yield (
+            f"protocol={protocol['name']} (scorer {protocol['scorer']}) cannot judge task={task.name}; protocols that fit: {fits}"
+        )
+    if trainer["name"] != "sft" and trainer.get("sft_thought"):
+        yield f"trainer.sft_thought is {trainer['sft_thought']}, which only trainer=sft reads; leave it out"
+    yield from argument_faults(trainer["name"], trainer["args"])
+    if config["launch"]["name"] == "local" and config["launch"]["nproc_per_node"] > 1:
+        yield f"launch=local starts one process, but launch.nproc_per_node is {config['launch']['nproc_per_node']}; choose launch=torchrun"
+
+
+def _pays(reward: dict[str, Any], task) -> bool:
+    return any(reward["weights"].get(term, 0) > 0 for term in task.term_names)
+
+
+def _fitting(group: str, is_fitting) -> str:
+    """The files of a config group that fit, as `reward=strict, reward=…`."""
+    files = sorted((config_folder() / group).glob("*.yaml"))
+    return ", ".join(f"{group}={file.stem}" for file in files if is_fitting(yaml.safe_load(file.read_text(encoding="utf-8"))))
+
+
+def _value(config: dict[str, Any], key: str) -> Any:
+    section, name = key.split(".")
+    return config[section][name]

@@ -1,0 +1,134 @@
+"""The parent's side of each verb: rows built, config frozen on disk, worker started, report written."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vrft.configure import config_hash
+from vrft.errors import UserError, raise_all
+from vrft.launching import start_worker
+from vrft.provenance import provenance
+from vrft.rows import Row, rows_hash, write_rows
+from vrft.tasks import load_task
+from vrft.tasks.base import Task
+
+
+def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides: list[str]) -> int:
+    """Run a frozen config in its run directory and return the exit code: 0 when `result.json` and `report.html` are there.
+
+    choices, overrides: what Hydra resolved and what the user said, for the record. Raises `UserError` before the worker starts.
+    """
+    run_dir = Path(config["run"]["dir"])
+    with fresh_run_dir(run_dir, is_resuming=config["run"]["resume"]):
+        rows = build_rows(config, run_dir / "data")
+        record = provenance(
+            config,
+            choices=choices,
+            overrides=overrides,
+            config_hash=config_hash(config),
+            data_hash=data_hash(rows, run_dir / "data"),
+        )
+        check_same_experiment(run_dir, record)
+        write_text_atomically(run_dir / "provenance.json", json.dumps(record, indent=2) + "\n")
+        write_text_atomically(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    code = start_worker(run_dir, config)
+    if code == 0:
+        write_reports(run_dir, [])
+    return code
+
+
+def write_reports(run_dir: Path, others: list[Path]) -> None:
+    """Write `report.html` for a finished run directory, with the results of `others` in its table, and say where it is."""
+    from vrft.report import write_report
+
+    unfinished = [str(folder) for folder in (run_dir, *others) if not (folder / "result.json").is_file()]
+    raise_all(
+        [f"{folder} has no result.json" for folder in unfinished],
+        heading="A report needs finished run directories (run.dir, compare):",
+    )
+    print(f"report: {write_report(run_dir, others)}")
+
+
+@contextlib.contextmanager
+def fresh_run_dir(run_dir: Path, *, is_resuming: bool) -> Iterator[None]:
+    """Make the run directory; take it away again if what follows fails, so that the same command can be given again.
+
+    Raises `UserError` if it holds anything and the run is not resuming.
+    """
+    has_content = run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir()))
+    if has_content and not is_resuming:
+        raise UserError(
+            f"run.dir is {run_dir}, which exists and is not empty; choose another, or go on in it with run.resume=true"
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    is_done = False
+    try:
+        yield
+        is_done = True
+    finally:
+        if not is_done and not has_content:
+            shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def build_rows(config: dict[str, Any], data_dir: Path) -> dict[str, list[Row]]:
+    """Build and check the rows of every split, and write each to `data_dir/SPLIT.jsonl`. Raises `UserError`."""
+    from vrft.data import load_builder
+
+    dataset, task = dict(config["dataset"]), load_task(**config["task"])
+    build = load_builder(dataset.pop("builder"))
+    dataset.pop("frame")
+    splits = build(dataset, task=task, out_dir=data_dir, seed=config["run"]["seed"])
+    check_rows(splits, task, needs_training=config["evaluate"]["train"])
+    for split, rows in splits.items():
+        write_rows(data_dir / f"{split}.jsonl", rows)
+    return splits
+
+
+def check_rows(splits: dict[str, list[Row]], task: Task, *, needs_training: bool) -> None:
+    """Raise `UserError` listing every row whose gold the task refuses, and a training split without rows."""
+    faults = []
+    if needs_training and not splits.get("train"):
+        faults.append("the training split has no rows; look at the keys of `dataset`")
+    for split, rows in splits.items():
+        for row in rows:
+            try:
+                task.check(row)
+            except ValueError as error:
+                faults.append(f"{split}, row {row['row_id']}: {error}")
+    raise_all(faults, heading=f"The rows cannot be used for task={task.name}:")
+
+
+def data_hash(splits: dict[str, list[Row]], root: Path) -> str:
+    """SHA-256 over the names, rows and images of all splits, as a hex string."""
+    digest = hashlib.sha256()
+    for split in sorted(splits):
+        digest.update(f"{split} {rows_hash(splits[split], root)}\n".encode())
+    return digest.hexdigest()
+
+
+def check_same_experiment(run_dir: Path, record: dict[str, Any]) -> None:
+    """Raise `UserError` if the run directory was begun with another config or other data than the one resuming it."""
+    path = run_dir / "provenance.json"
+    if not path.is_file():
+        return
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    names = {"config_hash": "config", "data_hash": "data"}
+    faults = [
+        f"{what}: {begun.get(key)} then, {record[key]} now" for key, what in names.items() if begun.get(key) != record[key]
+    ]
+    raise_all(faults, heading=f"{run_dir} was begun with another experiment, so run.resume=true cannot go on:")
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write the whole text or nothing."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

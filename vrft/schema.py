@@ -1,0 +1,257 @@
+"""What a resolved config may hold: one dataclass a group, and the check that lists every fault at once."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+@dataclass
+class Run:
+    """dir: the run directory. resume: True to go on in one that exists."""
+
+    name: str
+    dir: str
+    seed: int
+    resume: bool
+
+
+@dataclass
+class Model:
+    """path: a folder or a hub name; None for the model that ships with vrft. freeze: parts that are not trained."""
+
+    path: str | None
+    revision: str | None
+    family: str
+    dtype: Literal["bfloat16", "float32"]
+    attention: Literal["sdpa", "eager", "flash_attention_2"]
+    trust_remote_code: bool
+    peft: dict | None
+    freeze: list[Literal["vision", "projector", "language"]]
+
+
+@dataclass
+class RewardOptionsSchema:
+    """See `vrft.rewards.RewardOptions`."""
+
+    matching: Literal["greedy", "hungarian"]
+    iou_threshold: float
+
+
+@dataclass
+class Reward:
+    """weights: of reward terms by name; a task takes the terms it has."""
+
+    name: str
+    weights: dict[str, float]
+    options: RewardOptionsSchema
+
+
+@dataclass
+class Trainer:
+    """One of max_steps and epochs is set. args: fields of TRL's config. sft_thought: only for sft."""
+
+    name: Literal["grpo", "sft"]
+    prompts_per_step: int
+    max_steps: int | None
+    epochs: float | None
+    eval_steps: int | None
+    save_steps: int | None
+    learning_rate: float
+    args: dict
+    sft_thought: Literal["gold", "empty", "none"] | None = None
+
+
+@dataclass
+class Rollout:
+    """How completions are sampled."""
+
+    name: Literal["transformers"]
+    temperature: float
+    top_p: float
+    top_k: int
+
+
+@dataclass
+class DeepSpeed:
+    """config: DeepSpeed's own, or None for plain data parallelism."""
+
+    config: dict | None
+
+
+@dataclass
+class Memory:
+    """The knobs against out-of-memory; pixels are areas. completions_per_device: None for no limit."""
+
+    num_generations: int
+    max_pixels: int
+    min_pixels: int
+    gradient_checkpointing: bool
+    completions_per_device: int | None
+    max_completion_length: int
+    max_prompt_length: int
+    evaluation_batch_size: int
+
+
+@dataclass
+class Launch:
+    """threads: of one worker; None leaves them as they are."""
+
+    name: Literal["local", "torchrun"]
+    nproc_per_node: int
+    threads: int | None
+    device: Literal["auto", "cpu", "cuda"]
+
+
+@dataclass
+class Logging:
+    """mode: of W&B."""
+
+    report_to: list[Literal["wandb", "tensorboard"]]
+    project: str
+    mode: Literal["online", "offline"] | None
+
+
+@dataclass
+class Protocol:
+    """n_resamples: of the bootstrap behind the intervals."""
+
+    name: str
+    version: int
+    scorer: str
+    n_resamples: int
+
+
+@dataclass
+class Evaluate:
+    """Which parts run. checkpoint: the one `after` judges; also: further ones."""
+
+    before: bool
+    train: bool
+    after: bool
+    checkpoint: Literal["best", "last"]
+    also: list[Literal["best", "last"]]
+
+
+@dataclass
+class Predict:
+    """One image and what is asked about it."""
+
+    image: str
+    ask: str
+    out: str
+
+
+@dataclass
+class Config:
+    """A resolved config of the verbs train, evaluate and predict; task and dataset keys belong to their own modules."""
+
+    run: Run
+    model: Model
+    task: dict
+    reward: Reward
+    dataset: dict
+    trainer: Trainer
+    rollout: Rollout
+    deepspeed: DeepSpeed
+    memory: Memory
+    launch: Launch
+    logging: Logging
+    protocol: Protocol
+    evaluate: Evaluate
+    predict: Predict | None = None
+
+
+def shape_faults(value: Any, kind: Any, key: str = "") -> Iterator[str]:
+    """Yield one sentence for each key that is unknown or missing and each value of another type than `kind`.
+
+    >>> list(shape_faults({"config": 3}, DeepSpeed, "deepspeed"))
+    ['deepspeed.config is 3; a mapping or null is needed']
+    >>> list(shape_faults({"confg": None, "config": None}, DeepSpeed, "deepspeed"))
+    ["deepspeed has no key 'confg'; did you mean config? known: config"]
+    """
+    options = _options(kind)
+    schema = next((option for option in options if is_dataclass(option)), None)
+    if schema and isinstance(value, dict):
+        yield from _mapping_faults(value, schema, key)
+    elif not any(fits(value, option) for option in options):
+        yield f"{key} is {value!r}; {describe(kind)} is needed"
+
+
+def _mapping_faults(value: dict, schema: type, key: str) -> Iterator[str]:
+    hints = get_type_hints(schema)
+    prefix = f"{key}." if key else ""
+    for name in value:
+        if name not in hints:
+            yield f"{key or 'the config'} has no key {name!r}; {suggestion(name, hints)}known: {', '.join(hints)}"
+    for item in fields(schema):
+        if item.name in value:
+            yield from shape_faults(value[item.name], hints[item.name], prefix + item.name)
+        elif item.default is MISSING:
+            yield f"{prefix}{item.name} is missing; {describe(hints[item.name])} is needed"
+
+
+def suggestion(name: str, known) -> str:
+    """Return `did you mean X? ` for the nearest known name, or nothing.
+
+    >>> suggestion("bta", ["beta", "delta"])
+    'did you mean beta? '
+    """
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"did you mean {near[0]}? " if near else ""
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """True if the value is of that type; an int fits a float, and a bool fits neither."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(fits(value, option) for option in arguments)
+    if origin is Literal:
+        return value in arguments and not (isinstance(value, bool) and True not in arguments)
+    if origin in (list, dict):
+        if not isinstance(value, origin) or not arguments:
+            return isinstance(value, origin)
+        members = value if origin is list else value.values()
+        return all(fits(member, arguments[-1]) for member in members)
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def describe(kind: Any) -> str:
+    """The type in a user's words.
+
+    >>> describe(int | None), describe(Literal["best", "last"]), describe(list[str])
+    ('an integer or null', 'best or last', 'a list of texts')
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(option) for option in arguments)
+    if origin is Literal:
+        return " or ".join(str(choice) for choice in arguments)
+    if origin is list:
+        return f"a list of {_PLURALS.get(arguments[0]) or describe(arguments[0])}"
+    if origin is dict:
+        return f"a mapping to {_PLURALS.get(arguments[-1], 'values')}"
+    return _WORDS.get(kind, "a mapping" if is_dataclass(kind) else str(kind))
+
+
+def _options(kind: Any) -> tuple:
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+_WORDS = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    dict: "a mapping",
+    list: "a list",
+    type(None): "null",
+}
+_PLURALS = {str: "texts", int: "integers", float: "numbers"}
