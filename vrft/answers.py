@@ -1,7 +1,7 @@
 """Readers of model text: the answer block, and in it boxes and names.
 
 Model text is untrusted. A reader returns `(answer, None)`, or `(None, reason)` with a reason of `REASONS`; it never raises. All
-patterns run in linear time, and no number longer than nine digits is read.
+patterns run in linear time, and no number with more than nine digits before its point is read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ REASONS = ("no_answer", "empty_answer", "no_box", "malformed_box")
 """Why an answer could not be read: no answer block after the thought · an empty block · no box and no 'No Objects' in it · a box
 that is not four plain numbers."""
 
-_NUMBER = r"[-+]?[0-9]{1,9}(?:\.[0-9]{0,9})?"
+_NUMBER = r"[-+]?[0-9]{1,9}(?:\.[0-9]{0,20})?"
 _FOUR_NUMBERS = re.compile(rf"\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*(?:,\s*)?")
 _CODE_FENCE = re.compile(r"```[a-z]*")
 _OBJECT = re.compile(r"\{[^{}]*\}")
