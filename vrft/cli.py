@@ -39,7 +39,7 @@ VERBS = {
     "train": Verb("one whole experiment: evaluate, train, evaluate, report", "vrft train experiment=digits_riddles"),
     "evaluate": Verb("judge a model or a checkpoint", "vrft evaluate model.path=runs/NAME/checkpoints/best"),
     "predict": Verb("ask about one image", "vrft predict predict.image=scene.png predict.ask='two plus three'"),
-    "report": Verb("write report.html again", "vrft report run.dir=runs/NAME"),
+    "report": Verb("write report.html again", "vrft report runs=runs/NAME"),
 }
 
 
@@ -71,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def overview() -> str:
     """The text of `vrft --help`."""
-    lines = ["vrft: visual reinforcement fine-tuning of vision-language models.", "", "usage: vrft VERB [GROUP=NAME] [KEY=VALUE] …", ""]
+    lines = ["vrft: visual reinforcement fine-tuning of vision-language models.", ""]
+    lines += ["usage: vrft VERB [GROUP=NAME] [KEY=VALUE] …", ""]
     for name, verb in VERBS.items():
         lines += [f"  {name:9} {verb.summary}", f"            {verb.example}"]
     return "\n".join([*lines, "", "vrft VERB --help lists what the verb's config offers."])
@@ -80,7 +81,8 @@ def overview() -> str:
 def verb_help(verb: str) -> str:
     """The verb's help text with the groups filled in; Hydra's own listing copies the whole config once a group (1.5 s)."""
     text = yaml.safe_load((config_folder() / f"{verb}.yaml").read_text(encoding="utf-8"))["hydra"]["help"]["template"]
-    return text.replace("$APP_CONFIG_GROUPS", "\n".join(f"  {group}: {', '.join(names)}" for group, names in groups().items()))
+    listing = "".join(f"  {group}: {', '.join(names)}\n" for group, names in groups().items())
+    return text.replace("$APP_CONFIG_GROUPS", listing)
 
 
 def groups() -> dict[str, list[str]]:
@@ -152,15 +154,16 @@ def _predict_job(config: DictConfig) -> None:
     from vrft.launching import find_device
     from vrft.predict import predict
 
-    predict(freeze(config, device=find_device()))
+    overrides = list(HydraConfig.get().overrides.task)
+    predict(freeze(config, device=find_device()), overrides=overrides)
 
 
 @_in_users_words
 def _report_job(config: DictConfig) -> None:
     from vrft.experiment import write_reports
 
-    values = plain(config)
-    write_reports(Path(values["run"]["dir"]), [Path(folder) for folder in values["compare"]])
+    runs = plain(config)["runs"]
+    write_reports([Path(folder) for folder in ([runs] if isinstance(runs, str) else runs)])
 
 
 _JOBS = {"train": _experiment_job, "evaluate": _experiment_job, "predict": _predict_job, "report": _report_job}
@@ -171,7 +174,8 @@ def _refuse_unused_sweep(settings: DictConfig) -> None:
     if settings.mode == RunMode.MULTIRUN:
         return
     usual = {"sweep": None, "hydra/sweeper": "basic", "hydra/launcher": "basic"}
-    chosen = [f"{group}={settings.runtime.choices[group]}" for group in usual if settings.runtime.choices.get(group) != usual[group]]
+    choices = settings.runtime.choices
+    chosen = [f"{group}={choices[group]}" for group, name in usual.items() if choices.get(group) != name]
     if chosen:
-        verb, *overrides = sys.argv[0].split() + sys.argv[1:]
-        raise UserError(f"{', '.join(chosen)} acts only with -m; you meant: {verb} {overrides[0]} -m {' '.join(overrides[1:])}")
+        meant = " ".join([sys.argv[0], "-m", *sys.argv[1:]])
+        raise UserError(f"{', '.join(chosen)} acts only with -m; you meant: {meant}")

@@ -53,7 +53,8 @@ def freeze(composed: DictConfig, *, device: str = "cpu") -> dict[str, Any]:
     """
     config = plain(composed)
     raise_all(list(shape_faults(config, Config)), heading=_HEADING)
-    raise_all([*_range_faults(config), *_model_faults(config), *_pair_faults(config)], heading=_HEADING)
+    pair_faults = [] if "predict" in config else _pair_faults(config)  # one's own image is neither rewarded nor scored
+    raise_all([*_range_faults(config), *_model_faults(config), *pair_faults], heading=_HEADING)
     config["model"]["path"] = config["model"]["path"] or str(TINY_MODEL)
     chosen = config["launch"]["device"]
     config["derived"] = {"device": device if chosen == "auto" else chosen, **batch_sizes(config)}
@@ -81,7 +82,9 @@ def batch_sizes(config: dict[str, Any]) -> dict[str, int]:
     n_processes = config["launch"]["nproc_per_node"]
     share, rest = divmod(prompts * group, n_processes)
     if rest:
-        fitting = next(more for more in range(prompts + 1, prompts + n_processes + 1) if more * group % n_processes == 0)
+        fitting = next(
+            more for more in range(prompts + 1, prompts + n_processes + 1) if more * group % n_processes == 0
+        )
         raise UserError(
             f"{_HEADING}\n  - one step is trainer.prompts_per_step × G = {prompts} × {group} = {prompts * group} completions, which "
             f"launch.nproc_per_node={n_processes} processes cannot share evenly; trainer.prompts_per_step={fitting} would do"
@@ -118,7 +121,8 @@ def _range_faults(config: dict[str, Any]) -> Iterator[str]:
         yield f"memory.min_pixels={memory['min_pixels']} exceeds memory.max_pixels={memory['max_pixels']}; lower one of them"
     if trainer["name"] == "grpo" and memory["num_generations"] < 2:
         yield f"memory.num_generations is {memory['num_generations']}; a group needs at least 2 completions to compare"
-    if config["evaluate"]["train"] and (trainer["max_steps"] is None) == (trainer["epochs"] is None):
+    is_training = config["evaluate"]["train"] and "predict" not in config
+    if is_training and (trainer["max_steps"] is None) == (trainer["epochs"] is None):
         yield (
             f"trainer.max_steps is {trainer['max_steps']} and trainer.epochs is {trainer['epochs']}; "
             "give one of them a value and the other null"
@@ -168,6 +172,9 @@ def _pair_faults(config: dict[str, Any]) -> Iterator[str]:
         yield (
             f"protocol={protocol['name']} (scorer {protocol['scorer']}) cannot judge task={task.name}; protocols that fit: {fits}"
         )
+    evaluate = config["evaluate"]
+    if trainer["eval_steps"] is None and evaluate["train"] and evaluate["after"] and evaluate["checkpoint"] == "best":
+        yield "evaluate.checkpoint is best, but trainer.eval_steps is null, so none is told best; choose evaluate.checkpoint=last"
     if trainer["name"] != "sft" and trainer.get("sft_thought"):
         yield f"trainer.sft_thought is {trainer['sft_thought']}, which only trainer=sft reads; leave it out"
     yield from argument_faults(trainer["name"], trainer["args"])
@@ -182,7 +189,9 @@ def _pays(reward: dict[str, Any], task) -> bool:
 def _fitting(group: str, is_fitting) -> str:
     """The files of a config group that fit, as `reward=strict, reward=…`."""
     files = sorted((config_folder() / group).glob("*.yaml"))
-    return ", ".join(f"{group}={file.stem}" for file in files if is_fitting(yaml.safe_load(file.read_text(encoding="utf-8"))))
+    return ", ".join(
+        f"{group}={file.stem}" for file in files if is_fitting(yaml.safe_load(file.read_text(encoding="utf-8")))
+    )
 
 
 def _value(config: dict[str, Any], key: str) -> Any:

@@ -41,20 +41,21 @@ def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides
         write_text_atomically(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     code = start_worker(run_dir, config)
     if code == 0:
-        write_reports(run_dir, [])
+        write_reports([run_dir])
     return code
 
 
-def write_reports(run_dir: Path, others: list[Path]) -> None:
-    """Write `report.html` for a finished run directory, with the results of `others` in its table, and say where it is."""
-    from vrft.report import write_report
+def write_reports(run_dirs: list[Path]) -> None:
+    """Write `report.html` for each finished run directory, and print one table of all."""
+    from vrft.report import results_table, write_report
 
-    unfinished = [str(folder) for folder in (run_dir, *others) if not (folder / "result.json").is_file()]
+    unfinished = [folder for folder in run_dirs if not (folder / "result.json").is_file()]
     raise_all(
-        [f"{folder} has no result.json" for folder in unfinished],
-        heading="A report needs finished run directories (run.dir, compare):",
+        [f"{folder} has no result.json" for folder in unfinished], heading="A report needs finished run directories:"
     )
-    print(f"report: {write_report(run_dir, others)}")
+    for folder in run_dirs:
+        print(f"report: {write_report(folder)}")
+    print(results_table(run_dirs))
 
 
 @contextlib.contextmanager
@@ -84,19 +85,32 @@ def build_rows(config: dict[str, Any], data_dir: Path) -> dict[str, list[Row]]:
 
     dataset, task = dict(config["dataset"]), load_task(**config["task"])
     build = load_builder(dataset.pop("builder"))
-    dataset.pop("frame")
     splits = build(dataset, task=task, out_dir=data_dir, seed=config["run"]["seed"])
-    check_rows(splits, task, needs_training=config["evaluate"]["train"])
+    check_rows(splits, task, needed=needed_splits(config))
     for split, rows in splits.items():
         write_rows(data_dir / f"{split}.jsonl", rows)
     return splits
 
 
-def check_rows(splits: dict[str, list[Row]], task: Task, *, needs_training: bool) -> None:
-    """Raise `UserError` listing every row whose gold the task refuses, and a training split without rows."""
-    faults = []
-    if needs_training and not splits.get("train"):
-        faults.append("the training split has no rows; look at the keys of `dataset`")
+def needed_splits(config: dict[str, Any]) -> dict[str, str]:
+    """The splits that may not be empty, and the key that says so."""
+    evaluate, needed = config["evaluate"], {}
+    if evaluate["train"]:
+        needed["train"] = "evaluate.train=true"
+    if evaluate["train"] and config["trainer"]["eval_steps"]:
+        needed["validation"] = f"trainer.eval_steps={config['trainer']['eval_steps']}"
+    if evaluate["before"] or (evaluate["train"] and evaluate["after"]):
+        needed["test"] = "evaluate.before or evaluate.after"
+    return needed
+
+
+def check_rows(splits: dict[str, list[Row]], task: Task, *, needed: dict[str, str]) -> None:
+    """Raise `UserError` listing every row whose gold the task refuses, and every needed split without rows."""
+    faults = [
+        f"the split {split} has no rows, but {key} needs it; look at the keys of `dataset`"
+        for split, key in needed.items()
+        if not splits.get(split)
+    ]
     for split, rows in splits.items():
         for row in rows:
             try:
@@ -122,7 +136,9 @@ def check_same_experiment(run_dir: Path, record: dict[str, Any]) -> None:
     begun = json.loads(path.read_text(encoding="utf-8"))
     names = {"config_hash": "config", "data_hash": "data"}
     faults = [
-        f"{what}: {begun.get(key)} then, {record[key]} now" for key, what in names.items() if begun.get(key) != record[key]
+        f"{what}: {begun.get(key)} then, {record[key]} now"
+        for key, what in names.items()
+        if begun.get(key) != record[key]
     ]
     raise_all(faults, heading=f"{run_dir} was begun with another experiment, so run.resume=true cannot go on:")
 

@@ -51,7 +51,14 @@ def worker_command(run_dir: Path, config: dict[str, Any]) -> list[str]:
     launch = config["launch"]
     if launch["name"] == "local" and not config["deepspeed"]["config"]:
         return [sys.executable, "-m", "vrft.run", str(run_dir)]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(launch["nproc_per_node"])]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(launch["nproc_per_node"]),
+    ]
     return [*torchrun, "-m", "vrft.run", str(run_dir)]
 
 

@@ -59,7 +59,9 @@ def code_state(package: Path) -> dict[str, Any]:
     """`commit` of the checkout that holds the package and whether it `is_dirty`; both None for an installed wheel."""
     git = ["git", "-C", str(package)]
     try:
-        commit = subprocess.run([*git, "log", "-1", "--format=%H", "--", "."], capture_output=True, text=True, check=True)
+        commit = subprocess.run(
+            [*git, "log", "-1", "--format=%H", "--", "."], capture_output=True, text=True, check=True
+        )
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

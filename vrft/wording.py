@@ -16,7 +16,11 @@ __all__ = ["composition_message", "suggestion"]
 def composition_message(error: Exception) -> str:
     """The error's text; for an unknown key, the known ones beside it."""
     for cause in _causes(error):
-        if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig) and cause.key is not None:
+        if (
+            isinstance(cause, OmegaConfBaseException)
+            and isinstance(cause.parent_node, DictConfig)
+            and cause.key is not None
+        ):
             return _unknown_key(str(cause.full_key), str(cause.key), cause.parent_node) or _text(error)
     return _text(error)
 
@@ -40,6 +44,8 @@ def _unknown_key(full_key: str, key: str, parent: DictConfig) -> str | None:
         trainer = parent._get_root().trainer.name
         if key in trl_fields(trainer):
             return f"{full_key} is not in the file; add it with a plus: +{full_key}=…"
-        return f"no field {key!r} in TRL's config; {suggestion(key, trl_fields(trainer))}in the file: {', '.join(known)}"
+        return (
+            f"no field {key!r} in TRL's config; {suggestion(key, trl_fields(trainer))}in the file: {', '.join(known)}"
+        )
     place = full_key.rpartition(".")[0] or "the config"
     return f"{place} has no key {key!r}; {suggestion(key, known)}known: {', '.join(known)}"

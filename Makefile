@@ -1,0 +1,58 @@
+# vrft: `make help` lists what can be made. Every target does its own set-up.
+
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+RUN ?= runs/demo
+EXPERIMENT ?= digits_riddles
+SEEDS ?= 0 1 2
+OUT ?= runs/base
+
+.DEFAULT_GOAL := help
+.PHONY: help install test test-slow check demo seeds base train report clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
+
+install: .venv/installed  ## a virtual environment in .venv with the tested versions
+
+.venv/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "vrft needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+test: install  ## the tests, in minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
+
+test-slow: install  ## the slow ones too: the claims, measured again
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not gpu and not hub and not slurm"
+
+check: install  ## lint and format, as the pre-commit hook does
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+demo: install  ## the main job for real, RFT beside SFT on 40 riddles: a table and a report (RUN=DIR)
+	$(BIN)/vrft train experiment=digits_riddles run.dir=$(RUN)
+	$(BIN)/vrft train experiment=digits_riddles trainer=sft evaluate.before=false evaluate.also=[last] run.dir=$(RUN)/sft
+	$(BIN)/vrft report runs=[$(RUN),$(RUN)/sft]
+
+seeds: install  ## the demo's two runs on several seeds (SEEDS="0 1 2", RUN=DIR)
+	for seed in $(SEEDS); do \
+		$(BIN)/vrft train experiment=digits_riddles run.seed=$$seed run.dir=$(RUN)/$$seed || exit; \
+		$(BIN)/vrft train experiment=digits_riddles trainer=sft run.seed=$$seed \
+			evaluate.before=false evaluate.also=[last] run.dir=$(RUN)/$$seed/sft || exit; \
+		$(BIN)/vrft report runs=[$(RUN)/$$seed,$(RUN)/$$seed/sft] || exit; \
+	done
+
+base: install  ## pre-train the embedded model again from nothing, in minutes (OUT=DIR)
+	OMP_NUM_THREADS=1 $(BIN)/python -m vrft.train.pretrain_tiny --out $(OUT)
+
+train: install  ## one experiment (EXPERIMENT=NAME)
+	$(BIN)/vrft train experiment=$(EXPERIMENT)
+
+report: install  ## the page of a finished run again (RUN=DIR)
+	$(BIN)/vrft report runs=$(RUN)
+
+clean:  ## remove the environment and the tools' caches; runs/ stays
+	rm -rf .venv .pytest_cache .ruff_cache dist build
