@@ -44,8 +44,10 @@ def test_read_answer_block(text, block, reason):
         ('[{"Position": [1, 2, 3, 4], "Confidence": 0.5}]', [(1, 2, 3, 4, 0.5)]),  # JSON's quotes
         ("{'Position': [1, 2, 3, 4], 'Confidence': 0.5}", [(1, 2, 3, 4, 0.5)]),  # one object, no list
         ("[{'Confidence': 0.5, 'Position': [1, 2, 3, 4]}]", [(1, 2, 3, 4, 0.5)]),  # order of keys
-        ("[{'Position': [1, 2, 3, 4], 'Confidence': 1}, {'Position': [5, 6, 7, 8], 'Confidence': 0}]",
-         [(1, 2, 3, 4, 1), (5, 6, 7, 8, 0)]),
+        (
+            "[{'Position': [1, 2, 3, 4], 'Confidence': 1}, {'Position': [5, 6, 7, 8], 'Confidence': 0}]",
+            [(1, 2, 3, 4, 1), (5, 6, 7, 8, 0)],
+        ),
         ("[\n {'Position':\n [1,\n 2, 3, 4],\n 'Confidence': 0.5\n }\n]", [(1, 2, 3, 4, 0.5)]),  # several lines
         ("```json\n[{'Position': [1, 2, 3, 4], 'Confidence': 0.5}]\n```", [(1, 2, 3, 4, 0.5)]),  # a code fence
         ("[{'bbox_2d': [1, 2, 3, 4], 'label': 'dog'}]", [(1, 2, 3, 4, 1)]),  # Qwen2.5-VL's own keys
@@ -55,7 +57,10 @@ def test_read_answer_block(text, block, reason):
         ("[{'Position': [1, 2, 3, 4], 'Confidence': 0.5}, ...]", [(1, 2, 3, 4, 0.5)]),  # the form's ... copied
         ("[{'Position': [1, 2, 3, 4,], 'Confidence': 0.5},]", [(1, 2, 3, 4, 0.5)]),  # trailing commas
         ("They are: [{'Position': [1, 2, 3, 4], 'Confidence': 0.5}] as asked.", [(1, 2, 3, 4, 0.5)]),
-        ("[{'Position': [-1.5, +2.25, 3., 4.00000000000001], 'Confidence': 0.5}]", [(-1.5, 2.25, 3, 4.00000000000001, 0.5)]),
+        (
+            "[{'Position': [-1.5, +2.25, 3., 4.00000000000001], 'Confidence': 0.5}]",
+            [(-1.5, 2.25, 3, 4.00000000000001, 0.5)],
+        ),
         ("[1, 2, 3, 4]", [(1, 2, 3, 4, 1)]),  # a bare list
         ("[[1, 2, 3, 4], [5, 6, 7, 8]]", [(1, 2, 3, 4, 1), (5, 6, 7, 8, 1)]),
         ("[{'Position': [1, 2, 3, 4], 'Confidence': -100}]", [(1, 2, 3, 4, 0)]),  # clipped into [0, 1]
