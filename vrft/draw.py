@@ -6,6 +6,7 @@ The two colours differ for every common colour vision (Okabe & Ito 2008), and th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -39,6 +40,19 @@ def draw_boxes(
             if label:
                 _draw_label(pen, label, corners, colour, picture.size)
     return picture
+
+
+def boxes_of(answer: Any) -> list[LabelledBox]:
+    """The boxes of an answer as scored rows hold it, with their labels; none for a text or an unreadable answer.
+
+    >>> boxes_of([{"xyxy": [0, 0, 9, 9], "confidence": 0.5}])
+    [([0, 0, 9, 9], '0.50')]
+    """
+    if not answer or isinstance(answer, str):
+        return []
+    if isinstance(answer[0], dict):
+        return [(box["xyxy"], f"{box['confidence']:.2f}") for box in answer]
+    return [(answer, "")]
 
 
 def _upright(xyxy: Sequence[float]) -> list[float]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vrft.boxes import Frame
-from vrft.draw import LabelledBox, draw_boxes
+from vrft.draw import LabelledBox, boxes_of, draw_boxes
 from vrft.errors import UserError
 from vrft.evaluate.generate import load_image
+from vrft.evaluate.score import plain
 from vrft.models.decode import generate_texts
 from vrft.models.families import FAMILIES, frame_for
 from vrft.models.load import load_model, load_processor
@@ -30,8 +31,8 @@ _FROM_CARD = {
 def predict(config: dict[str, Any], *, overrides: Sequence[str] = ()) -> Parsed:
     """Ask the model about the image, print question, completion and answer, and save a picture where boxes are drawn.
 
-    config: a frozen config with `predict: {image, ask, out}`. A checkpoint made by vrft knows its task, family and pixel
-    limits (`vrft.json`); they hold unless one of `overrides`, the user's own words, sets them.
+    config: a frozen config with `predict: {image, ask, out}`. A checkpoint made by vrft knows its task, family and
+    pixel limits (`vrft.json`); they hold unless one of `overrides`, the user's own words, sets them.
     Raises `UserError` for an image or a model that cannot be read.
     """
     config = with_card(config, overrides)
@@ -55,7 +56,7 @@ def predict(config: dict[str, Any], *, overrides: Sequence[str] = ()) -> Parsed:
         model, processor, [question], [[image]], max_new_tokens=memory["max_completion_length"]
     )
     parsed = task.parse(completion["text"], row, frame, is_truncated=completion["is_truncated"])
-    boxes = boxes_of(parsed.answer)
+    boxes = boxes_of(plain(parsed.answer))
     picture_path = Path(asked["out"])
     picture_path.parent.mkdir(parents=True, exist_ok=True)
     draw_boxes(image, predicted=boxes).save(picture_path)
@@ -86,21 +87,6 @@ def with_card(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
         section = merged if len(key) == 1 else merged[key[0]]
         section[key[-1]] = card[name]
     return merged
-
-
-def boxes_of(answer: Any) -> list[LabelledBox]:
-    """The boxes of an answer with the text to write beside each; none for an answer without boxes, or None.
-
-    >>> boxes_of((1.0, 2.0, 3.0, 4.0))
-    [((1.0, 2.0, 3.0, 4.0), '')]
-    >>> boxes_of("seven")
-    []
-    """
-    if isinstance(answer, tuple):
-        return [(answer, "")]
-    if isinstance(answer, list):
-        return [(box.xyxy, f"{box.confidence:.2f}") for box in answer]
-    return []
 
 
 def told(question: str, parsed: Parsed, boxes: Sequence[LabelledBox], frame: Frame) -> str:

@@ -1,0 +1,30 @@
+"""The change of a metric between two evaluations of the same rows, with a paired bootstrap interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vrft.metrics import mean_with_interval
+from vrft.rows import Row
+
+
+def metric_change(
+    rows: Sequence[Row], before: Sequence[dict], after: Sequence[dict], *, metric: str, n_resamples: int = 1000
+) -> dict | None:
+    """`{"value", "n", "interval"}` of `after` minus `before`; None for a metric that scored rows do not hold.
+
+    before, after: scored rows (see `vrft.evaluate.score`) in the order of `rows`. Both sides see the same resamples, so that
+    what is common to both, such as hard questions, does not widen the interval.
+    """
+    from vrft.evaluate.average_precision import NAMES, average_precision_change
+
+    if metric in NAMES:
+        found = [[_boxes(scored) for scored in side] for side in (before, after)]
+        return average_precision_change(rows, *found, n_resamples=n_resamples)[metric]
+    pairs = [(old["metrics"].get(metric), new["metrics"].get(metric)) for old, new in zip(before, after, strict=True)]
+    differences = [new - old for old, new in pairs if old is not None and new is not None]
+    return mean_with_interval(differences, n_resamples=n_resamples) if differences else None
+
+
+def _boxes(scored: dict) -> list[tuple[list[float], float]]:
+    return [(box["xyxy"], box["confidence"]) for box in scored["answer"] or []]

@@ -1,0 +1,146 @@
+"""The report of a run, and tables of several: self-contained pages, Markdown, CSV and plain text."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from vrft.draw import EDGE_COLOUR, GOLD_COLOUR, PREDICTED_COLOUR
+from vrft.errors import UserError
+from vrft.report.charts import training_charts
+from vrft.report.figures import Line, Panel, methods_of, metric_label, panels
+from vrft.report.gallery import TAGS, make_gallery
+from vrft.report.run_files import CHECKPOINT_NAMES, RunFiles
+from vrft.report.story import duration, facts, headline, number, origin, sentences, share, signed
+
+
+def write_report(run_dir: Path, others: Sequence[Path] = ()) -> Path:
+    """Write `report.html` in the run's directory and return its path; the methods of `others` stand in its table too.
+
+    The page loads nothing from anywhere. Raises `UserError` if a directory holds no finished run.
+    """
+    run = RunFiles(Path(run_dir))
+    shown = panels(methods_of([run, *(RunFiles(Path(other)) for other in others)]))
+    page = _render(
+        "report.html.jinja",
+        title=run.config["run"]["name"],
+        headline=headline(run, shown),
+        sentences=sentences(run, shown),
+        facts=facts(run),
+        origin=origin(run),
+        panels=shown,
+        all_metrics=_all_metrics(run),
+        charts=training_charts(run.logs, metric=run.primary_metrics[0], best_step=run.best_step),
+        is_trained=run.is_trained,
+        gallery=make_gallery(run),
+        tags=TAGS,
+    )
+    return _write(run.run_dir / "report.html", page)
+
+
+def write_comparison(run_dirs: Sequence[Path], out_dir: Path) -> Path:
+    """Print a table of the runs' methods, write it as `comparison.md`, `.csv` and `.html`, and return the page's path.
+
+    Rows are methods: the base, then each run's checkpoints; figures stand with their n and their 95 % interval. Raises
+    `UserError` if there is no run, or a directory holds no finished run.
+    """
+    if not run_dirs:
+        raise UserError("runs is empty; name the directories of finished runs: runs=[runs/A,runs/B]")
+    shown = panels(methods_of([RunFiles(Path(run_dir)) for run_dir in run_dirs]))
+    out_dir = Path(out_dir)
+    print(text_table(shown))
+    _write(out_dir / "comparison.md", markdown_table(shown))
+    _write(out_dir / "comparison.csv", csv_table(shown))
+    runs = [str(Path(run_dir).name) for run_dir in run_dirs]
+    return _write(out_dir / "comparison.html", _render("comparison.html.jinja", panels=shown, runs=runs))
+
+
+def text_table(shown: Sequence[Panel]) -> str:
+    """The panels for a terminal: a block for each metric, a column for each test set, a line for each method."""
+    lines = []
+    width = max((len(line.label) for panel in shown for line in panel.lines), default=0) + 4
+    for metric, of_metric in _by_metric(shown).items():
+        heads = [f"{panel.split} (n = {panel.n})" for panel in of_metric]
+        lines += [f"{metric_label(metric):{width}}" + "".join(f"{head:24}" for head in heads)]
+        for label in _labels(of_metric):
+            cells = [_cell(panel, label) for panel in of_metric]
+            lines.append(f"  {label:{width - 2}}" + "".join(f"{cell:24}" for cell in cells))
+        lines.append("")
+    return "\n".join(line.rstrip() for line in [*lines, "[ ]: 95 % bootstrap interval"])
+
+
+def markdown_table(shown: Sequence[Panel]) -> str:
+    """One table: methods down, test sets and metrics across."""
+    heads = [f"{panel.split}: {panel.label} (n = {panel.n})" for panel in shown]
+    rows = [["", *heads], ["---"] + ["---:"] * len(shown)]
+    rows += [[label, *(_cell(panel, label) for panel in shown)] for label in _labels(shown)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{table}\n\nIn brackets: 95 % bootstrap interval.\n"
+
+
+def csv_table(shown: Sequence[Panel]) -> str:
+    """One line for each figure, with its interval and its change from the base."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    names = ("value", "low", "high", "n", "change", "change_low", "change_high")
+    writer.writerow(["method", "run", "checkpoint", "split", "metric", *names])
+    for panel in shown:
+        for line in panel.lines:
+            change = line.change or {"value": None, "interval": None}
+            numbers = [line.value, *(line.interval or (None, None)), line.n]
+            numbers += [change["value"], *(change["interval"] or (None, None))]
+            writer.writerow([line.label, line.run.run_dir.name, line.kind, panel.split, panel.metric, *numbers])
+    return buffer.getvalue()
+
+
+def _cell(panel: Panel, label: str) -> str:
+    line = next((line for line in panel.lines if line.label == label), None)
+    return "" if line is None else f"{number(line.value)}{_bracket(line)}"
+
+
+def _bracket(line: Line) -> str:
+    return f" [{number(line.interval[0])}, {number(line.interval[1])}]" if line.interval else ""
+
+
+def _labels(shown: Sequence[Panel]) -> list[str]:
+    return list(dict.fromkeys(line.label for panel in shown for line in panel.lines))
+
+
+def _by_metric(shown: Sequence[Panel]) -> dict[str, list[Panel]]:
+    return {metric: [p for p in shown if p.metric == metric] for metric in dict.fromkeys(p.metric for p in shown)}
+
+
+def _all_metrics(run: RunFiles) -> list[tuple[str, list[str], list[tuple[str, list[dict | None]]]]]:
+    """For each test set: its name, the evaluations' names, and every metric with its figures in their order."""
+    tables = []
+    for split in run.splits:
+        by_name = {name: run.metrics(name, split) for name in run.result["test_sets"][split]}
+        metrics = dict.fromkeys(metric for figures in by_name.values() for metric in figures)
+        lines = [(metric, [figures.get(metric) for figures in by_name.values()]) for metric in metrics]
+        tables.append((split, [CHECKPOINT_NAMES.get(name, name) for name in by_name], lines))
+    return tables
+
+
+def _render(template: str, **values) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "signed": signed, "share": share, "duration": duration}
+    colours = {"gold": GOLD_COLOUR, "predicted": PREDICTED_COLOUR, "edge": EDGE_COLOUR}
+    return environment.get_template(template).render(colours=colours, by_metric=_by_metric, **values)
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write the whole text or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    return partial.replace(path)

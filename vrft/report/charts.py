@@ -1,0 +1,222 @@
+"""Training curves as inline SVG that takes the page's fonts and colours, light or dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_SIZE_INCHES = (4.4, 2.5)
+# matplotlib draws with these stand-ins; each becomes a colour of the page's style sheet
+_INK, _MUTED, _RULE = "#010203", "#020304", "#030405"
+_SERIES = ("#040501", "#040502", "#040503", "#040504")
+_PAGE_COLOURS = {_INK: "var(--ink)", _MUTED: "var(--muted)", _RULE: "var(--rule)"} | {
+    colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, 1)
+}
+_END_LABEL_GAP = 0.09  # least distance of two labels at the ends of lines, as a share of the chart's height
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of a chart: `values` over `steps`; both empty if the run did not log it."""
+
+    label: str
+    steps: list[int]
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawn chart: its title, what it says in words, and the SVG."""
+
+    title: str
+    note: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class ChartPlan:
+    """Which keys of the logs make a chart. is_share: drawn from 0 to 1. is_noisy: a moving mean is drawn over the values."""
+
+    title: str
+    note: str
+    curves: tuple[tuple[str, str], ...]
+    is_share: bool = False
+    is_noisy: bool = True
+
+
+PLANS = (
+    ChartPlan("Reward", "weighted sum of the terms, mean over the step's completions", (("reward", ""),)),
+    ChartPlan(
+        "Readable and complete",
+        "share of completions that the task could read, and share cut at the length limit",
+        (("parse_rate", "readable"), ("completions/clipped_ratio", "cut")),
+        is_share=True,
+    ),
+    ChartPlan(
+        "Groups without signal",
+        "share of groups whose completions all earned the same: they teach nothing",
+        (("frac_reward_zero_std", ""),),
+        is_share=True,
+    ),
+    ChartPlan("Spread of rewards", "standard deviation within a group", (("reward_std", ""),)),
+    ChartPlan("Completion length", "tokens, mean over the step's completions", (("completions/mean_length", ""),)),
+    ChartPlan("KL from the base", "mean over tokens", (("kl", ""),)),
+    ChartPlan("Entropy", "of the next token, mean over tokens", (("entropy", ""),)),
+    ChartPlan("Token accuracy", "share of the gold's tokens that come first", (("mean_token_accuracy", ""),), is_share=True),
+    ChartPlan("Loss", "as the trainer logged it", (("loss", ""),)),
+)
+
+
+def training_charts(logs: Sequence[dict], *, metric: str, best_step: int | None) -> list[Chart]:
+    """The charts for which the logs hold values: validation first, then reward and its terms, then the rest."""
+    validation = validation_chart(logs, metric=metric, best_step=best_step)
+    drawn = [plan_chart(plan, logs) for plan in (PLANS[0], terms_plan(logs), *PLANS[1:])]
+    return [chart for chart in (validation, *drawn) if chart is not None]
+
+
+def terms_plan(logs: Sequence[dict]) -> ChartPlan:
+    """The chart of the reward's terms, by the names that the logs hold."""
+    names = dict.fromkeys(key.split("/")[1] for entry in logs for key in entry if re.fullmatch("rewards/[^/]+/mean", key))
+    curves = tuple((f"rewards/{name}/mean", name) for name in names)
+    return ChartPlan("Terms of the reward", "unweighted, mean over the step's completions", curves, is_share=True)
+
+
+def validation_chart(logs: Sequence[dict], *, metric: str, best_step: int | None) -> Chart | None:
+    """The validation metric over the steps, the best one marked; None if there are no values."""
+    curve = curve_of(logs, f"validation/{metric}", "")
+    if not curve.steps:
+        return None
+    counts = [entry["validation/n"] for entry in logs if "validation/n" in entry]
+    figure, axes = _empty_chart(is_share=True)
+    axes.axhline(curve.values[0], color=_MUTED, linewidth=1, linestyle=(0, (2, 3)))
+    axes.plot(curve.steps, curve.values, color=_SERIES[0], linewidth=1.8, marker="o", markersize=4)
+    note = f"taken on {counts[-1]} validation rows, never on test; dotted: before training" if counts else ""
+    if best_step in curve.steps:
+        best = curve.values[curve.steps.index(best_step)]
+        axes.plot([best_step], [best], color=_SERIES[0], marker="o", markersize=9, fillstyle="none", markeredgewidth=1.6)
+        below = best > 0.85
+        axes.annotate(
+            f"best {best:.3f}",
+            (best_step, best),
+            (0, -11 if below else 9),
+            textcoords="offset points",
+            ha=_anchor(best_step, curve.steps),
+            va="top" if below else "bottom",
+            color=_INK,
+            fontsize=9,
+        )
+    title = f"Validation: {metric}"
+    return Chart(title, note, _finish(figure, axes, title, [curve]))
+
+
+def plan_chart(plan: ChartPlan, logs: Sequence[dict]) -> Chart | None:
+    """The planned chart, or None if the logs hold none of its values."""
+    curves = [curve for curve in (curve_of(logs, key, label) for key, label in plan.curves) if curve.steps]
+    if not curves:
+        return None
+    figure, axes = _empty_chart(is_share=plan.is_share)
+    ends = []
+    note = plan.note
+    for curve, colour in zip(curves, _SERIES, strict=False):
+        is_long = plan.is_noisy and len(curve.values) >= 12
+        window = max(3, len(curve.values) // 10) if is_long else 1
+        smooth = moving_mean(curve.values, window)
+        if is_long:
+            axes.plot(curve.steps, curve.values, color=colour, linewidth=0.8, alpha=0.35)
+        marker = "o" if len(curve.values) < 4 else ""
+        axes.plot(curve.steps, smooth, color=colour, linewidth=1.8, marker=marker, markersize=4)
+        ends.append((smooth[-1], curve.label, colour))
+    if any(len(curve.values) >= 12 for curve in curves):
+        note += f"; bold: mean of {max(3, len(curves[0].values) // 10)} logs"
+    if len(curves) > 1:
+        _label_ends(axes, curves[0].steps[-1], ends)
+    return Chart(plan.title, note, _finish(figure, axes, plan.title, curves))
+
+
+def curve_of(logs: Sequence[dict], key: str, label: str) -> Curve:
+    """The logged values of a key over their steps, finite ones only."""
+    found = [(entry["step"], entry[key]) for entry in logs if isinstance(entry.get(key), int | float)]
+    found = [(step, value) for step, value in found if np.isfinite(value)]
+    return Curve(label, [step for step, _ in found], [float(value) for _, value in found])
+
+
+def moving_mean(values: Sequence[float], window: int) -> list[float]:
+    """The mean of each value and its neighbours, `window` in all; fewer at the ends.
+
+    >>> moving_mean([0, 3, 6, 3], 3)
+    [1.5, 3.0, 4.0, 4.5]
+    """
+    before, after = (window - 1) // 2, window // 2
+    return [float(np.mean(values[max(0, i - before) : i + after + 1])) for i in range(len(values))]
+
+
+def _empty_chart(*, is_share: bool):
+    from matplotlib.figure import Figure  # a second to import, and no display to open
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=_SIZE_INCHES, facecolor="none", layout="constrained")
+    axes = figure.add_subplot(facecolor="none")
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_MUTED)
+    axes.grid(axis="y", color=_RULE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_MUTED, labelsize=9, length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.set_xlabel("step", color=_MUTED, fontsize=9, loc="right", labelpad=1)
+    if is_share:
+        axes.set_ylim(-0.03, 1.03)
+    return figure, axes
+
+
+def _label_ends(axes, step: int, ends: list[tuple[float, str, str]]) -> None:
+    """Name each line at its right end, in its colour; labels that would touch are moved apart."""
+    low, high = axes.get_ylim()
+    gap = _END_LABEL_GAP * (high - low)
+    position = -np.inf
+    for value, label, colour in sorted(ends):
+        position = max(value, position + gap)
+        axes.annotate(
+            label,
+            (step, position),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=9.5,
+            annotation_clip=False,
+        )
+
+
+def _anchor(step: int, steps: Sequence[int]) -> str:
+    share = (step - steps[0]) / max(steps[-1] - steps[0], 1)
+    return "left" if share < 0.2 else "right" if share > 0.8 else "center"
+
+
+def _finish(figure, axes, title: str, curves: Sequence[Curve]) -> str:
+    """The figure as SVG text: no fixed size, no fixed fonts, no fixed colours, and words for those who cannot see it."""
+    import matplotlib
+
+    axes.margins(x=0.02)
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
+    for stand_in, colour in _PAGE_COLOURS.items():
+        svg = svg.replace(stand_in, colour)
+    words = "; ".join(
+        f"{curve.label or title} from {curve.values[0]:.3g} at step {curve.steps[0]} "
+        f"to {curve.values[-1]:.3g} at step {curve.steps[-1]}"
+        for curve in curves
+    )
+    return svg.replace("<svg", f'<svg role="img" aria-label="{words}"', 1)

@@ -1,0 +1,111 @@
+"""Figures of several methods side by side: values, intervals, and paired changes from the base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vrft.evaluate.changes import metric_change
+from vrft.report.run_files import CHECKPOINT_NAMES, RunFiles
+
+METRIC_LABELS = {"iou": "mean IoU", "pick_rate": "pick rate"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of a table: an evaluation of a run. kind: `before`, or the checkpoint's name."""
+
+    label: str
+    run: RunFiles
+    kind: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method's figure. change: as a figure, the difference from the base on the same rows; None where there is none."""
+
+    label: str
+    run: RunFiles
+    kind: str
+    value: float | None
+    n: int
+    interval: list[float] | None
+    change: dict | None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One metric on one test set, for all methods that have it."""
+
+    split: str
+    metric: str
+    lines: list[Line]
+
+    @property
+    def label(self) -> str:
+        return metric_label(self.metric)
+
+    @property
+    def n(self) -> str:
+        """How many questions or images the figures are means of, as text; several counts if they differ."""
+        return " / ".join(str(n) for n in dict.fromkeys(line.n for line in self.lines))
+
+
+def metric_label(metric: str) -> str:
+    """How a metric is called in tables."""
+    return METRIC_LABELS.get(metric, metric)
+
+
+def methods_of(runs: Sequence[RunFiles]) -> list[Method]:
+    """Base models first (equal ones once), then each run's checkpoints; runs of the same method are told apart by name."""
+    bases, trained = [], []
+    for run in runs:
+        if "before" in run.evaluations and not any(_same_figures(run, base.run) for base in bases):
+            bases.append(Method("Base", run, "before"))
+        same = [other for other in runs if other.method == run.method and other.is_trained]
+        name = run.method if len(same) < 2 else f"{run.method} ({run.run_dir.name})"
+        for kind in run.evaluations:
+            if kind != "before":
+                trained.append(Method(f"{name}, {CHECKPOINT_NAMES.get(kind, kind)}", run, kind))
+    if len(bases) > 1:
+        bases = [Method(f"Base ({base.run.run_dir.name})", base.run, "before") for base in bases]
+    return [*bases, *trained]
+
+
+def panels(methods: Sequence[Method], *, n_resamples: int = 1000) -> list[Panel]:
+    """A panel for each primary metric and test set, metric by metric; empty for no methods."""
+    runs = {id(method.run): method.run for method in methods}.values()
+    metrics = dict.fromkeys(metric for run in runs for metric in run.primary_metrics)
+    splits = dict.fromkeys(split for run in runs for split in run.splits)
+    found = [
+        Panel(split, metric, _lines(methods, split, metric, n_resamples)) for metric in metrics for split in splits
+    ]
+    return [panel for panel in found if panel.lines]
+
+
+def _lines(methods: Sequence[Method], split: str, metric: str, n_resamples: int) -> list[Line]:
+    bases = [method for method in methods if method.kind == "before"]
+    lines = []
+    for method in methods:
+        figure = method.run.metrics(method.kind, split).get(metric)
+        if figure is None:
+            continue
+        base = next((base for base in bases if base.run is method.run), bases[0] if len(bases) == 1 else None)
+        change = None
+        if base is not None and method.kind != "before":
+            change = change_between(base, method, split=split, metric=metric, n_resamples=n_resamples)
+        lines.append(Line(method.label, method.run, method.kind, figure["value"], figure["n"], figure["interval"], change))
+    return lines
+
+
+def change_between(base: Method, method: Method, *, split: str, metric: str, n_resamples: int = 1000) -> dict | None:
+    """The change of a metric from `base` to `method` as a figure; None unless both were judged on the same rows."""
+    rows = base.run.rows(split)
+    before, after = base.run.scores(base.kind, split), method.run.scores(method.kind, split)
+    if not rows or method.run.rows(split) != rows or not before or not after:
+        return None
+    return metric_change(rows, before, after, metric=metric, n_resamples=n_resamples)
+
+
+def _same_figures(run: RunFiles, other: RunFiles) -> bool:
+    return all(run.metrics("before", split) == other.metrics("before", split) for split in run.splits)

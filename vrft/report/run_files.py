@@ -1,0 +1,100 @@
+"""What a finished run left on disk, as the report needs it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vrft.errors import UserError
+from vrft.evaluate.protocols import PRIMARY_METRICS, protocol_key
+from vrft.rows import Row, read_rows
+
+METHOD_NAMES = {"grpo": "RFT", "sft": "SFT"}
+CHECKPOINT_NAMES = {"best": "best by validation", "last": "last step"}
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A finished run directory; files that a run may lack (no training, no evaluation) read as empty."""
+
+    run_dir: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return yaml.safe_load(self._text("config.yaml"))
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        return json.loads(self._text("result.json"))
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        path = self.run_dir / "provenance.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    @cached_property
+    def logs(self) -> list[dict]:
+        """The lines of `metrics.jsonl`, each with its `step`."""
+        return self._lines("metrics.jsonl")
+
+    @property
+    def is_trained(self) -> bool:
+        return bool(self.config["evaluate"]["train"])
+
+    @property
+    def method(self) -> str:
+        """`RFT` or `SFT`."""
+        return METHOD_NAMES[self.config["trainer"]["name"]]
+
+    @property
+    def splits(self) -> list[str]:
+        """The test sets, `test` first."""
+        return list(self.result["test_sets"])
+
+    @property
+    def evaluations(self) -> list[str]:
+        """The names of what was judged: `before`, and checkpoints such as `best` and `last`."""
+        return list(self.result["test_sets"].get("test", {}))
+
+    @property
+    def after(self) -> str | None:
+        """The name of the evaluation that `after` means, or None if there is none."""
+        return self.result.get("after_is")
+
+    @property
+    def primary_metrics(self) -> tuple[str, ...]:
+        """The protocol's metrics by which results are compared, the first being the one that validation maximises."""
+        return PRIMARY_METRICS[self.config["protocol"]["scorer"]]
+
+    @property
+    def best_step(self) -> int | None:
+        """The first step with the highest validation figure."""
+        known = [entry for entry in self.result.get("validation") or [] if entry["value"] is not None]
+        return max(known, key=lambda entry: entry["value"])["step"] if known else None
+
+    def metrics(self, name: str, split: str = "test") -> dict[str, dict]:
+        """`{metric: {"value", "n", "interval"}}` of an evaluation on a test set; empty if it was not made."""
+        by_protocol = self.result["test_sets"].get(split, {}).get(name) or {}
+        return by_protocol.get(protocol_key(self.config["protocol"]), {})
+
+    def rows(self, split: str = "test") -> list[Row]:
+        return self._lines(f"data/{split}.jsonl")
+
+    def scores(self, name: str, split: str = "test") -> list[dict]:
+        """The scored rows of an evaluation on a test set, in the order of the rows."""
+        return self._lines(f"evaluations/{name}/{split}/scores.jsonl")
+
+    def _text(self, name: str) -> str:
+        path = self.run_dir / name
+        if not path.is_file():
+            raise UserError(f"{self.run_dir} has no {name}; the directory of a finished run is needed")
+        return path.read_text(encoding="utf-8")
+
+    def _lines(self, name: str) -> list[dict]:
+        path = self.run_dir / name
+        return read_rows(path) if path.is_file() else []

@@ -1,0 +1,173 @@
+"""What happened, in words: the headline, the sentences under it, and the facts of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vrft.report.figures import Panel, metric_label
+from vrft.report.run_files import CHECKPOINT_NAMES, RunFiles
+
+METHOD_WORDS = {"RFT": "Reinforcement fine-tuning (GRPO)", "SFT": "Supervised fine-tuning"}
+
+
+def headline(run: RunFiles, panels: Sequence[Panel]) -> str:
+    """What became of the primary metric on the test set, in one short sentence."""
+    metric = run.primary_metrics[0]
+    before, after = _value(run, "before", metric), _value(run, run.after, metric)
+    name = metric_label(metric)
+    if after is None and before is None:
+        return "Trained, not evaluated" if run.is_trained else "Nothing was evaluated"
+    if after is None:
+        return f"{name} of {number(before)} on the test set"
+    if before is None:
+        return f"{name} of {number(after)} on the test set after training"
+    change = change_on_test(run, panels)
+    low, high = (change or {}).get("interval") or (None, None)
+    if low is not None and low <= 0 <= high:
+        return f"{name} did not clearly change: {number(before)} before, {number(after)} after"
+    return f"{name} {'rose' if after > before else 'fell'} from {number(before)} to {number(after)}"
+
+
+def sentences(run: RunFiles, panels: Sequence[Panel]) -> list[str]:
+    """What was done and how sure the change is, for a reader who was not there."""
+    metric, n_rows = run.primary_metrics[0], run.result.get("n_rows", {})
+    told = []
+    if run.is_trained:
+        steps = f", {n_steps(run)} steps" if n_steps(run) else ""
+        seconds = run.result.get("durations_s", {}).get("train")
+        took = f" in {duration(seconds)}" if seconds else ""
+        told.append(f"{METHOD_WORDS[run.method]} on {n_rows.get('train', '?')} training rows{steps}{took}.")
+    else:
+        told.append("The model was judged as it is; nothing was trained.")
+    change = change_on_test(run, panels)
+    if change and change["value"] is not None:
+        interval = f" (95 % interval {signed(change['interval'][0])} to {signed(change['interval'][1])})"
+        n_test = n_rows.get("test", change["n"])
+        told.append(f"On {n_test} held-out questions {metric_label(metric)} changed by {signed(change['value'])}{interval}.")
+    if run.after:
+        told.append(_checkpoint_sentence(run))
+    unreadable = [_value(run, name, "unreadable") for name in ("before", run.after)]
+    if None not in unreadable:
+        told.append(f"Answers that could not be read: {share(unreadable[0])} before, {share(unreadable[1])} after.")
+    return told
+
+
+def facts(run: RunFiles) -> list[tuple[str, str]]:
+    """What was run: names and values, the few that a reader asks for first."""
+    config, choices = run.config, run.provenance.get("choices") or {}
+    n_rows = ", ".join(f"{n} {split}" for split, n in run.result.get("n_rows", {}).items())
+    trainer, memory = config["trainer"], config["memory"]
+    found = [
+        ("Model", model_name(run)),
+        ("Task", config["task"]["name"]),
+        ("Dataset", str(choices.get("dataset") or config["dataset"]["builder"])),
+        ("Rows", n_rows),
+        ("Protocol", f"{config['protocol']['name']}, version {config['protocol']['version']}"),
+    ]
+    if run.is_trained:
+        step = f"{trainer['prompts_per_step']} prompts"
+        step += f" × {memory['num_generations']} completions" if run.method == "RFT" else ""
+        weights = ", ".join(f"{name} × {weight:g}" for name, weight in config["reward"]["weights"].items())
+        found += [("Method", METHOD_WORDS[run.method]), ("One step", step)]
+        found += [("Learning rate", f"{trainer['learning_rate']:g}")]
+        found += [("Reward", f"{config['reward']['name']}: {weights}")] if run.method == "RFT" else []
+    found.append(("Seed", str(run.result.get("seed", config["run"]["seed"]))))
+    times = run.result.get("durations_s", {})
+    found.append(("Wall time", ", ".join(f"{name.replace('_', ' ')} {duration(s)}" for name, s in times.items())))
+    return [(name, value) for name, value in found if value]
+
+
+def origin(run: RunFiles) -> list[tuple[str, str]]:
+    """What the figures came from, for whoever wants to have them again."""
+    record = run.provenance
+    commit = record.get("commit")
+    state = {True: " with uncommitted changes", False: ""}.get(record.get("is_dirty"), "")
+    found = [
+        ("Run directory", run.run_dir.name),
+        ("Commit", f"{commit}{state}" if commit else "not in a git checkout"),
+        ("Config hash", record.get("config_hash")),
+        ("Data hash", record.get("data_hash")),
+        ("Model revision", record.get("model_revision")),
+        ("Model weights", record.get("model_hash")),
+        ("Overrides", " ".join(record.get("overrides") or [])),
+        ("Python", record.get("python")),
+        ("Platform", record.get("platform")),
+        ("Packages", ", ".join(f"{name} {v}" for name, v in (record.get("versions") or {}).items() if v)),
+    ]
+    return [(name, str(value)) for name, value in found if value]
+
+
+def model_name(run: RunFiles) -> str:
+    """The model as a reader knows it: its config group's name, and the folder or hub name where that says more."""
+    path, chosen = run.config["model"]["path"], (run.provenance.get("choices") or {}).get("model")
+    is_folder = path is not None and Path(path).is_absolute()
+    shown = Path(path).name if is_folder else path
+    return " · ".join(dict.fromkeys(str(part) for part in (chosen, shown) if part))
+
+
+def change_on_test(run: RunFiles, panels: Sequence[Panel]) -> dict | None:
+    """The change of the primary metric on the test set from before to after, as a figure."""
+    for panel in panels:
+        if (panel.split, panel.metric) == ("test", run.primary_metrics[0]):
+            return next((line.change for line in panel.lines if line.run == run and line.kind == run.after), None)
+    return None
+
+
+def n_steps(run: RunFiles) -> int:
+    """The last step in the logs; 0 without training."""
+    return max((entry["step"] for entry in run.logs), default=0)
+
+
+def number(value: float | None) -> str:
+    """A figure in [0, 1] with three decimals.
+
+    >>> number(0.5), number(None)
+    ('0.500', '–')
+    """
+    return "–" if value is None else f"{value:.3f}"
+
+
+def signed(value: float) -> str:
+    """A change with its sign.
+
+    >>> signed(0.25), signed(-0.1), signed(0.0)
+    ('+0.250', '−0.100', '0.000')
+    """
+    text = f"{abs(value):.3f}"
+    return text if float(text) == 0 else ("+" if value > 0 else "−") + text
+
+
+def share(value: float) -> str:
+    """A share in per cent.
+
+    >>> share(0.0333)
+    '3.3 %'
+    """
+    return f"{100 * value:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """A wall time as people say it.
+
+    >>> duration(7.31), duration(38.2), duration(125), duration(7300)
+    ('7.3 s', '38 s', '2 min 5 s', '2 h 2 min')
+    """
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _checkpoint_sentence(run: RunFiles) -> str:
+    if run.after == "best" and run.best_step is not None:
+        where = "the untrained model" if run.best_step == 0 else f"step {run.best_step} of {n_steps(run)}"
+        return f"“After” is the checkpoint with the best validation figure: {where}."
+    return f"“After” is the checkpoint “{CHECKPOINT_NAMES.get(run.after, run.after)}”."
+
+
+def _value(run: RunFiles, name: str | None, metric: str) -> float | None:
+    return run.metrics(name).get(metric, {}).get("value") if name else None
