@@ -122,7 +122,8 @@ class Task(ABC):
         Boxes are not cut to the image, so that `check` sees those outside. Raises ValueError where the text is unreadable
         or cut.
         """
-        block, reason = read_answer_block(solution) if "<answer>" in solution else (solution.strip(), "empty_answer")
+        has_tags = "<answer>" in solution or "<think>" in solution
+        block, reason = read_answer_block(solution) if has_tags else (solution.strip(), "empty_answer")
         gold, reason = self.read_gold(block, frame) if block else (None, reason)
         is_open = solution.count("<answer>") != solution.count("</answer>")
         if is_open or (isinstance(gold, list) and any(block.count(a) != block.count(b) for a, b in ("{}", "[]", "()"))):
