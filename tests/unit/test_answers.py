@@ -192,8 +192,8 @@ def test_no_text_is_dear_to_read(text):
 
 
 FRAGMENTS = st.sampled_from(
-    ["<think>", "</think>", "<answer>", "</answer>", "[", "]", "{", "}", "(", ")", ",", "'Position':", "'Confidence':", "1",
-     "-2.5", "NaN", "No Objects", " ", "\n", "'", '"', "\x00", "\ud800", "９"]
+    ["<think>", "</think>", "<answer>", "</answer>", "[", "]", "{", "}", "(", ")", ",", "'Position':", "'Confidence':",
+     "1", "-2.5", "NaN", "No Objects", " ", "\n", "'", '"', "\x00", "\ud800", "９"]
 )  # fmt: skip
 
 
