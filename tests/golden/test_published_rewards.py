@@ -1,6 +1,6 @@
 """Completions judged by the published method's own reward functions, beside ours.
 
-The columns named `__no_math_verify` hold what that method intends: without the mathematics verifier that is asked first there.
+The columns named `__no_math_verify` hold what that method intends: without the mathematics verifier that it asks first.
 """
 
 import gzip
@@ -29,17 +29,40 @@ PUBLISHED = {  # our term: their column, and how many times ours it is
 }
 ON_PURPOSE = {
     "the right answer in a form that the original does not read, or cut by the length limit": {
-        ("det", kind)
-        for kind in (
-            "apostrophe_in_value comment_json conf_string ellipsis_copy flat_coords list_of_lists lowercase_keys md_fence "
-            "missing_conf missing_conf_one newlines_in_answer qwen25_bbox2d single_obj_not_list text_after text_before "
-            "trailing_comma truncated truncated_in_answer zero_width mutated"
-        ).split()
-    }
-    | {("lisa", "float"), ("lisa", "json_style"), ("lisa", "mutated")},
+        ("det", "apostrophe_in_value"),
+        ("det", "comment_json"),
+        ("det", "conf_string"),
+        ("det", "ellipsis_copy"),
+        ("det", "flat_coords"),
+        ("det", "list_of_lists"),
+        ("det", "lowercase_keys"),
+        ("det", "md_fence"),
+        ("det", "missing_conf"),
+        ("det", "missing_conf_one"),
+        ("det", "mutated"),
+        ("det", "newlines_in_answer"),
+        ("det", "qwen25_bbox2d"),
+        ("det", "single_obj_not_list"),
+        ("det", "text_after"),
+        ("det", "text_before"),
+        ("det", "trailing_comma"),
+        ("det", "truncated"),
+        ("det", "truncated_in_answer"),
+        ("det", "zero_width"),
+        ("lisa", "float"),
+        ("lisa", "json_style"),
+        ("lisa", "mutated"),
+    },
     "a substring, an empty name, a list of classes or a sentence is not the class": {
-        ("cls", kind)
-        for kind in "empty empty_answer list_all_classes list_half mutated one_char prefix_word punct verbose".split()
+        ("cls", "empty"),
+        ("cls", "empty_answer"),
+        ("cls", "list_all_classes"),
+        ("cls", "list_half"),
+        ("cls", "mutated"),
+        ("cls", "one_char"),
+        ("cls", "prefix_word"),
+        ("cls", "punct"),
+        ("cls", "verbose"),
     },
     "hyphens and blanks are one": {("cls", "hyphen_variant")},
     "an answer stands in answer tags, once, and after the thought": {
@@ -87,7 +110,7 @@ def judged():
         pytest.skip(f"{CASES} is not there: it holds the published reward functions' outputs, and is not part of vrft")
     tasks = {key: load_task(name) for key, name in TASKS.items()}
     results = []
-    for line in gzip.open(CASES, "rt", encoding="utf-8"):
+    for line in gzip.decompress(CASES.read_bytes()).splitlines():
         case = json.loads(line)
         task = tasks[case["task"]]
         row = {"image_wh": [1000, 1000], "gold": task.gold_of(case["solution"], FRAME)}

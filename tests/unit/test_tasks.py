@@ -13,6 +13,7 @@ LEFT, RIGHT = [0, 0, 100, 100], [100, 0, 200, 100]  # (0,0),(500,1000) and (500,
 SCENE = {"row_id": "r", "images": ["a.png"], "image_wh": [200, 100]}
 DETECT = {**SCENE, "category": "dog", "gold": [LEFT]}
 GROUND = {**SCENE, "phrase": "the dog", "gold": LEFT}
+PICK = {**GROUND, "distractors": [RIGHT]}
 CLASSIFY = {**SCENE, "gold": "Maine_Coon"}
 
 
@@ -203,9 +204,9 @@ def test_the_matching_of_the_options_is_used():
     [
         ("grounding", GROUND, "(0,0),(250,1000)", {"accuracy@0.5": 1, "iou": 0.5, "pick_rate": None}),  # 0.5 is enough
         ("grounding", GROUND, "(0,0),(249,1000)", {"accuracy@0.5": 0, "iou": 0.498, "pick_rate": None}),
-        ("grounding", {**GROUND, "distractors": [RIGHT]}, "(0,0),(9,9)", {"accuracy@0.5": 0, "iou": 0.000162, "pick_rate": 1}),
-        ("grounding", {**GROUND, "distractors": [RIGHT]}, "(500,0),(990,990)", {"accuracy@0.5": 0, "iou": 0, "pick_rate": 0}),
-        ("grounding", {**GROUND, "distractors": [RIGHT]}, "dog", {"accuracy@0.5": 0, "iou": 0, "pick_rate": 0}),
+        ("grounding", PICK, "(0,0),(9,9)", {"accuracy@0.5": 0, "iou": 0.000162, "pick_rate": 1}),
+        ("grounding", PICK, "(500,0),(990,990)", {"accuracy@0.5": 0, "iou": 0, "pick_rate": 0}),
+        ("grounding", PICK, "dog", {"accuracy@0.5": 0, "iou": 0, "pick_rate": 0}),
         ("detection", {**DETECT, "distractors": [RIGHT]}, BOTH, {"iou": 0.5, "pick_rate": 1}),  # the most confident
         ("detection", {**DETECT, "gold": [RIGHT], "distractors": [LEFT]}, BOTH, {"iou": 0.5, "pick_rate": 0}),
         ("detection", {**DETECT, "distractors": [RIGHT]}, "No Objects", {"iou": 0, "pick_rate": 0}),
@@ -272,5 +273,5 @@ def test_judge_weighs_terms_and_keeps_them_apart():
 
 
 def test_a_preset_without_a_term_of_the_task_is_refused():
-    with pytest.raises(UserError, match="count.*task=detection.*iou, confidence, format"):
+    with pytest.raises(UserError, match=r"count.*task=detection.*iou, confidence, format"):
         chosen_terms(load_task("detection"), {"count": 1.0}, RewardOptions())
