@@ -79,7 +79,7 @@ def overview() -> str:
 
 
 def verb_help(verb: str) -> str:
-    """The verb's help text with the groups filled in; Hydra's own listing copies the whole config once a group (1.5 s)."""
+    """The verb's help text with the groups filled in (Hydra's own listing copies the config once a group: 1.5 s)."""
     text = yaml.safe_load((config_folder() / f"{verb}.yaml").read_text(encoding="utf-8"))["hydra"]["help"]["template"]
     listing = "".join(f"  {group}: {', '.join(names)}\n" for group, names in groups().items())
     return text.replace("$APP_CONFIG_GROUPS", listing)
@@ -119,7 +119,7 @@ def run_verb(verb: str, overrides: list[str]) -> int:
 
 
 def _in_users_words(job: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
-    """The job, with a user's mistake (and a full disk) as a message and an exit; Hydra would print its overrides first."""
+    """The job, with a user's mistake or a full disk as a message and an exit; Hydra would print its overrides first."""
 
     @functools.wraps(job)
     def worded(config: DictConfig) -> None:
@@ -152,18 +152,23 @@ def _experiment_job(config: DictConfig) -> None:
 @_in_users_words
 def _predict_job(config: DictConfig) -> None:
     from vrft.launching import find_device
-    from vrft.predict import predict
 
+    frozen = freeze(config, device=find_device())
     overrides = list(HydraConfig.get().overrides.task)
-    predict(freeze(config, device=find_device()), overrides=overrides)
+    from vrft.predict import predict  # torch: after the checks
+
+    predict(frozen, overrides=overrides)
 
 
 @_in_users_words
 def _report_job(config: DictConfig) -> None:
     from vrft.experiment import write_reports
 
-    runs = plain(config)["runs"]
-    write_reports([Path(folder) for folder in ([runs] if isinstance(runs, str) else runs)])
+    values = plain(config)
+    runs = [values["runs"]] if isinstance(values["runs"], str) else values["runs"]
+    if not runs:
+        raise UserError("runs is empty; name the directories of finished runs: runs=[runs/A,runs/B]")
+    write_reports([Path(folder) for folder in runs], out_dir=values["out"] and Path(values["out"]))
 
 
 _JOBS = {"train": _experiment_job, "evaluate": _experiment_job, "predict": _predict_job, "report": _report_job}

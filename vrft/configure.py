@@ -74,8 +74,8 @@ def plain(composed: DictConfig) -> dict[str, Any]:
 def batch_sizes(config: dict[str, Any]) -> dict[str, int]:
     """The per-device batch and the accumulation that make one step of `prompts_per_step` prompts.
 
-    TRL counts completions for GRPO and rows for SFT. The per-device batch is the largest that divides a process's share and
-    does not exceed `memory.completions_per_device`. Raises `UserError` if processes cannot share a step evenly.
+    TRL counts completions for GRPO and rows for SFT. The per-device batch is the largest that divides a process's share
+    and does not exceed `memory.completions_per_device`. Raises `UserError` if processes cannot share a step evenly.
     """
     prompts, limit = config["trainer"]["prompts_per_step"], config["memory"]["completions_per_device"]
     group = config["memory"]["num_generations"] if config["trainer"]["name"] == "grpo" else 1
@@ -86,8 +86,9 @@ def batch_sizes(config: dict[str, Any]) -> dict[str, int]:
             more for more in range(prompts + 1, prompts + n_processes + 1) if more * group % n_processes == 0
         )
         raise UserError(
-            f"{_HEADING}\n  - one step is trainer.prompts_per_step × G = {prompts} × {group} = {prompts * group} completions, which "
-            f"launch.nproc_per_node={n_processes} processes cannot share evenly; trainer.prompts_per_step={fitting} would do"
+            f"{_HEADING}\n  - one step is trainer.prompts_per_step × memory.num_generations = {prompts} × {group} = "
+            f"{prompts * group} completions, which launch.nproc_per_node={n_processes} processes cannot share evenly; "
+            f"trainer.prompts_per_step={fitting} would do"
         )
     per_device = max(size for size in range(1, min(share, limit or share) + 1) if share % size == 0)
     return {"per_device_train_batch_size": per_device, "gradient_accumulation_steps": share // per_device}
@@ -118,7 +119,8 @@ def _range_faults(config: dict[str, Any]) -> Iterator[str]:
             yield f"{key} is {value}; it must be above 0"
     memory, trainer = config["memory"], config["trainer"]
     if memory["min_pixels"] > memory["max_pixels"]:
-        yield f"memory.min_pixels={memory['min_pixels']} exceeds memory.max_pixels={memory['max_pixels']}; lower one of them"
+        least, most = memory["min_pixels"], memory["max_pixels"]
+        yield f"memory.min_pixels={least} exceeds memory.max_pixels={most}; lower the one or raise the other"
     if trainer["name"] == "grpo" and memory["num_generations"] < 2:
         yield f"memory.num_generations is {memory['num_generations']}; a group needs at least 2 completions to compare"
     is_training = config["evaluate"]["train"] and "predict" not in config
@@ -136,16 +138,19 @@ def _model_faults(config: dict[str, Any]) -> Iterator[str]:
     if model["family"] not in FAMILIES:
         yield f"model.family is {model['family']!r}; known families: {', '.join(FAMILIES)}"
     if model["path"] is None and model["family"] != "tiny":
-        yield f"model.path is null, which means the shipped tiny model, but model.family is {model['family']}; give a folder or a hub name"
+        yield (
+            "model.path is null, which means the shipped tiny model, "
+            f"but model.family is {model['family']}; give a folder or a hub name"
+        )
     path = str(model["path"] or TINY_MODEL)
     if _is_local(path) and not (Path(path) / "config.json").is_file():
         what = "has no config.json" if Path(path).is_dir() else "does not exist"
-        yield f"model.path is {path}, a folder that {what}; give a folder made by save_pretrained, or a hub name like ORG/NAME"
+        yield f"model.path is {path}, a folder that {what}; give one with a saved model, or a hub name ORG/NAME"
 
 
 def _is_local(path: str) -> bool:
     """True unless the path can only be a hub name: one slash, and nothing of that name lies here."""
-    return path.count("/") != 1 or path.startswith((".", "/", "~")) or Path(path.split("/")[0]).exists()
+    return path.count("/") != 1 or path.startswith((".", "/", "~")) or Path(path.partition("/")[0]).exists()
 
 
 def _pair_faults(config: dict[str, Any]) -> Iterator[str]:
@@ -163,23 +168,26 @@ def _pair_faults(config: dict[str, Any]) -> Iterator[str]:
         if term not in known_terms:
             yield f"reward.weights has {term!r}; known terms: {', '.join(sorted(known_terms))}"
     if not _pays(reward, task):
+        fits = _fitting("reward", lambda other: _pays(other, task))
         yield (
-            f"reward={reward['name']} pays nothing for task={task.name}: its weights are {reward['weights']}, the task's terms are "
-            f"{', '.join(task.term_names)}; rewards that fit: {_fitting('reward', lambda other: _pays(other, task))}"
+            f"reward={reward['name']} pays nothing for task={task.name}; its weights are {reward['weights']}, "
+            f"the task's terms are {', '.join(task.term_names)}; rewards that fit: {fits}"
         )
     if protocol["scorer"] not in task.protocol_scorers:
         fits = _fitting("protocol", lambda other: other["scorer"] in task.protocol_scorers)
         yield (
-            f"protocol={protocol['name']} (scorer {protocol['scorer']}) cannot judge task={task.name}; protocols that fit: {fits}"
+            f"protocol={protocol['name']} (scorer {protocol['scorer']}) cannot judge task={task.name}; "
+            f"protocols that fit: {fits}"
         )
     evaluate = config["evaluate"]
     if trainer["eval_steps"] is None and evaluate["train"] and evaluate["after"] and evaluate["checkpoint"] == "best":
-        yield "evaluate.checkpoint is best, but trainer.eval_steps is null, so none is told best; choose evaluate.checkpoint=last"
+        yield "evaluate.checkpoint is best, but trainer.eval_steps is null: choose evaluate.checkpoint=last"
     if trainer["name"] != "sft" and trainer.get("sft_thought"):
         yield f"trainer.sft_thought is {trainer['sft_thought']}, which only trainer=sft reads; leave it out"
     yield from argument_faults(trainer["name"], trainer["args"])
-    if config["launch"]["name"] == "local" and config["launch"]["nproc_per_node"] > 1:
-        yield f"launch=local starts one process, but launch.nproc_per_node is {config['launch']['nproc_per_node']}; choose launch=torchrun"
+    launch = config["launch"]
+    if launch["name"] == "local" and launch["nproc_per_node"] > 1:
+        yield f"launch=local starts one process; for launch.nproc_per_node={launch['nproc_per_node']} choose torchrun"
 
 
 def _pays(reward: dict[str, Any], task) -> bool:

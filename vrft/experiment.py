@@ -22,9 +22,10 @@ from vrft.tasks.base import Task
 
 
 def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides: list[str]) -> int:
-    """Run a frozen config in its run directory and return the exit code: 0 when `result.json` and `report.html` are there.
+    """Run a frozen config in its run directory; the exit code is 0 when `result.json` and `report.html` are there.
 
-    choices, overrides: what Hydra resolved and what the user said, for the record. Raises `UserError` before the worker starts.
+    choices, overrides: what Hydra resolved and what the user said, for the record.
+    Raises `UserError` before the worker starts.
     """
     run_dir = Path(config["run"]["dir"])
     with fresh_run_dir(run_dir, is_resuming=config["run"]["resume"]):
@@ -45,17 +46,25 @@ def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides
     return code
 
 
-def write_reports(run_dirs: list[Path]) -> None:
-    """Write `report.html` for each finished run directory, and print one table of all."""
-    from vrft.report import results_table, write_report
+def write_reports(run_dirs: list[Path], *, out_dir: Path | None = None) -> None:
+    """Write `report.html` of the first run, the others in its table, and print the table.
 
+    That of several runs also goes to `out_dir` (the first run's unless given) as `comparison.html`, .md and .csv.
+    Raises `UserError` if a directory holds no finished run.
+    """
     unfinished = [folder for folder in run_dirs if not (folder / "result.json").is_file()]
     raise_all(
-        [f"{folder} has no result.json" for folder in unfinished], heading="A report needs finished run directories:"
+        [f"{folder} has no result.json" for folder in unfinished], heading="A report needs finished runs (runs=…):"
     )
-    for folder in run_dirs:
-        print(f"report: {write_report(folder)}")
-    print(results_table(run_dirs))
+    from vrft.report import methods_of, panels, text_table, write_comparison, write_report
+    from vrft.report.run_files import RunFiles
+
+    page = write_report(run_dirs[0], run_dirs[1:])
+    if len(run_dirs) > 1:
+        write_comparison(run_dirs, out_dir or run_dirs[0])
+    else:
+        print(text_table(panels(methods_of([RunFiles(run_dirs[0])]))))
+    print(f"report: {page}")
 
 
 @contextlib.contextmanager

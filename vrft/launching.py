@@ -16,7 +16,7 @@ _GRACE_S = 40.0  # torchrun itself gives its workers 30 s
 
 
 def find_device() -> str:
-    """`cuda` if the driver reports a GPU to this process, else `cpu`; asks the driver itself, as importing torch takes seconds."""
+    """`cuda` if the driver reports a GPU to this process, else `cpu`; torch would say the same, seconds later."""
     n_devices = ctypes.c_int(0)
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -29,7 +29,7 @@ def find_device() -> str:
 def start_worker(run_dir: Path, config: dict[str, Any]) -> int:
     """Run `python -m vrft.run RUN_DIR` to its end and return its exit code; 130 after Ctrl-C.
 
-    Several processes, or one under DeepSpeed (which needs torchrun's environment), are started by `torch.distributed.run`.
+    Several processes, or one under DeepSpeed (which needs its environment), are started by `torch.distributed.run`.
     """
     launch = config["launch"]
     environment = dict(os.environ)

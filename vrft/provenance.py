@@ -1,4 +1,4 @@
-"""What a result came from: code, versions, choices, model, data and seeds. Nothing from the environment, where secrets live."""
+"""What a result came from: code, versions, choices, model, data, seeds. Never the environment, where secrets live."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def code_state(package: Path) -> dict[str, Any]:
 
 
 def weight_hash(folder: Path) -> str | None:
-    """SHA-256 over the names and bytes of a local model's weight files; None for a model on the hub, told by its revision."""
+    """SHA-256 over names and bytes of a local model's weight files; None for a model on the hub (see its revision)."""
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if folder.is_dir() else []
     if not files:
         return None

@@ -107,7 +107,7 @@ def _class_fields(package: str, path: str, class_name: str) -> dict[str, ast.exp
 
 
 def _read_annotation(annotation: ast.expr) -> tuple:
-    """The simple types of an annotation such as `dict[str, Any] | str | None`; `(Any,)` if one of them is not simple."""
+    """The types of an annotation such as `dict[str, Any] | str | None`, with `Any` for one that is not simple."""
     if isinstance(annotation, ast.BinOp):
         return (*_read_annotation(annotation.left), *_read_annotation(annotation.right))
     if isinstance(annotation, ast.Subscript):

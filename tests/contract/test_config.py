@@ -1,0 +1,168 @@
+"""Every file of the config tree composes and passes the checks; what does not fit is refused by name."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+
+from vrft.cli import VERBS, SweepFiles, groups, verb_help
+from vrft.configure import config_folder, freeze
+from vrft.errors import UserError
+
+GROUPS = groups()
+LEAST = {  # so that a glob that finds nothing cannot pass
+    "dataset": 10, "debug": 1, "deepspeed": 5, "experiment": 12, "launch": 2, "logging": 4, "memory": 4, "model": 8,
+    "model/peft": 2, "protocol": 3, "recipe": 5, "reward": 4, "rollout": 1, "sweep": 2, "task": 4, "trainer": 5,
+}  # fmt: skip
+PROTOCOLS = {"detection": "coco_present", "classification": "classification"}
+HUB_MODEL = "model.path=SOME/MODEL"  # a hub name: no folder is looked for
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra_reads_the_tree():
+    Plugins.instance().register(SweepFiles)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        yield
+
+
+def frozen(*overrides: str, verb: str = "train") -> dict:
+    config = compose(verb, [*overrides])
+    return freeze(config)
+
+
+def test_every_group_was_found():
+    assert GROUPS.keys() == LEAST.keys()
+    for group, least in LEAST.items():
+        assert len(GROUPS[group]) >= least, group
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(group, name) for group, names in GROUPS.items() for name in names if group != "recipe"]
+)
+def test_every_file_composes_and_passes(group, name):
+    overrides = ["model=tiny", HUB_MODEL, f"{group}={name}"]
+    if group == "task" and name in PROTOCOLS:
+        overrides.append(f"protocol={PROTOCOLS[name]}")
+    if group == "protocol":
+        task = next((task for task, protocol in PROTOCOLS.items() if protocol == name), "grounding")
+        overrides.append(f"task={task}")
+    if group == "dataset" and name == "json":
+        overrides.append("dataset.path=rows.jsonl")
+    config = frozen(*overrides, *(["trainer.max_steps=1"] if group == "model" else []))
+    assert config["derived"]["per_device_train_batch_size"] >= 1
+
+
+@pytest.mark.parametrize("name", GROUPS["trainer"])
+def test_every_trainer_has_settings_for_the_tiny_model(name):
+    assert f"tiny_{name}" in GROUPS["recipe"]
+    assert frozen(HUB_MODEL, f"trainer={name}")["trainer"]["learning_rate"] == 1e-4
+
+
+@pytest.mark.parametrize("experiment", GROUPS["experiment"])
+@pytest.mark.parametrize("trainer", ["grpo", "sft"])
+def test_every_experiment_trains_by_both_methods(experiment, trainer):
+    config = frozen(f"experiment={experiment}", HUB_MODEL, f"trainer={trainer}")
+    assert config["trainer"]["name"] == trainer
+    assert ("beta" in config["trainer"]["args"]) == (trainer == "grpo")
+
+
+def test_the_published_recipe_is_the_papers():
+    config = frozen("experiment=virft_coco_8_cate_4_shot", "launch=torchrun", "launch.nproc_per_node=8")
+    trainer, memory = config["trainer"], config["memory"]
+    assert (trainer["learning_rate"], trainer["prompts_per_step"]) == (1e-6, 16)  # 8 GPUs x 1 x accumulation 2
+    assert trainer["args"]["beta"] == 0.04
+    assert trainer["args"]["loss_type"] == "grpo"
+    assert trainer["args"]["use_bias_correction_kl"] is False
+    assert (memory["num_generations"], memory["max_pixels"], memory["max_prompt_length"]) == (8, 401408, 1024)
+    assert config["rollout"]["temperature"] == 1.0
+    assert config["deepspeed"]["config"]["zero_optimization"]["stage"] == 3
+    assert config["derived"]["per_device_train_batch_size"] * config["derived"]["gradient_accumulation_steps"] == 16
+
+
+def test_a_group_from_the_command_line_beats_the_experiment():
+    config = frozen("experiment=virft_coco_8_cate_4_shot", "model=qwen2_5_vl_3b", "memory=gpu_24gb")
+    assert (config["model"]["family"], config["memory"]["num_generations"]) == ("qwen2_5_vl", 4)
+
+
+def test_sft_of_the_demo_differs_from_rft_in_the_trainer_alone():
+    rft, sft = (
+        frozen("experiment=digits_riddles", HUB_MODEL),
+        frozen("experiment=digits_riddles", HUB_MODEL, "trainer=sft"),
+    )
+    assert (sft["trainer"]["max_steps"], sft["trainer"]["sft_thought"]) == (80, "empty")
+    differing = {section for section in rft if rft[section] != sft[section]}
+    assert differing == {"run", "trainer", "derived"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        # a value of the wrong type
+        (["memory.num_generations=many"], ["memory.num_generations is 'many'", "an integer"]),
+        (["model.dtype=float16"], ["model.dtype", "bfloat16 or float32"]),
+        (["run.resume=1"], ["run.resume", "true or false"]),
+        # a key that is not there
+        (["+launch.nproc=2"], ["launch has no key 'nproc'", "nproc_per_node"]),
+        (["+trainer.args.bta=0.1"], ["trainer.args.bta", "did you mean beta?"]),
+        (["+trainer.args.packing=true"], ["it belongs to trainer=sft"]),
+        (["trainer=sft", "+trainer.args.beta=0.1"], ["trainer.args.beta", "it belongs to trainer=grpo"]),
+        (["+trainer.args.num_iterations=two"], ["trainer.args.num_iterations is 'two'", "an integer"]),
+        (["+trainer.args.num_generations=4"], ["is set from memory.num_generations"]),
+        # pairs that do not fit
+        (["task=classification", "protocol=classification", "reward=iou_only"], ["reward=iou_only", "reward=strict"]),
+        (["+reward.weights.iuo=1"], ["'iuo'", "known terms: accuracy"]),
+        (["protocol=coco_present"], ["cannot judge task=reasoning_grounding", "protocol=grounding"]),
+        (["+task.subject=cat"], ["task=reasoning_grounding does not take"]),
+        (["task.name=reasoning"], ["task.name is 'reasoning'", "known tasks: classification"]),
+        (["+trainer.sft_thought=gold"], ["only trainer=sft reads"]),
+        (["launch.nproc_per_node=2"], ["choose torchrun"]),
+        (["model.family=qwen3"], ["model.family is 'qwen3'", "qwen3_vl"]),
+        (["trainer.eval_steps=null"], ["evaluate.checkpoint=last"]),
+        # out of range
+        (["memory.num_generations=1"], ["at least 2"]),
+        (["memory.max_pixels=100"], ["memory.min_pixels=3136 exceeds memory.max_pixels=100"]),
+        (["rollout.temperature=0"], ["rollout.temperature is 0", "above 0"]),
+        (["trainer.epochs=1"], ["trainer.max_steps is 50 and trainer.epochs is 1"]),
+        (["model.path=./nowhere"], ["model.path is ./nowhere", "does not exist"]),
+        # nothing given
+        (["dataset=json"], ["dataset.path must be given"]),
+        # batch sizes that cannot be derived: the arithmetic, and what would do
+        (
+            ["launch=torchrun", "launch.nproc_per_node=5"],
+            ["8 × 8 = 64 completions", "launch.nproc_per_node=5", "trainer.prompts_per_step=10 would do"],
+        ),
+    ],
+    ids=lambda value: value[-1] if isinstance(value[-1], str) and "=" in value[-1] else "",
+)
+def test_what_cannot_run_is_refused_by_name(overrides, words):
+    with pytest.raises(UserError) as refused:
+        frozen(HUB_MODEL, *overrides)
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_all_faults_are_shown_together():
+    with pytest.raises(UserError) as refused:
+        frozen(HUB_MODEL, "reward=iou_only", "task=classification", "memory.num_generations=1", "+trainer.args.bta=1")
+    assert len(str(refused.value).splitlines()) == 1 + 4  # reward, protocol, G, TRL's key
+
+
+def test_yaml_files_open_with_their_purpose():
+    files = sorted(config_folder().rglob("*.yaml")) + sorted(config_folder("sweeps").rglob("*.yaml"))
+    assert len(files) >= 75
+    for file in files:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        purpose = lines[1] if lines[0].startswith("# @package") else lines[0]
+        assert re.match(r"# \S.*\.( .*)?$", purpose), file
+        assert yaml.safe_load("\n".join(lines)), file
+
+
+def test_every_verb_has_help_with_examples_that_are_its_own():
+    for verb in VERBS:
+        assert f"vrft {verb} " in verb_help(verb)
