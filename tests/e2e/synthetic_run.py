@@ -34,7 +34,7 @@ def write_run(
     names: tuple[str, ...] = ("before", "best", "last"),
     seed: int = 0,
 ) -> Path:
-    """Write config, provenance, data, evaluations, logs and result. names: what was evaluated; without steps no training."""
+    """Write all that a run leaves but its checkpoints. names: what was evaluated; without steps nothing was trained."""
     protocol, scorer, weights = SCORERS[task_name]
     config = _config(run_dir, task_name, trainer, protocol, scorer, weights, seed=seed, is_trained=n_steps > 0)
     task = load_task(**config["task"])
@@ -74,7 +74,7 @@ def frame_for_row(row) -> Frame:
 
 
 def write_completion(task, row, skill, generator) -> str:
-    """The gold with a little noise, or with chance 1 - skill something else: a distractor, nothing readable, a bare tag."""
+    """The gold with a little noise, or with chance 1 - skill something else; now and then nothing readable."""
     if generator.random() < 0.02:
         return generator.choice(["<think>two plus", "<answer></answer>", ""])
     is_right = generator.random() < skill
@@ -111,7 +111,9 @@ def _logs(n_steps, trainer, weights, metric, validation, generator) -> list[dict
         rise = 1 - np.exp(-3 * step / max(n_steps, 1))
         noise = generator.normal(0, 0.05)
         if step and trainer == "grpo":
-            terms = {f"rewards/{name}/mean": min(1.0, 0.4 + 0.1 * i + 0.4 * rise + noise) for i, name in enumerate(weights)}
+            terms = {
+                f"rewards/{name}/mean": min(1.0, 0.4 + 0.1 * i + 0.4 * rise + noise) for i, name in enumerate(weights)
+            }
             logs.append({
                 "step": step, "reward": sum(terms.values()), "reward_std": 0.3 - 0.1 * rise, **terms, "kl": 0.02 * rise,
                 "loss": 0.01 + noise / 10, "completions/mean_length": 22 + 4 * noise, "completions/clipped_ratio": 0.02,

@@ -13,8 +13,8 @@ def metric_change(
 ) -> dict | None:
     """`{"value", "n", "interval"}` of `after` minus `before`; None for a metric that scored rows do not hold.
 
-    before, after: scored rows (see `vrft.evaluate.score`) in the order of `rows`. Both sides see the same resamples, so that
-    what is common to both, such as hard questions, does not widen the interval.
+    before, after: scored rows (see `vrft.evaluate.score`) in the order of `rows`. Both sides see the same resamples, so
+    that what is common to both, such as hard questions, does not widen the interval.
     """
     from vrft.evaluate.average_precision import NAMES, average_precision_change
 

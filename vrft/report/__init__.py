@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from vrft.draw import EDGE_COLOUR, GOLD_COLOUR, PREDICTED_COLOUR
 from vrft.errors import UserError
 from vrft.report.charts import training_charts
 from vrft.report.figures import Line, Panel, methods_of, metric_label, panels
-from vrft.report.gallery import TAGS, make_gallery
+from vrft.report.gallery import make_gallery
 from vrft.report.run_files import CHECKPOINT_NAMES, RunFiles
 from vrft.report.story import duration, facts, headline, number, origin, sentences, share, signed
 
@@ -37,7 +39,6 @@ def write_report(run_dir: Path, others: Sequence[Path] = ()) -> Path:
         charts=training_charts(run.logs, metric=run.primary_metrics[0], best_step=run.best_step),
         is_trained=run.is_trained,
         gallery=make_gallery(run),
-        tags=TAGS,
     )
     return _write(run.run_dir / "report.html", page)
 
@@ -133,9 +134,20 @@ def _render(template: str, **values) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "signed": signed, "share": share, "duration": duration}
+    environment.filters |= {
+        "number": number,
+        "signed": signed,
+        "share": share,
+        "duration": duration,
+        "with_faint_tags": _with_faint_tags,
+    }
     colours = {"gold": GOLD_COLOUR, "predicted": PREDICTED_COLOUR, "edge": EDGE_COLOUR}
     return environment.get_template(template).render(colours=colours, by_metric=_by_metric, **values)
+
+
+def _with_faint_tags(text: str) -> Markup:
+    """The completion as HTML, everything escaped and the tags of thought and answer set apart."""
+    return Markup(re.sub(r"(&lt;/?(?:think|answer)&gt;)", r"<b>\1</b>", str(escape(text))))
 
 
 def _write(path: Path, text: str) -> Path:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_SIZE_INCHES = (4.4, 2.5)
+_SIZE_INCHES = (3.9, 2.3)
 # matplotlib draws with these stand-ins; each becomes a colour of the page's style sheet
 _INK, _MUTED, _RULE = "#010203", "#020304", "#030405"
 _SERIES = ("#040501", "#040502", "#040503", "#040504")
@@ -39,17 +39,16 @@ class Chart:
 
 @dataclass(frozen=True)
 class ChartPlan:
-    """Which keys of the logs make a chart. is_share: drawn from 0 to 1. is_noisy: a moving mean is drawn over the values."""
+    """Which keys of the logs make a chart. is_share: drawn from 0 to 1."""
 
     title: str
     note: str
     curves: tuple[tuple[str, str], ...]
     is_share: bool = False
-    is_noisy: bool = True
 
 
 PLANS = (
-    ChartPlan("Reward", "weighted sum of the terms, mean over the step's completions", (("reward", ""),)),
+    ChartPlan("Reward", "weighted sum of the terms, mean over the step’s completions", (("reward", ""),)),
     ChartPlan(
         "Readable and complete",
         "share of completions that the task could read, and share cut at the length limit",
@@ -62,11 +61,12 @@ PLANS = (
         (("frac_reward_zero_std", ""),),
         is_share=True,
     ),
-    ChartPlan("Spread of rewards", "standard deviation within a group", (("reward_std", ""),)),
-    ChartPlan("Completion length", "tokens, mean over the step's completions", (("completions/mean_length", ""),)),
+    ChartPlan("Completion length", "tokens, mean over the step’s completions", (("completions/mean_length", ""),)),
     ChartPlan("KL from the base", "mean over tokens", (("kl", ""),)),
     ChartPlan("Entropy", "of the next token, mean over tokens", (("entropy", ""),)),
-    ChartPlan("Token accuracy", "share of the gold's tokens that come first", (("mean_token_accuracy", ""),), is_share=True),
+    ChartPlan(
+        "Token accuracy", "share of the gold’s tokens that come first", (("mean_token_accuracy", ""),), is_share=True
+    ),
     ChartPlan("Loss", "as the trainer logged it", (("loss", ""),)),
 )
 
@@ -80,9 +80,11 @@ def training_charts(logs: Sequence[dict], *, metric: str, best_step: int | None)
 
 def terms_plan(logs: Sequence[dict]) -> ChartPlan:
     """The chart of the reward's terms, by the names that the logs hold."""
-    names = dict.fromkeys(key.split("/")[1] for entry in logs for key in entry if re.fullmatch("rewards/[^/]+/mean", key))
+    names = dict.fromkeys(
+        key.split("/")[1] for entry in logs for key in entry if re.fullmatch("rewards/[^/]+/mean", key)
+    )
     curves = tuple((f"rewards/{name}/mean", name) for name in names)
-    return ChartPlan("Terms of the reward", "unweighted, mean over the step's completions", curves, is_share=True)
+    return ChartPlan("Terms of the reward", "unweighted, mean over the step’s completions", curves, is_share=True)
 
 
 def validation_chart(logs: Sequence[dict], *, metric: str, best_step: int | None) -> Chart | None:
@@ -94,10 +96,12 @@ def validation_chart(logs: Sequence[dict], *, metric: str, best_step: int | None
     figure, axes = _empty_chart(is_share=True)
     axes.axhline(curve.values[0], color=_MUTED, linewidth=1, linestyle=(0, (2, 3)))
     axes.plot(curve.steps, curve.values, color=_SERIES[0], linewidth=1.8, marker="o", markersize=4)
-    note = f"taken on {counts[-1]} validation rows, never on test; dotted: before training" if counts else ""
+    note = f"taken on {counts[-1]:.0f} validation rows, never on test; dotted: before training" if counts else ""
     if best_step in curve.steps:
         best = curve.values[curve.steps.index(best_step)]
-        axes.plot([best_step], [best], color=_SERIES[0], marker="o", markersize=9, fillstyle="none", markeredgewidth=1.6)
+        axes.plot(
+            [best_step], [best], color=_SERIES[0], marker="o", markersize=9, fillstyle="none", markeredgewidth=1.6
+        )
         below = best > 0.85
         axes.annotate(
             f"best {best:.3f}",
@@ -122,7 +126,7 @@ def plan_chart(plan: ChartPlan, logs: Sequence[dict]) -> Chart | None:
     ends = []
     note = plan.note
     for curve, colour in zip(curves, _SERIES, strict=False):
-        is_long = plan.is_noisy and len(curve.values) >= 12
+        is_long = len(curve.values) >= 12
         window = max(3, len(curve.values) // 10) if is_long else 1
         smooth = moving_mean(curve.values, window)
         if is_long:
@@ -199,7 +203,7 @@ def _anchor(step: int, steps: Sequence[int]) -> str:
 
 
 def _finish(figure, axes, title: str, curves: Sequence[Curve]) -> str:
-    """The figure as SVG text: no fixed size, no fixed fonts, no fixed colours, and words for those who cannot see it."""
+    """The figure as SVG text: without sizes, fonts and colours of its own, and with words for a screen reader."""
     import matplotlib
 
     axes.margins(x=0.02)

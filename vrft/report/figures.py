@@ -22,7 +22,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Line:
-    """A method's figure. change: as a figure, the difference from the base on the same rows; None where there is none."""
+    """A method's figure. change: the difference from the base on the same rows, as a figure; None where unknown."""
 
     label: str
     run: RunFiles
@@ -57,18 +57,18 @@ def metric_label(metric: str) -> str:
 
 
 def methods_of(runs: Sequence[RunFiles]) -> list[Method]:
-    """Base models first (equal ones once), then each run's checkpoints; runs of the same method are told apart by name."""
+    """Base models first (equal ones once), then each run's checkpoints; runs of one method are told apart by name."""
     bases, trained = [], []
     for run in runs:
         if "before" in run.evaluations and not any(_same_figures(run, base.run) for base in bases):
-            bases.append(Method("Base", run, "before"))
+            bases.append(Method("Base" if run.is_trained else run.model_name, run, "before"))
         same = [other for other in runs if other.method == run.method and other.is_trained]
         name = run.method if len(same) < 2 else f"{run.method} ({run.run_dir.name})"
         for kind in run.evaluations:
             if kind != "before":
                 trained.append(Method(f"{name}, {CHECKPOINT_NAMES.get(kind, kind)}", run, kind))
     if len(bases) > 1:
-        bases = [Method(f"Base ({base.run.run_dir.name})", base.run, "before") for base in bases]
+        bases = [Method(f"{base.label} ({base.run.run_dir.name})", base.run, "before") for base in bases]
     return [*bases, *trained]
 
 
@@ -94,7 +94,9 @@ def _lines(methods: Sequence[Method], split: str, metric: str, n_resamples: int)
         change = None
         if base is not None and method.kind != "before":
             change = change_between(base, method, split=split, metric=metric, n_resamples=n_resamples)
-        lines.append(Line(method.label, method.run, method.kind, figure["value"], figure["n"], figure["interval"], change))
+        lines.append(
+            Line(method.label, method.run, method.kind, figure["value"], figure["n"], figure["interval"], change)
+        )
     return lines
 
 

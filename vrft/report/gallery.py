@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vrft.draw import boxes_of
+from vrft.draw import LabelledBox, boxes_of
 from vrft.evaluate.generate import load_image
 from vrft.report.run_files import RunFiles
 from vrft.rows import Row, image_paths
@@ -24,6 +24,8 @@ TAGS = {
     "zero": "zero reward",
 }
 """The gallery's filters, and what their buttons say."""
+TAGS_OF_ONE = {"wrong": "wrong", "unreadable": "unreadable", "zero": "zero reward"}
+"""The same where there is no before and after."""
 
 _CLEAR_CHANGE = 0.1  # of a question's metric: below, neither improved nor worse
 _N_PER_TAG = 12
@@ -36,7 +38,7 @@ class Side:
 
     title: str
     text: str
-    boxes: list[tuple[list[float], str]]
+    boxes: list[LabelledBox]
     answer: str
     reason: str | None
     total: float
@@ -46,12 +48,12 @@ class Side:
 
 @dataclass(frozen=True)
 class Item:
-    """One question of the gallery. gold_boxes in pixels of the original image; gold: the right answer where it is a text."""
+    """One question. gold_boxes in pixels of the original image; gold: the right answer where it is a text."""
 
     row_id: str
     asked: str
     gold: str
-    gold_boxes: list[list[float]]
+    gold_boxes: list[LabelledBox]
     image_wh: tuple[int, int]
     image: str
     tags: list[str]
@@ -60,13 +62,18 @@ class Item:
 
 @dataclass(frozen=True)
 class Gallery:
-    """What is shown, how many rows each filter has in all, and how it was chosen."""
+    """What is shown, the filters, how many rows each has in all and among those shown, and the metric behind them."""
 
     items: list[Item]
     n_rows: int
+    tags: dict[str, str]
     counts: dict[str, int]
     shown: dict[str, int]
     metric: str
+
+    @property
+    def has_boxes(self) -> bool:
+        return any(item.gold_boxes or side.boxes for item in self.items for side in item.sides)
 
 
 def make_gallery(run: RunFiles, *, n_items: int = 60, split: str = "test") -> Gallery | None:
@@ -77,6 +84,7 @@ def make_gallery(run: RunFiles, *, n_items: int = 60, split: str = "test") -> Ga
         return None
     scores = [run.scores(name, split) for name in names]
     metric = row_metric(run, scores[-1])
+    labels = TAGS if len(names) > 1 else TAGS_OF_ONE
     tags = [tags_of([side[index] for side in scores], metric) for index in range(len(rows))]
     chosen = choose(tags, n_items)
     titles = {"before": "Before", run.after: "After"} if len(names) > 1 else {names[0]: "Completion"}
@@ -91,15 +99,15 @@ def make_gallery(run: RunFiles, *, n_items: int = 60, split: str = "test") -> Ga
         )
         for index in chosen
     ]
-    counts = {tag: sum(tag in one for one in tags) for tag in TAGS}
-    shown = {tag: sum(tag in item.tags for item in items) for tag in TAGS}
-    return Gallery(items, len(rows), counts, shown, metric)
+    counts = {tag: sum(tag in one for one in tags) for tag in labels}
+    shown = {tag: sum(tag in item.tags for item in items) for tag in labels}
+    return Gallery(items, len(rows), labels, counts, shown, metric)
 
 
 def row_metric(run: RunFiles, scores: Sequence[dict]) -> str:
-    """The metric by which one row is better or worse: the first primary one that rows have, else their first."""
-    known = scores[0]["metrics"]
-    return next((name for name in run.primary_metrics if known.get(name) is not None), next(iter(known)))
+    """The metric by which one row is better or worse: the first, primary ones before others, that every row has."""
+    names = [*run.primary_metrics, *scores[0]["metrics"]]
+    return next(name for name in names if all(one["metrics"].get(name) is not None for one in scores))
 
 
 def tags_of(sides: Sequence[dict], metric: str) -> list[str]:
@@ -142,12 +150,12 @@ def _evenly(indices: Sequence[int], n: int) -> list[int]:
 
 def _item(row: Row, sides: list[Side], tags: list[str], column: str, root: Path) -> Item:
     gold = row["gold"]
-    boxes = [] if isinstance(gold, str) else [gold] if gold and not isinstance(gold[0], list) else gold
+    xyxys = [] if isinstance(gold, str) else [gold] if gold and not isinstance(gold[0], list) else gold
     return Item(
         row_id=row["row_id"],
         asked=row.get(column) or row.get("problem") or "",
-        gold=gold if isinstance(gold, str) else "" if boxes else "no objects",
-        gold_boxes=boxes,
+        gold=gold if isinstance(gold, str) else "" if xyxys else "no objects",
+        gold_boxes=[(xyxy, "") for xyxy in xyxys],
         image_wh=tuple(row["image_wh"]),
         image=image_uri(image_paths(row, root)[0]),
         tags=tags,

@@ -52,6 +52,21 @@ class RunFiles:
         return METHOD_NAMES[self.config["trainer"]["name"]]
 
     @property
+    def model_name(self) -> str:
+        """The model as a reader knows it: its config group's name, and the folder or hub name where that says more."""
+        path, chosen = self.config["model"]["path"], (self.provenance.get("choices") or {}).get("model")
+        folder = Path(path or "")
+        is_checkpoint = folder.parent.name == "checkpoints"
+        shown = (
+            f"{folder.parent.parent.name}, {folder.name}"
+            if is_checkpoint
+            else folder.name
+            if folder.is_absolute()
+            else path
+        )
+        return " · ".join(dict.fromkeys(str(part) for part in (chosen, shown) if part))
+
+    @property
     def splits(self) -> list[str]:
         """The test sets, `test` first."""
         return list(self.result["test_sets"])

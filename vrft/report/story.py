@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from vrft.report.figures import Panel, metric_label
 from vrft.report.run_files import CHECKPOINT_NAMES, RunFiles
@@ -15,7 +14,8 @@ def headline(run: RunFiles, panels: Sequence[Panel]) -> str:
     """What became of the primary metric on the test set, in one short sentence."""
     metric = run.primary_metrics[0]
     before, after = _value(run, "before", metric), _value(run, run.after, metric)
-    name = metric_label(metric)
+    label = metric_label(metric)
+    name = label[0].upper() + label[1:]
     if after is None and before is None:
         return "Trained, not evaluated" if run.is_trained else "Nothing was evaluated"
     if after is None:
@@ -44,7 +44,9 @@ def sentences(run: RunFiles, panels: Sequence[Panel]) -> list[str]:
     if change and change["value"] is not None:
         interval = f" (95 % interval {signed(change['interval'][0])} to {signed(change['interval'][1])})"
         n_test = n_rows.get("test", change["n"])
-        told.append(f"On {n_test} held-out questions {metric_label(metric)} changed by {signed(change['value'])}{interval}.")
+        told.append(
+            f"On {n_test} held-out questions {metric_label(metric)} changed by {signed(change['value'])}{interval}."
+        )
     if run.after:
         told.append(_checkpoint_sentence(run))
     unreadable = [_value(run, name, "unreadable") for name in ("before", run.after)]
@@ -59,7 +61,7 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
     n_rows = ", ".join(f"{n} {split}" for split, n in run.result.get("n_rows", {}).items())
     trainer, memory = config["trainer"], config["memory"]
     found = [
-        ("Model", model_name(run)),
+        ("Model", run.model_name),
         ("Task", config["task"]["name"]),
         ("Dataset", str(choices.get("dataset") or config["dataset"]["builder"])),
         ("Rows", n_rows),
@@ -96,14 +98,6 @@ def origin(run: RunFiles) -> list[tuple[str, str]]:
         ("Packages", ", ".join(f"{name} {v}" for name, v in (record.get("versions") or {}).items() if v)),
     ]
     return [(name, str(value)) for name, value in found if value]
-
-
-def model_name(run: RunFiles) -> str:
-    """The model as a reader knows it: its config group's name, and the folder or hub name where that says more."""
-    path, chosen = run.config["model"]["path"], (run.provenance.get("choices") or {}).get("model")
-    is_folder = path is not None and Path(path).is_absolute()
-    shown = Path(path).name if is_folder else path
-    return " · ".join(dict.fromkeys(str(part) for part in (chosen, shown) if part))
 
 
 def change_on_test(run: RunFiles, panels: Sequence[Panel]) -> dict | None:

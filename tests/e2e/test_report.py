@@ -1,0 +1,209 @@
+"""The report and the comparison: what they say, that they load nothing, and that a browser opens them."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from synthetic_run import write_run
+
+from vrft.errors import UserError
+from vrft.report import write_comparison, write_report
+from vrft.report.gallery import choose
+from vrft.rows import read_rows, write_rows
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
+class Page(HTMLParser):
+    """The tags, addresses and visible words of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.addresses, self.words = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "data")]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def report(run_dir, others=()):
+    return Page(write_report(run_dir, others).read_text())
+
+
+def assert_loads_nothing(path):
+    text = path.read_text()
+    page = Page(text)
+    assert not {"link", "iframe", "object", "embed", "base"} & set(page.tags)
+    assert page.addresses, "the pictures at least"
+    assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
+    assert not re.search(r"@import|url\((?!['\"]?#)", text)
+    assert "Content-Security-Policy" in text
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return {
+        "rft": write_run(folder / "rft", n_test=80),
+        "sft": write_run(folder / "sft", n_test=80, trainer="sft"),
+        "detection": write_run(folder / "detection", n_test=30, task_name="detection"),
+        "classification": write_run(folder / "classification", n_test=30, task_name="classification"),
+    }
+
+
+@pytest.mark.parametrize("name", ["rft", "sft", "detection", "classification"])
+def test_a_report_holds_the_figures_and_loads_nothing(runs, name):
+    path = write_report(runs[name])
+    assert path == runs[name] / "report.html"
+    assert_loads_nothing(path)
+    page = Page(path.read_text())
+    result = json.loads((runs[name] / "result.json").read_text())
+    for split, by_name in result["test_sets"].items():
+        assert split in page.text
+        for by_protocol in by_name.values():
+            [metrics] = by_protocol.values()
+            for metric in metrics.values():
+                assert metric["value"] is None or f"{metric['value']:.3f}" in page.text
+                assert f"{metric['n']}" in page.text
+    assert f"{len(read_rows(runs[name] / 'data' / 'test.jsonl'))} questions" in page.text
+
+
+def test_the_story_says_what_was_done_and_how_sure_it_is(runs):
+    text = report(runs["rft"]).text
+    assert re.search(r"Accuracy@0\.5 rose from 0\.\d{3} to 0\.\d{3}", text)
+    assert "Reinforcement fine-tuning (GRPO) on 40 training rows, 50 steps in 38 s." in text
+    assert re.search(r"changed by \+0\.\d{3} \(95 % interval \+0\.\d{3} to \+0\.\d{3}\)", text)
+    assert "0123456789abcdef" in text, "the commit"
+    assert "c0c0" in text, "the config's hash"
+
+
+def test_curves_are_those_that_were_logged(runs):
+    grpo, sft = report(runs["rft"]).text, report(runs["sft"]).text
+    for title in ("Reward", "Terms of the reward", "Validation: accuracy@0.5", "KL from the base", "Completion length"):
+        assert title in grpo
+    assert "Token accuracy" in sft
+    assert "Validation: accuracy@0.5" in sft
+    assert "Terms of the reward" not in sft
+
+
+def test_the_gallery_shows_before_and_after_with_boxes(runs):
+    text = write_report(runs["rft"]).read_text()
+    assert text.count('<article class="card item"') == 60
+    assert text.count("<h4>Before") == text.count("<h4>After") == 60
+    assert text.count("data:image/png;base64") == 60, "each picture once"
+    for tag in ("improved", "worse", "wrong", "unreadable", "zero"):
+        assert f'data-filter="{tag}"' in text
+
+
+def test_what_a_model_writes_cannot_reach_the_page_as_markup(tmp_path):
+    run_dir = write_run(tmp_path / "run", n_test=10)
+    path = run_dir / "evaluations" / "best" / "test" / "scores.jsonl"
+    hostile = "<script>alert(1)</script><answer>\"'>"
+    write_rows(path, [{**scored, "text": hostile} for scored in read_rows(path)])
+    text = write_report(run_dir).read_text()
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)" in text
+
+
+def test_a_run_without_training_tells_what_the_model_can_do(tmp_path):
+    run_dir = write_run(tmp_path / "run", n_test=20, n_steps=0, names=("before",))
+    page = report(run_dir)
+    assert "nothing was trained" in page.text
+    assert "Completion" in page.text
+    assert "got worse" not in page.text
+    assert "Training" not in page.text
+
+
+def test_a_run_without_an_evaluation_before_has_no_change(tmp_path):
+    run_dir = write_run(tmp_path / "run", n_test=20, names=("best",))
+    page = report(run_dir)
+    assert re.search(r"Accuracy@0\.5 of 0\.\d{3} on the test set after training", page.text)
+    assert "vs base" not in page.text
+
+
+def test_a_run_that_evaluated_nothing_still_has_its_curves(tmp_path):
+    run_dir = write_run(tmp_path / "run", n_test=10, names=())
+    page = report(run_dir)
+    assert "Trained, not evaluated" in page.text
+    assert "Reward" in page.text
+
+
+def test_an_unfinished_run_is_refused(tmp_path):
+    run_dir = write_run(tmp_path / "run", n_test=10)
+    (run_dir / "result.json").unlink()
+    with pytest.raises(UserError, match=r"run has no result\.json"):
+        write_report(run_dir)
+    assert not (run_dir / "report.html").exists()
+
+
+def test_runs_are_compared_in_one_table(runs, tmp_path, capsys):
+    path = write_comparison([runs["sft"], runs["rft"]], tmp_path)
+    printed = capsys.readouterr().out
+    labels = ["Base", "SFT, best by validation", "SFT, last step", "RFT, best by validation", "RFT, last step"]
+    assert re.findall(r"^  (\S.*?)  ", printed, flags=re.MULTILINE) == labels * 2, "the base once, two metrics"
+    assert max(map(len, printed.splitlines())) <= 100
+    assert "test (n = 80)" in printed
+    markdown = (tmp_path / "comparison.md").read_text()
+    assert all(f"| {label} |" in markdown for label in labels)
+    with (tmp_path / "comparison.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(labels) * 3 * 2, "methods x test sets x metrics"
+    [rft] = [one for one in lines if (one["method"], one["split"], one["metric"]) == (labels[3], "test", "iou")]
+    result = json.loads((runs["rft"] / "result.json").read_text())
+    assert float(rft["value"]) == result["after"]["grounding_v1"]["iou"]["value"]
+    before = result["before"]["grounding_v1"]["iou"]["value"]
+    assert float(rft["change"]) == pytest.approx(float(rft["value"]) - before, abs=1e-9)
+    assert Page(path.read_text()).text.count("Base") == 6
+
+
+def test_a_report_takes_the_methods_of_other_runs(runs):
+    text = report(runs["rft"], [runs["sft"]]).text
+    assert "RFT, best by validation" in text
+    assert "SFT, best by validation" in text
+
+
+def test_no_runs_are_refused(tmp_path):
+    with pytest.raises(UserError, match="runs is empty"):
+        write_comparison([], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tags", "n_items", "expected", "why"),
+    [
+        ([], 5, [], "no rows"),
+        ([[], [], []], 5, [0, 1, 2], "fewer rows than places"),
+        ([[]] * 10, 2, [0, 5], "evenly"),
+        (
+            [["improved"]] * 30 + [["zero"]],
+            13,
+            [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25, 27, 30],
+            "a dozen, and the rare one",
+        ),
+    ],
+)
+def test_choice_of_rows(tags, n_items, expected, why):
+    assert choose(tags, n_items) == expected, why
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+def test_a_browser_opens_the_page_without_complaint(runs, tmp_path):
+    path = write_report(runs["rft"])
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={tmp_path}"]
+    flags += ["--window-size=1240,2000", f"--screenshot={tmp_path / 'page.png'}"]
+    done = subprocess.run([CHROMIUM, *flags, path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    assert (tmp_path / "page.png").stat().st_size > 20_000
+    assert "CONSOLE" not in done.stderr, "a script error, or something that the page may not load"
