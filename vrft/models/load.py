@@ -49,7 +49,10 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """The model on `device`, in evaluation mode. Raises `UserError` if the folder holds none that can be loaded."""
+    """The model on `device`, in evaluation mode; an adapter's folder gives its base model with the adapter in place.
+
+    Raises `UserError` if the folder holds none that can be loaded.
+    """
     _require_folder(path)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
@@ -75,8 +78,11 @@ def _require_folder(path: str) -> None:
     """A path that looks local must be a model's folder; anything else is left to the hub."""
     folder = Path(path).expanduser()
     looks_local = path.startswith((".", "/", "~")) or len(folder.parts) != 2
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise UserError(f"model.path={path} is a folder without config.json; a folder written by save_pretrained is needed")
+    if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise UserError(
+            f"model.path={path} is a folder without config.json (or, for an adapter, adapter_config.json); "
+            "a folder written by save_pretrained is needed"
+        )
     if looks_local and not folder.is_dir():
         raise UserError(f"model.path={path} does not exist; name a model's folder, or a hub name such as Qwen/Qwen2-VL-2B-Instruct")
 
