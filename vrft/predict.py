@@ -78,6 +78,7 @@ def with_card(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON ({error}); delete it, or save the checkpoint again") from None
     chosen = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    chosen |= {"task"} if "experiment" in chosen else set()  # an experiment names its task
     merged = {section: dict(values) if isinstance(values, dict) else values for section, values in config.items()}
     for name, key in _FROM_CARD.items():
         dotted = ".".join(key)

@@ -1,0 +1,110 @@
+"""Predicting on one's own image: what a checkpoint knows of itself, what is printed, and the picture."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from vrft import predict as predict_module
+from vrft.errors import UserError
+from vrft.predict import predict, with_card
+
+CARD = {
+    "task": {"name": "detection", "thinking": "none"},
+    "family": "qwen2_vl",
+    "min_pixels": 784,
+    "max_pixels": 3136,
+    "max_completion_length": 99,
+}
+
+
+@pytest.fixture
+def config(tmp_path):
+    Image.new("RGB", (200, 100), "grey").save(tmp_path / "scene.png")
+    return {
+        "predict": {"image": str(tmp_path / "scene.png"), "ask": "two plus three", "out": str(tmp_path / "new/out.png")},
+        "model": {
+            "path": str(tmp_path), "family": "tiny", "dtype": "float32", "attention": "sdpa", "revision": None,
+            "trust_remote_code": False,
+        },
+        "memory": {"min_pixels": 784, "max_pixels": 401408, "max_completion_length": 40},
+        "task": {"name": "reasoning_grounding", "thinking": "think"},
+        "derived": {"device": "cpu"},
+    }  # fmt: skip
+
+
+def answer_with(monkeypatch, text, is_truncated=False):
+    """No model is loaded; every question is answered with this text."""
+    asked = []
+
+    def generate(model, processor, questions, images, *, max_new_tokens):
+        asked.extend(questions)
+        return [{"text": text, "n_tokens": 1, "is_truncated": is_truncated}]
+
+    monkeypatch.setattr(predict_module, "load_processor", lambda *a, **k: None)
+    monkeypatch.setattr(predict_module, "load_model", lambda *a, **k: None)
+    monkeypatch.setattr(predict_module, "generate_texts", generate)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "printed"),
+    [
+        ("reasoning_grounding", "<answer>(100,200),(500,600)</answer>", "[20.0, 20.0, 100.0, 60.0]"),
+        (
+            "detection",
+            "<answer>[{'Position': [0, 0, 500, 1000], 'Confidence': 0.90}]</answer>",
+            "[0.0, 0.0, 100.0, 100.0], confidence 0.90",
+        ),
+        ("detection", "<answer>No Objects</answer>", "no objects"),
+        ("classification", "<answer>seven</answer>", "seven"),
+        ("grounding", "I see nothing", "unreadable: no_answer"),
+    ],
+)
+def test_the_answer_is_told_in_pixels_of_the_image(config, monkeypatch, capsys, task, text, printed):
+    asked = answer_with(monkeypatch, text)
+    predict(config | {"task": {"name": task, "thinking": "think"}})
+    output = capsys.readouterr().out
+    assert printed in output
+    assert text in output
+    assert "two plus three" in asked[0]
+    assert Image.open(config["predict"]["out"]).size == (600, 300), "enlarged by a whole number"
+
+
+def test_a_cut_answer_says_so(config, monkeypatch, capsys):
+    answer_with(monkeypatch, "<think>two plus", is_truncated=True)
+    predict(config)
+    assert "cut at memory.max_completion_length" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected", "why"),
+    [
+        ([], ("detection", "qwen2_vl", 3136, 99), "the checkpoint knows"),
+        (["task=grounding"], ("reasoning_grounding", "qwen2_vl", 3136, 99), "the user's task wins"),
+        (["experiment=digits_riddles"], ("reasoning_grounding", "qwen2_vl", 3136, 99), "an experiment names a task"),
+        (["memory.max_pixels=1", "+x=1"], ("detection", "qwen2_vl", 401408, 99), "so does one key"),
+        (["model=tiny", "memory=roomy"], ("detection", "tiny", 401408, 40), "so does a whole group"),
+        (["predict.ask='task=grounding'"], ("detection", "qwen2_vl", 3136, 99), "a question is no override"),
+    ],
+)
+def test_a_checkpoint_says_how_it_is_to_be_asked(config, tmp_path, overrides, expected, why):
+    (tmp_path / "vrft.json").write_text(json.dumps(CARD))
+    merged = with_card(config, overrides)
+    found = (merged["task"]["name"], merged["model"]["family"], *(merged["memory"][k] for k in list(CARD)[-2:]))
+    assert found == expected, why
+    assert config["task"]["name"] == "reasoning_grounding", "the caller's config stays as it is"
+
+
+def test_without_a_card_the_config_holds(config):
+    assert with_card(config, []) == config
+
+
+def test_a_damaged_card_and_a_missing_image_are_named(config, tmp_path, monkeypatch):
+    answer_with(monkeypatch, "")
+    (tmp_path / "vrft.json").write_text("{")
+    with pytest.raises(UserError, match=r"vrft\.json is not JSON"):
+        predict(config)
+    (tmp_path / "vrft.json").unlink()
+    with pytest.raises(UserError, match=r"predict\.image: the image none\.png cannot be read"):
+        predict(config | {"predict": {"image": "none.png", "ask": "a cup", "out": "out.png"}})
