@@ -58,10 +58,10 @@ def assert_loads_nothing(path):
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     return {
-        "rft": write_run(folder / "rft", n_test=80),
-        "sft": write_run(folder / "sft", n_test=80, trainer="sft"),
-        "detection": write_run(folder / "detection", n_test=30, task_name="detection"),
-        "classification": write_run(folder / "classification", n_test=30, task_name="classification"),
+        "rft": write_run(folder / "rft", n_test=70),
+        "sft": write_run(folder / "sft", n_test=70, trainer="sft"),
+        "detection": write_run(folder / "detection", n_test=20, task_name="detection"),
+        "classification": write_run(folder / "classification", n_test=20, task_name="classification"),
     }
 
 
@@ -156,7 +156,7 @@ def test_runs_are_compared_in_one_table(runs, tmp_path, capsys):
     labels = ["Base", "SFT, best by validation", "SFT, last step", "RFT, best by validation", "RFT, last step"]
     assert re.findall(r"^  (\S.*?)  ", printed, flags=re.MULTILINE) == labels * 2, "the base once, two metrics"
     assert max(map(len, printed.splitlines())) <= 100
-    assert "test (n = 80)" in printed
+    assert "test (n = 70)" in printed
     markdown = (tmp_path / "comparison.md").read_text()
     assert all(f"| {label} |" in markdown for label in labels)
     with (tmp_path / "comparison.csv").open() as file:

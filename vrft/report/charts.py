@@ -122,7 +122,7 @@ def plan_chart(plan: ChartPlan, logs: Sequence[dict]) -> Chart | None:
     curves = [curve for curve in (curve_of(logs, key, label) for key, label in plan.curves) if curve.steps]
     if not curves:
         return None
-    figure, axes = _empty_chart(is_share=plan.is_share)
+    figure, axes = _empty_chart(is_share=plan.is_share, has_end_labels=len(curves) > 1)
     ends = []
     note = plan.note
     for curve, colour in zip(curves, _SERIES, strict=False):
@@ -158,11 +158,12 @@ def moving_mean(values: Sequence[float], window: int) -> list[float]:
     return [float(np.mean(values[max(0, i - before) : i + after + 1])) for i in range(len(values))]
 
 
-def _empty_chart(*, is_share: bool):
+def _empty_chart(*, is_share: bool, has_end_labels: bool = False):
     from matplotlib.figure import Figure  # a second to import, and no display to open
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=_SIZE_INCHES, facecolor="none", layout="constrained")
+    figure = Figure(figsize=_SIZE_INCHES, facecolor="none")
+    figure.subplots_adjust(left=0.125, right=0.78 if has_end_labels else 0.98, bottom=0.19, top=0.97)
     axes = figure.add_subplot(facecolor="none")
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
