@@ -22,7 +22,7 @@ CARD = {
 def config(tmp_path):
     Image.new("RGB", (200, 100), "grey").save(tmp_path / "scene.png")
     return {
-        "predict": {"image": str(tmp_path / "scene.png"), "ask": "two plus three", "out": str(tmp_path / "new/out.png")},
+        "predict": {"image": str(tmp_path / "scene.png"), "ask": "two plus three", "out": str(tmp_path / "a/b.png")},
         "model": {
             "path": str(tmp_path), "family": "tiny", "dtype": "float32", "attention": "sdpa", "revision": None,
             "trust_remote_code": False,
