@@ -67,7 +67,7 @@ PLANS = (
     ChartPlan(
         "Token accuracy", "share of the gold’s tokens that come first", (("mean_token_accuracy", ""),), is_share=True
     ),
-    ChartPlan("Loss", "as the trainer logged it", (("loss", ""),)),
+    ChartPlan("Loss", "as the trainer logged it; in GRPO it is no measure of progress", (("loss", ""),)),
 )
 
 
@@ -208,6 +208,10 @@ def _finish(figure, axes, title: str, curves: Sequence[Curve]) -> str:
     import matplotlib
 
     axes.margins(x=0.02)
+    if (
+        max(map(abs, axes.get_ylim())) < 1e-3
+    ):  # else matplotlib writes a common factor above the chart, over the caption
+        axes.yaxis.set_major_formatter(lambda value, position: f"{value:.0e}" if value else "0")
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from vrft.report.figures import Panel, metric_label
 from vrft.report.run_files import CHECKPOINT_NAMES, RunFiles
+from vrft.tasks import load_task
 
+_SPLITS_FIRST = ("train", "validation", "test")
 METHOD_WORDS = {"RFT": "Reinforcement fine-tuning (GRPO)", "SFT": "Supervised fine-tuning"}
 
 
@@ -47,6 +49,13 @@ def sentences(run: RunFiles, panels: Sequence[Panel]) -> list[str]:
         told.append(
             f"On {n_test} held-out questions {metric_label(metric)} changed by {signed(change['value'])}{interval}."
         )
+    others = [
+        f"{split} {number(_value(run, 'before', metric, split))} → {number(_value(run, run.after, metric, split))}"
+        for split in run.splits
+        if split != "test" and None not in (_value(run, "before", metric, split), _value(run, run.after, metric, split))
+    ]
+    if others:
+        told.append(f"Other test sets: {', '.join(others)}.")
     if run.after:
         told.append(_checkpoint_sentence(run))
     unreadable = [_value(run, name, "unreadable") for name in ("before", run.after)]
@@ -58,7 +67,10 @@ def sentences(run: RunFiles, panels: Sequence[Panel]) -> list[str]:
 def facts(run: RunFiles) -> list[tuple[str, str]]:
     """What was run: names and values, the few that a reader asks for first."""
     config, choices = run.config, run.provenance.get("choices") or {}
-    n_rows = ", ".join(f"{n} {split}" for split, n in run.result.get("n_rows", {}).items())
+    counts = run.result.get("n_rows", {})
+    n_rows = ", ".join(
+        f"{counts[split]} {split}" for split in dict.fromkeys((*_SPLITS_FIRST, *counts)) if split in counts
+    )
     trainer, memory = config["trainer"], config["memory"]
     found = [
         ("Model", run.model_name),
@@ -70,7 +82,9 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
     if run.is_trained:
         step = f"{trainer['prompts_per_step']} prompts"
         step += f" × {memory['num_generations']} completions" if run.method == "RFT" else ""
-        weights = ", ".join(f"{name} × {weight:g}" for name, weight in config["reward"]["weights"].items())
+        terms = load_task(**config["task"]).term_names
+        used = {name: weight for name, weight in config["reward"]["weights"].items() if name in terms}
+        weights = ", ".join(f"{name} × {weight:g}" for name, weight in used.items())
         found += [("Method", METHOD_WORDS[run.method]), ("One step", step)]
         found += [("Learning rate", f"{trainer['learning_rate']:g}")]
         found += [("Reward", f"{config['reward']['name']}: {weights}")] if run.method == "RFT" else []
@@ -163,5 +177,5 @@ def _checkpoint_sentence(run: RunFiles) -> str:
     return f"“After” is the checkpoint “{CHECKPOINT_NAMES.get(run.after, run.after)}”."
 
 
-def _value(run: RunFiles, name: str | None, metric: str) -> float | None:
-    return run.metrics(name).get(metric, {}).get("value") if name else None
+def _value(run: RunFiles, name: str | None, metric: str, split: str = "test") -> float | None:
+    return run.metrics(name, split).get(metric, {}).get("value") if name else None
