@@ -20,7 +20,7 @@ SCORERS = {
     "detection": ("coco_present", "coco", {"iou": 1.0, "confidence": 1.0, "format": 1.0}),
     "classification": ("classification", "classification", {"accuracy": 1.0, "format": 1.0}),
 }
-SKILL = {"before": 0.5, "best": 0.75, "last": 0.65}
+SKILL = {"before": 0.4, "best": 0.85, "last": 0.65}
 METRIC = {"grounding": "accuracy@0.5", "coco": "AP", "classification": "accuracy"}
 
 

@@ -159,7 +159,7 @@ def duration(seconds: float) -> str:
     """A wall time as people say it.
 
     >>> duration(7.31), duration(38.2), duration(125), duration(7300)
-    ('7.3 s', '38 s', '2 min 5 s', '2 h 2 min')
+    ('7.3 s', '38 s', '2 min 5 s', '2 h 1 min')
     """
     if seconds < 10:
         return f"{seconds:.1f} s"
