@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +146,8 @@ def _experiment_job(config: DictConfig) -> None:
     frozen = freeze(config, device=find_device())
     overrides = list(settings.overrides.task)
     code = run_experiment(frozen, choices=dict(settings.runtime.choices), overrides=overrides)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
     if code:
         raise SystemExit(code)
 
@@ -155,6 +158,7 @@ def _predict_job(config: DictConfig) -> None:
 
     frozen = freeze(config, device=find_device())
     overrides = list(HydraConfig.get().overrides.task)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers: nobody here can act
     from vrft.predict import predict  # torch: after the checks
 
     predict(frozen, overrides=overrides)

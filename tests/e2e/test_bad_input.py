@@ -22,7 +22,7 @@ def refused(vrft, run_dir, *overrides: str) -> str:
     [
         (("model.path=./no_such_model",), ("model.path", "no_such_model")),
         (("memory.max_prompt_length=20",), ("max_prompt_length=20", "Raise it")),
-        (("memory.completions_per_device=5", "memory.num_generations=3"), ("num_generations", "completions_per_device")),
+        (("launch=torchrun", "launch.nproc_per_node=3"), ("prompts_per_step", "2 × 4 = 8", "nproc_per_node=3")),
         (("reward.weights={count: 1.0}",), ("reward.weights", "iou")),
         (("protocol=classification",), ("protocol", "reasoning_grounding")),
         (("trainer.args.betaa=1",), ("beta",)),
