@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import transformers
+
 from vrft.boxes import Frame
 from vrft.draw import LabelledBox, boxes_of, draw_boxes
 from vrft.errors import UserError
@@ -40,6 +42,7 @@ def predict(config: dict[str, Any], *, overrides: Sequence[str] = ()) -> Parsed:
     image = load_image(Path(asked["image"]), what="predict.image")
     limits = {"min_pixels": memory["min_pixels"], "max_pixels": memory["max_pixels"]}
     trusted = {name: model_config[name] for name in ("revision", "trust_remote_code")}
+    transformers.logging.disable_progress_bar()
     processor = load_processor(model_config["path"], **limits, **trusted)
     model = load_model(
         model_config["path"],
