@@ -44,7 +44,7 @@ def write_report(run_dir: Path, others: Sequence[Path] = ()) -> Path:
 
 
 def write_comparison(run_dirs: Sequence[Path], out_dir: Path) -> Path:
-    """Print a table of the runs' methods, write it as `comparison.md`, `.csv` and `.html`, and return the page's path.
+    """Write a table of the runs' methods as `comparison.md`, `.csv` and `.html`, print it, and return the page's path.
 
     Rows are methods: the base, then each run's checkpoints; figures stand with their n and their 95 % interval. Raises
     `UserError` if there is no run, or a directory holds no finished run.
@@ -53,11 +53,13 @@ def write_comparison(run_dirs: Sequence[Path], out_dir: Path) -> Path:
         raise UserError("runs is empty; name the directories of finished runs: runs=[runs/A,runs/B]")
     shown = panels(methods_of([RunFiles(Path(run_dir)) for run_dir in run_dirs]))
     out_dir = Path(out_dir)
-    print(text_table(shown))
     _write(out_dir / "comparison.md", markdown_table(shown))
     _write(out_dir / "comparison.csv", csv_table(shown))
     runs = [str(Path(run_dir).name) for run_dir in run_dirs]
-    return _write(out_dir / "comparison.html", _render("comparison.html.jinja", panels=shown, runs=runs))
+    page = _render("comparison.html.jinja", panels=shown, runs=runs)
+    path = _write(out_dir / "comparison.html", page)
+    print(text_table(shown))
+    return path
 
 
 def text_table(shown: Sequence[Panel]) -> str:

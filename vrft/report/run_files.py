@@ -74,7 +74,7 @@ class RunFiles:
     @property
     def evaluations(self) -> list[str]:
         """The names of what was judged: `before`, and checkpoints such as `best` and `last`."""
-        return list(self.result["test_sets"].get("test", {}))
+        return list(dict.fromkeys(name for by_name in self.result["test_sets"].values() for name in by_name))
 
     @property
     def after(self) -> str | None:
