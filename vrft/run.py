@@ -18,7 +18,6 @@ from accelerate.utils import gather_object, set_seed
 
 from vrft.errors import UserError
 from vrft.evaluate.generate import generate_completions
-from vrft.evaluate.protocols import protocol_key
 from vrft.evaluate.score import score_completions
 from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts, load_model
@@ -57,7 +56,7 @@ def evaluate_splits(experiment: Experiment, model, splits: list[str], *, name: s
             protocol=config["protocol"],
             reward=config["reward"],
         )
-        results[split] = {protocol_key(config["protocol"]): metrics}
+        results[split] = {experiment.protocol: metrics}
         if name and processes.is_main_process:
             folder = experiment.run_dir / "evaluations" / name / split
             folder.mkdir(parents=True, exist_ok=True)
@@ -67,31 +66,43 @@ def evaluate_splits(experiment: Experiment, model, splits: list[str], *, name: s
     return results
 
 
-def train(experiment: Experiment, model) -> list[dict]:
-    """Train `model` in place and return the validation history; leaves `checkpoints/best` and `checkpoints/last`."""
+def train(experiment: Experiment, model, resumed_from: Path | None) -> list[dict]:
+    """Train `model` in place and return the validation history; leaves `checkpoints/last` and, with validation, `checkpoints/best`.
+
+    resumed_from: a trainer's checkpoint whose weights `model` holds; steps, optimizer and logs go on from there.
+    """
     from vrft.train.arguments import trainer_arguments
     from vrft.train.callbacks import MetricsFile, ProgressBar, Validation
-    from vrft.train.checkpoints import save_checkpoint
+    from vrft.train.checkpoints import rewind_logs, save_checkpoint, step_of
 
     config, folder = experiment.config, experiment.run_dir / "checkpoints"
-    card = checkpoint_card(config)
-    key = protocol_key(config["protocol"])
-    validation = Validation(
-        lambda policy: evaluate_splits(experiment, policy, ["validation"], name=None)["validation"][key],
-        metric=experiment.primary_metric,
-        eval_steps=config["trainer"]["eval_steps"],
-        processor=experiment.processor,
-        folder=folder / "best",
-        card=card,
-    )
-    shown = {"reward": "reward", "loss": "loss", f"validation/{experiment.primary_metric}": "validation"}
-    callbacks = [MetricsFile(experiment.run_dir / "metrics.jsonl"), ProgressBar(shown), validation]
+    card, metric = checkpoint_card(config), experiment.primary_metric
+    known = rewind_logs(experiment.run_dir, step_of(resumed_from) if resumed_from else 0)
+    history = [
+        {"step": entry["step"], "value": entry[f"validation/{metric}"], "n": entry["validation/n"]}
+        for entry in known
+        if f"validation/{metric}" in entry
+    ]
+    shown = {"reward": "reward", "loss": "loss", f"validation/{metric}": "validation"}
+    callbacks = [MetricsFile(experiment.run_dir / "metrics.jsonl"), ProgressBar(shown)]
+    if config["trainer"]["eval_steps"]:
+        validation = Validation(
+            lambda policy: evaluate_splits(experiment, policy, ["validation"], name=None)["validation"][experiment.protocol],
+            metric=metric,
+            eval_steps=config["trainer"]["eval_steps"],
+            processor=experiment.processor,
+            folder=folder / "best",
+            card=card,
+            history=history,
+        )
+        callbacks.append(validation)
     trainer = _make_trainer(experiment, model, trainer_arguments(config, folder), callbacks)
-    validation.trainer = trainer
-    trainer.train()
+    for callback in callbacks:
+        callback.trainer = trainer
+    trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
     save_checkpoint(trainer, experiment.processor, folder / "last", card | {"step": trainer.state.global_step})
     experiment.processes.wait_for_everyone()
-    return validation.history
+    return history
 
 
 def _make_trainer(experiment: Experiment, model, arguments: dict, callbacks: list):
@@ -147,15 +158,22 @@ def run(run_dir: Path) -> None:
     experiment = open_experiment(run_dir)
     config, wanted = experiment.config, experiment.config["evaluate"]
     set_seed(config["run"]["seed"])
+    resumed_from = _resume_point(experiment)
     model = _load(experiment, config["model"]["path"])
     results: dict[str, dict] = {}
     history: list[dict] = []
     if wanted["before"]:
         with experiment.timed("evaluate_before"):
-            results["before"] = evaluate_splits(experiment, model, experiment.test_splits, name="before")
+            results["before"] = _known_evaluation(experiment, "before") or evaluate_splits(
+                experiment, model, experiment.test_splits, name="before"
+            )
     if wanted["train"]:
+        if resumed_from and not config["model"]["peft"]:
+            # The trainer itself would keep the base weights in silence: saved and live parameter names differ.
+            model = _load(experiment, str(resumed_from))
+            model.config._name_or_path = config["model"]["path"]  # from where TRL loads the reference model
         with experiment.timed("train"):
-            history = train(experiment, model)
+            history = train(experiment, model, resumed_from)
     names = list(dict.fromkeys([wanted["checkpoint"], *wanted["also"]])) if wanted["train"] and wanted["after"] else []
     for name in names:
         policy = model if name == "last" else _load(experiment, str(run_dir / "checkpoints" / name))
@@ -163,6 +181,21 @@ def run(run_dir: Path) -> None:
             results[name] = evaluate_splits(experiment, policy, experiment.test_splits, name=name)
     if experiment.processes.is_main_process:
         _write_result(experiment, results, history)
+
+
+def _resume_point(experiment: Experiment) -> Path | None:
+    from vrft.train.checkpoints import newest_checkpoint
+
+    is_resuming = experiment.config["run"]["resume"] and experiment.config["evaluate"]["train"]
+    return newest_checkpoint(experiment.run_dir / "checkpoints") if is_resuming else None
+
+
+def _known_evaluation(experiment: Experiment, name: str) -> dict[str, dict] | None:
+    """An evaluation that a run which is being resumed had finished, as `evaluate_splits` returned it."""
+    paths = {split: experiment.run_dir / "evaluations" / name / split / "metrics.json" for split in experiment.test_splits}
+    if not experiment.config["run"]["resume"] or not all(path.is_file() for path in paths.values()):
+        return None
+    return {split: json.loads(path.read_text(encoding="utf-8")) for split, path in paths.items()}
 
 
 def _write_result(experiment: Experiment, results: dict[str, dict], history: list[dict]) -> None:

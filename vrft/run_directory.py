@@ -14,6 +14,7 @@ from accelerate import PartialState
 
 from vrft.boxes import Frame
 from vrft.errors import raise_all
+from vrft.evaluate.protocols import protocol_key
 from vrft.models.decode import render_prompt
 from vrft.models.families import FAMILIES, frame_for, seen_size
 from vrft.models.load import load_processor
@@ -42,12 +43,18 @@ class Experiment:
 
     @property
     def test_splits(self) -> list[str]:
-        """`test` first, then the further test sets."""
-        return ["test", *(split for split in self.rows if split not in ("train", "validation", "test"))]
+        """`test` first, then the further test sets; none where there are no rows to test on."""
+        others = (split for split in self.rows if split not in ("train", "validation", "test"))
+        return [split for split in ("test", *others) if self.rows.get(split)]
 
     @property
     def primary_metric(self) -> str:
         return PRIMARY_METRIC[self.config["protocol"]["scorer"]]
+
+    @property
+    def protocol(self) -> str:
+        """The protocol's name and version, under which its metrics stand."""
+        return protocol_key(self.config["protocol"])
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -76,3 +77,21 @@ def test_the_same_seed_gives_the_same_rollouts(vrft, tmp_path):
     first, second = (sorted((run_dir / "rollouts").glob("*")) for run_dir in runs)
     assert len(first) == 2
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_a_run_that_stopped_after_training_half_goes_on_to_the_same_weights(vrft, tmp_path):
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    overrides = ("train", "experiment=digits_riddles", "debug=smoke", "trainer.save_steps=1", "evaluate.before=false")
+    vrft(*overrides, f"run.dir={whole}")
+    vrft(*overrides, f"run.dir={halved}")
+    # As if it had been killed in its second step: all that was known then is the first checkpoint and some logs too many.
+    for path in ("checkpoints/checkpoint-2", "checkpoints/last", "evaluations"):
+        shutil.rmtree(halved / path)
+    for path in ("result.json", "report.html"):
+        (halved / path).unlink()
+    vrft(*overrides, f"run.dir={halved}", "run.resume=true")
+    weights = "checkpoints/last/model.safetensors"
+    assert (halved / weights).read_bytes() == (whole / weights).read_bytes()
+    validations = [[(e["step"], e["validation/iou"]) for e in read_lines(d / "metrics.jsonl") if "validation/iou" in e] for d in (whole, halved)]
+    assert validations[0] == validations[1]
+    assert len(validations[0]) == 3

@@ -11,6 +11,7 @@ import transformers
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from vrft.errors import UserError
 from vrft.train.checkpoints import save_checkpoint
 
 
@@ -66,15 +67,23 @@ class Validation(TrainerCallback):
 
     evaluate: `evaluate(model) -> {name: {"value", "n", ...}}` on the validation split; every process calls it.
     metric: which of these is the one to maximise.
-    history: `[{"step", "value", "n"}]`, in order.
+    history: `[{"step", "value", "n"}]`, in order; a resumed run begins with what it had.
     """
 
     def __init__(
-        self, evaluate: Callable, *, metric: str, eval_steps: int, processor, folder: Path, card: dict
+        self,
+        evaluate: Callable,
+        *,
+        metric: str,
+        eval_steps: int,
+        processor,
+        folder: Path,
+        card: dict,
+        history: list[dict],
     ) -> None:
         self.evaluate, self.metric, self.eval_steps = evaluate, metric, eval_steps
         self.processor, self.folder, self.card = processor, folder, card
-        self.history: list[dict] = []
+        self.history = history
         self.trainer: transformers.Trainer | None = None
 
     @property
@@ -83,7 +92,8 @@ class Validation(TrainerCallback):
         return max(self.history, key=lambda entry: entry["value"], default=None)
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self._validate(state)
+        if not any(entry["step"] == state.global_step for entry in self.history):
+            self._validate(state)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if state.global_step % self.eval_steps == 0 or state.global_step == state.max_steps:
@@ -93,7 +103,10 @@ class Validation(TrainerCallback):
 
     def _validate(self, state) -> None:
         metrics = self.evaluate(self.trainer.accelerator.unwrap_model(self.trainer.model))
-        entry = {"step": state.global_step, "value": metrics[self.metric]["value"], "n": metrics[self.metric]["n"]}
+        figure = metrics[self.metric]
+        if figure["value"] is None:
+            raise UserError(f"{self.metric} has no value on the validation split: none of its rows has an object to find")
+        entry = {"step": state.global_step, "value": figure["value"], "n": figure["n"]}
         self.history.append(entry)
         logs = {f"validation/{name}": metric["value"] for name, metric in metrics.items()}
         # Not the trainer's own log(): TRL's would flush its running training metrics into this entry.
