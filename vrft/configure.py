@@ -143,7 +143,7 @@ def _model_faults(config: dict[str, Any]) -> Iterator[str]:
             f"but model.family is {model['family']}; give a folder or a hub name"
         )
     path = str(model["path"] or TINY_MODEL)
-    if _is_local(path) and not (Path(path) / "config.json").is_file():
+    if _is_local(path) and not any((Path(path) / name).is_file() for name in ("config.json", "adapter_config.json")):
         what = "has no config.json" if Path(path).is_dir() else "does not exist"
         yield f"model.path is {path}, a folder that {what}; give one with a saved model, or a hub name ORG/NAME"
 

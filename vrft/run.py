@@ -24,12 +24,16 @@ from vrft.models.load import freeze_parts, load_model
 from vrft.rewards import RewardOptions
 from vrft.run_directory import Experiment, open_experiment
 
+
 def evaluate_splits(experiment: Experiment, model, splits: list[str], *, name: str | None) -> dict[str, dict]:
     """`{split: {protocol: metrics}}`; with a name, completions and scores go to `evaluations/NAME/SPLIT/`.
 
     Every process generates its share of the batches; all of them end with the same metrics.
     """
     config, processes = experiment.config, experiment.processes
+    protocol = (
+        config["protocol"] if name else config["protocol"] | {"n_resamples": 1}
+    )  # validation's intervals go unread
     results = {}
     for split in splits:
         share = generate_completions(
@@ -53,7 +57,7 @@ def evaluate_splits(experiment: Experiment, model, splits: list[str], *, name: s
             completions,
             task=experiment.task,
             frame_for_row=experiment.frame_for_row,
-            protocol=config["protocol"],
+            protocol=protocol,
             reward=config["reward"],
         )
         results[split] = {experiment.protocol: metrics}
@@ -87,7 +91,9 @@ def train(experiment: Experiment, model, resumed_from: Path | None) -> list[dict
     callbacks = [MetricsFile(experiment.run_dir / "metrics.jsonl"), ProgressBar(shown)]
     if config["trainer"]["eval_steps"]:
         validation = Validation(
-            lambda policy: evaluate_splits(experiment, policy, ["validation"], name=None)["validation"][experiment.protocol],
+            lambda policy: evaluate_splits(experiment, policy, ["validation"], name=None)["validation"][
+                experiment.protocol
+            ],
             metric=metric,
             eval_steps=config["trainer"]["eval_steps"],
             processor=experiment.processor,
@@ -192,7 +198,9 @@ def _resume_point(experiment: Experiment) -> Path | None:
 
 def _known_evaluation(experiment: Experiment, name: str) -> dict[str, dict] | None:
     """An evaluation that a run which is being resumed had finished, as `evaluate_splits` returned it."""
-    paths = {split: experiment.run_dir / "evaluations" / name / split / "metrics.json" for split in experiment.test_splits}
+    paths = {
+        split: experiment.run_dir / "evaluations" / name / split / "metrics.json" for split in experiment.test_splits
+    }
     if not experiment.config["run"]["resume"] or not all(path.is_file() for path in paths.values()):
         return None
     return {split: json.loads(path.read_text(encoding="utf-8")) for split, path in paths.items()}

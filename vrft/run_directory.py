@@ -14,15 +14,12 @@ from accelerate import PartialState
 
 from vrft.boxes import Frame
 from vrft.errors import raise_all
-from vrft.evaluate.protocols import protocol_key
+from vrft.evaluate.protocols import PRIMARY_METRICS, protocol_key
 from vrft.models.decode import render_prompt
 from vrft.models.families import FAMILIES, frame_for, seen_size
 from vrft.models.load import load_processor
 from vrft.rows import Row, read_rows
 from vrft.tasks import Task, load_task
-
-PRIMARY_METRIC = {"coco": "AP", "grounding": "accuracy@0.5", "classification": "accuracy"}
-"""Which metric of a protocol's scorer validation maximises, and tables show first."""
 
 
 @dataclass
@@ -49,7 +46,7 @@ class Experiment:
 
     @property
     def primary_metric(self) -> str:
-        return PRIMARY_METRIC[self.config["protocol"]["scorer"]]
+        return PRIMARY_METRICS[self.config["protocol"]["scorer"]][0]
 
     @property
     def protocol(self) -> str:

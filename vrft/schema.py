@@ -127,13 +127,14 @@ class Protocol:
 
 @dataclass
 class Evaluate:
-    """Which parts run. checkpoint: the one `after` judges; also: further ones."""
+    """Which parts run. checkpoint: the one `after` judges; also: further ones. titles: what tables call the test sets."""
 
     before: bool
     train: bool
     after: bool
     checkpoint: Literal["best", "last"]
     also: list[Literal["best", "last"]]
+    titles: dict[str, str]
 
 
 @dataclass

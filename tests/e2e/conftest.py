@@ -17,7 +17,9 @@ def vrft():
     def run(*arguments: str, code: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, "-m", "vrft", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=600, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=600, check=False
+        )
         assert done.returncode == code, f"{' '.join(command)}\nexit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 

@@ -137,7 +137,13 @@ def _config(run_dir, task_name, trainer, protocol, scorer, weights, *, seed, is_
         "memory": {"num_generations": 8},
         "reward": {"name": "visual_rft", "weights": weights, "options": {}},
         "protocol": {"name": protocol, "version": 1, "scorer": scorer, "n_resamples": 200},
-        "evaluate": {"before": True, "train": is_trained, "after": is_trained, "checkpoint": "best"},
+        "evaluate": {
+            "before": True,
+            "train": is_trained,
+            "after": is_trained,
+            "checkpoint": "best",
+            "titles": {"clean": "clean ink"},
+        },
     }
 
 

@@ -60,7 +60,12 @@ def test_two_processes_give_the_same_evaluation_as_one(vrft, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     vrft("evaluate", "experiment=digits_riddles", "debug=smoke", f"run.dir={one}")
     vrft(
-        "train", "experiment=digits_riddles", "debug=smoke", f"run.dir={two}", "launch=torchrun", "launch.nproc_per_node=2"
+        "train",
+        "experiment=digits_riddles",
+        "debug=smoke",
+        f"run.dir={two}",
+        "launch=torchrun",
+        "launch.nproc_per_node=2",
     )
     name = "evaluations/before/test/completions.jsonl"
     assert (one / name).read_bytes() == (two / name).read_bytes()
@@ -92,6 +97,9 @@ def test_a_run_that_stopped_after_training_half_goes_on_to_the_same_weights(vrft
     vrft(*overrides, f"run.dir={halved}", "run.resume=true")
     weights = "checkpoints/last/model.safetensors"
     assert (halved / weights).read_bytes() == (whole / weights).read_bytes()
-    validations = [[(e["step"], e["validation/iou"]) for e in read_lines(d / "metrics.jsonl") if "validation/iou" in e] for d in (whole, halved)]
+    validations = [
+        [(e["step"], e["validation/iou"]) for e in read_lines(d / "metrics.jsonl") if "validation/iou" in e]
+        for d in (whole, halved)
+    ]
     assert validations[0] == validations[1]
     assert len(validations[0]) == 3

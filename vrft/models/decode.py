@@ -48,7 +48,9 @@ def generate_texts(
     inputs = inputs.to(model.device)
     is_training = model.training
     model.eval()
-    output = model.generate(**inputs, generation_config=_generation_config(model, processor, max_new_tokens, temperature))
+    output = model.generate(
+        **inputs, generation_config=_generation_config(model, processor, max_new_tokens, temperature)
+    )
     model.train(is_training)
     completion_ids = output[:, inputs["input_ids"].shape[1] :]
     end_ids = torch.tensor(end_token_ids(model, processor), device=output.device)
@@ -65,7 +67,9 @@ def end_token_ids(model: PreTrainedModel, processor: ProcessorMixin) -> list[int
 def _generation_config(
     model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens: int, temperature: float
 ) -> GenerationConfig:
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False, "temperature": 1.0}
+    sampling = (
+        {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False, "temperature": 1.0}
+    )
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         **sampling,

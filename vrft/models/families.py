@@ -43,9 +43,7 @@ FAMILIES = {
 is the embedded Qwen2-VL with patches of 7 pixels, whose vocabulary holds every twentieth number."""
 
 
-def seen_size(
-    image_wh: Sequence[int], family: Family, *, min_pixels: int, max_pixels: int
-) -> tuple[int, int]:
+def seen_size(image_wh: Sequence[int], family: Family, *, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """The (width, height) to which the family's image processor resizes an image, by `qwen_vl_utils`' own arithmetic."""
     from qwen_vl_utils import smart_resize  # imports torch and torchvision
 

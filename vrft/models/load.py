@@ -84,7 +84,9 @@ def _require_folder(path: str) -> None:
             "a folder written by save_pretrained is needed"
         )
     if looks_local and not folder.is_dir():
-        raise UserError(f"model.path={path} does not exist; name a model's folder, or a hub name such as Qwen/Qwen2-VL-2B-Instruct")
+        raise UserError(
+            f"model.path={path} does not exist; name a model's folder, or a hub name such as Qwen/Qwen2-VL-2B-Instruct"
+        )
 
 
 def _load_fault(path: str, error: Exception) -> str:

@@ -67,18 +67,19 @@ def text_table(shown: Sequence[Panel]) -> str:
     lines = []
     width = max((len(line.label) for panel in shown for line in panel.lines), default=0) + 4
     for metric, of_metric in _by_metric(shown).items():
-        heads = [f"{panel.split} (n = {panel.n})" for panel in of_metric]
-        lines += [f"{metric_label(metric):{width}}" + "".join(f"{head:24}" for head in heads)]
+        heads = [f"{panel.title} (n = {panel.n})" for panel in of_metric]
+        column = max(24, *(len(head) + 2 for head in heads))
+        lines += [f"{metric_label(metric):{width}}" + "".join(f"{head:{column}}" for head in heads)]
         for label in _labels(of_metric):
             cells = [_cell(panel, label) for panel in of_metric]
-            lines.append(f"  {label:{width - 2}}" + "".join(f"{cell:24}" for cell in cells))
+            lines.append(f"  {label:{width - 2}}" + "".join(f"{cell:{column}}" for cell in cells))
         lines.append("")
     return "\n".join(line.rstrip() for line in [*lines, "[ ]: 95 % bootstrap interval"])
 
 
 def markdown_table(shown: Sequence[Panel]) -> str:
     """One table: methods down, test sets and metrics across."""
-    heads = [f"{panel.split}: {panel.label} (n = {panel.n})" for panel in shown]
+    heads = [f"{panel.title}: {panel.label} (n = {panel.n})" for panel in shown]
     rows = [["", *heads], ["---"] + ["---:"] * len(shown)]
     rows += [[label, *(_cell(panel, label) for panel in shown)] for label in _labels(shown)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -124,7 +125,7 @@ def _all_metrics(run: RunFiles) -> list[tuple[str, list[str], list[tuple[str, li
         by_name = {name: run.metrics(name, split) for name in run.result["test_sets"][split]}
         metrics = dict.fromkeys(metric for figures in by_name.values() for metric in figures)
         lines = [(metric, [figures.get(metric) for figures in by_name.values()]) for metric in metrics]
-        tables.append((split, [CHECKPOINT_NAMES.get(name, name) for name in by_name], lines))
+        tables.append((run.title(split), [CHECKPOINT_NAMES.get(name, name) for name in by_name], lines))
     return tables
 
 

@@ -38,6 +38,7 @@ class Panel:
     """One metric on one test set, for all methods that have it."""
 
     split: str
+    title: str
     metric: str
     lines: list[Line]
 
@@ -76,9 +77,11 @@ def panels(methods: Sequence[Method], *, n_resamples: int = 1000) -> list[Panel]
     """A panel for each primary metric and test set, metric by metric; empty for no methods."""
     runs = {id(method.run): method.run for method in methods}.values()
     metrics = dict.fromkeys(metric for run in runs for metric in run.primary_metrics)
-    splits = dict.fromkeys(split for run in runs for split in run.splits)
+    titles = {split: run.title(split) for run in runs for split in run.splits}
     found = [
-        Panel(split, metric, _lines(methods, split, metric, n_resamples)) for metric in metrics for split in splits
+        Panel(split, title, metric, _lines(methods, split, metric, n_resamples))
+        for metric in metrics
+        for split, title in titles.items()
     ]
     return [panel for panel in found if panel.lines]
 

@@ -71,6 +71,10 @@ class RunFiles:
         """The test sets, `test` first."""
         return list(self.result["test_sets"])
 
+    def title(self, split: str) -> str:
+        """What tables call a test set."""
+        return self.config["evaluate"]["titles"].get(split, split)
+
     @property
     def evaluations(self) -> list[str]:
         """The names of what was judged: `before`, and checkpoints such as `best` and `last`."""

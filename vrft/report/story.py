@@ -50,7 +50,7 @@ def sentences(run: RunFiles, panels: Sequence[Panel]) -> list[str]:
             f"On {n_test} held-out questions {metric_label(metric)} changed by {signed(change['value'])}{interval}."
         )
     others = [
-        f"{split} {number(_value(run, 'before', metric, split))} → {number(_value(run, run.after, metric, split))}"
+        f"{run.title(split)} {number(_value(run, 'before', metric, split))} → {number(_value(run, run.after, metric, split))}"
         for split in run.splits
         if split != "test" and None not in (_value(run, "before", metric, split), _value(run, run.after, metric, split))
     ]

@@ -1,7 +1,7 @@
 """Grounding: the one box of the object that a phrase names.
 
-    Q: Find this object in the image: the digit seven. Give its one box in integers from 0 to 1000. …
-    A: <think>It is on the left.</think><answer>(40,120),(300,460)</answer>
+Q: Find this object in the image: the digit seven. Give its one box in integers from 0 to 1000. …
+A: <think>It is on the left.</think><answer>(40,120),(300,460)</answer>
 """
 
 from __future__ import annotations

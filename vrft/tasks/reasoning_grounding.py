@@ -1,7 +1,7 @@
 """Reasoning grounding: the one box of an object that must be worked out before it can be found.
 
-    Q: Work out which object is meant, then find it in the image: two plus three minus one. …
-    A: <think>two plus three is five, minus one is four.</think><answer>(40,120),(300,460)</answer>
+Q: Work out which object is meant, then find it in the image: two plus three minus one. …
+A: <think>two plus three is five, minus one is four.</think><answer>(40,120),(300,460)</answer>
 """
 
 from __future__ import annotations

@@ -42,7 +42,9 @@ class ProgressBar(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", dynamic_ncols=True)
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc="train", unit="step", dynamic_ncols=True
+            )
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if self.bar is not None:
@@ -54,7 +56,7 @@ class ProgressBar(TrainerCallback):
         for name, short in self.shown.items():
             if (logs or {}).get(name) is not None:
                 self.figures[short] = f"{logs[name]:.3f}"
-        self.bar.set_postfix(self.figures)
+        self.bar.set_postfix(self.figures, refresh=False)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         if self.bar is not None:
@@ -105,7 +107,9 @@ class Validation(TrainerCallback):
         metrics = self.evaluate(self.trainer.accelerator.unwrap_model(self.trainer.model))
         figure = metrics[self.metric]
         if figure["value"] is None:
-            raise UserError(f"{self.metric} has no value on the validation split: none of its rows has an object to find")
+            raise UserError(
+                f"{self.metric} has no value on the validation split: none of its rows has an object to find"
+            )
         entry = {"step": state.global_step, "value": figure["value"], "n": figure["n"]}
         self.history.append(entry)
         logs = {f"validation/{name}": metric["value"] for name, metric in metrics.items()}
