@@ -1,7 +1,7 @@
 """Readers of model text: the answer block, and in it boxes and names.
 
-Model text is untrusted. A reader returns `(answer, None)`, or `(None, reason)` with a reason of `REASONS`; it never raises. All
-patterns run in linear time, and no number with more than nine digits before its point is read.
+Model text is untrusted. A reader returns `(answer, None)`, or `(None, reason)` with a reason of `REASONS`; it never
+raises. All patterns run in linear time, and no number with more than nine digits before its point is read.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import re
 from typing import NamedTuple
 
 REASONS = ("no_answer", "empty_answer", "no_box", "malformed_box")
-"""Why an answer could not be read: no answer block after the thought · an empty block · no box and no 'No Objects' in it · a box
-that is not four plain numbers."""
+"""Why an answer could not be read: no answer block after the thought · an empty block · no box and no 'No Objects' in
+it · a box that is not four plain numbers."""
 
 _NUMBER = r"[-+]?[0-9]{1,9}(?:\.[0-9]{0,20})?"
 _FOUR_NUMBERS = re.compile(rf"\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*(?:,\s*)?")
@@ -34,8 +34,8 @@ class WrittenBox(NamedTuple):
 def read_answer_block(text: str) -> tuple[str | None, str | None]:
     """The inside of the last `<answer>` block after the thought, stripped.
 
-    What stands inside `<think>` never counts; a thought that is not closed leaves no answer. A last block that the length limit cut
-    (no `</answer>`) is returned as far as it goes.
+    What stands inside `<think>` never counts; a thought that is not closed leaves no answer. A last block that the
+    length limit cut (no `</answer>`) is returned as far as it goes.
 
     >>> read_answer_block("<think>maybe <answer>no</answer></think><answer> yes </answer>")
     ('yes', None)
@@ -55,9 +55,9 @@ def read_answer_block(text: str) -> tuple[str | None, str | None]:
 def read_boxes(block: str) -> tuple[list[WrittenBox] | None, str | None]:
     """The boxes of a detection answer, in the order written; `[]` for 'No Objects' or an empty list.
 
-    Reads `{'Position': [x1, y1, x2, y2], 'Confidence': c}` objects with single or double quotes (also `bbox_2d` keys and code fences:
-    keys of the box do not matter), and, where there is no object, bare lists of four numbers. A last object that the length limit
-    cut is left out.
+    Reads `{'Position': [x1, y1, x2, y2], 'Confidence': c}` objects with single or double quotes (also `bbox_2d` keys
+    and code fences: keys of the box do not matter), and, where there is no object, bare lists of four numbers. A last
+    object that the length limit cut is left out.
 
     >>> read_boxes("[{'Position': [0, 20, 40, 60], 'Confidence': 0.90}, {'Position': [1, 2")
     ([WrittenBox(xyxy=(0.0, 20.0, 40.0, 60.0), confidence=0.9)], None)

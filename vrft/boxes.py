@@ -1,7 +1,8 @@
 """Boxes, the frames in which models speak of them, and their overlaps.
 
 Inside vrft every box is float `xyxy`: x1, y1, x2, y2 in pixels of the original image, continuous edges (a box that
-covers the whole of a 640 × 480 image is [0, 0, 640, 480]). `to_frame` and `from_frame` are the only doors to another frame.
+covers the whole of a 640 × 480 image is [0, 0, 640, 480]). `to_frame` and `from_frame` are the only doors to another
+frame.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def iou_matrix(a_xyxy: Sequence, b_xyxy: Sequence) -> np.ndarray:
 def giou_matrix(a_xyxy: Sequence, b_xyxy: Sequence) -> np.ndarray:
     """Generalised IoU of `a` (n, 4) with `b` (m, 4), shape (n, m), in [-1, 1].
 
-    IoU minus the share of the hull that neither covers (Rezatofighi et al. 2019, arXiv 1902.09630). -1 where the hull has no area,
+    IoU minus the share of the hull that neither covers (Rezatofighi et al. 2019, arXiv 1902.09630). -1 where the hull
+    has no area,
     and where either box is inverted or has no area: such a box is no answer.
 
     >>> giou_matrix([[0, 0, 1, 1]], [[0, 0, 1, 1], [1, 1, 2, 2]]).tolist()

@@ -6,8 +6,8 @@ from __future__ import annotations
 class UserError(Exception):
     """A mistake in a config, a file or a row, told in full by its text.
 
-    The command line and the worker print the text without a traceback and exit with code 2. Say what is wrong, the value,
-    what would be right, and which key, file or row to change.
+    The command line and the worker print the text without a traceback and exit with code 2. Say what is wrong, the
+    value, what would be right, and which key, file or row to change.
     """
 
 

@@ -1,6 +1,7 @@
 """Reward terms: pure functions of answers and golds, each in [0, 1].
 
-The terms follow the published method (Visual-RFT, arXiv 2503.01785, section 3.2) where their names say so; the config gives the weights.
+The terms follow the published method (Visual-RFT, arXiv 2503.01785, section 3.2) where their names say so; the config
+gives the weights.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class RewardOptions:
 def match_boxes(
     pred_xyxy: Sequence, confidences: Sequence[float], gold_xyxy: Sequence, options: RewardOptions
 ) -> np.ndarray:
-    """IoU of each prediction (n, 4) with the gold box (m, 4) given to it, shape (n,); 0 for a prediction without a match.
+    """IoU of each prediction (n, 4) with the gold box (m, 4) given to it, shape (n,); 0 for a prediction without a
+    match.
 
     Each gold box is given once, and only to a prediction whose IoU exceeds the threshold.
 
@@ -65,7 +67,8 @@ def match_boxes(
 
 
 def detection_iou(matched_iou: np.ndarray, n_gold: int) -> float:
-    """Sum of the matches' IoU over max(n_gold, n_pred), in [0, 1]; 1 when there is nothing to find and nothing was found."""
+    """Sum of the matches' IoU over max(n_gold, n_pred), in [0, 1]; 1 when there is nothing to find and nothing was
+    found."""
     n_most = max(n_gold, len(matched_iou))
     return float(matched_iou.sum() / n_most) if n_most else 1.0
 
@@ -97,7 +100,8 @@ def same_name(pred: str, gold: str) -> float:
 
 
 def well_formed(text: str, thinking: str) -> float:
-    """1.0 if the whole completion is one `<think>` block and one `<answer>` block (only the latter without thinking), else 0.0.
+    """1.0 if the whole completion is one `<think>` block and one `<answer>` block (only the latter without thinking),
+    else 0.0.
 
     >>> well_formed("<think>a</think> <answer>b</answer>", "think"), well_formed("<answer>b</answer>", "think")
     (1.0, 0.0)

@@ -7,8 +7,8 @@ A row is a plain dict that JSON can hold. Every row has
     image_wh  [width, height] of the first image, in pixels
     gold      the right answer in the task's own form (boxes: pixels of the original image)
 
-and its task's columns (see `vrft/tasks/`). Optional: `thought` (the thought that leads to the gold, for supervised training),
-`distractors` (boxes of the objects that were not asked for), `problem` (the question, verbatim).
+and its task's columns (see `vrft/tasks/`). Optional: `thought` (the thought that leads to the gold, for supervised
+training), `distractors` (boxes of the objects that were not asked for), `problem` (the question, verbatim).
 """
 
 from __future__ import annotations

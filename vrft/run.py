@@ -1,6 +1,7 @@
 """The worker: reads a frozen run directory, evaluates, trains, evaluates again, and writes `result.json` last.
 
-Started by `vrft.launching` as `python -m vrft.run RUN_DIR`, once or under torchrun. It knows plain values only, no Hydra.
+Started by `vrft.launching` as `python -m vrft.run RUN_DIR`, once or under torchrun. It knows plain values only, no
+Hydra.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def evaluate_splits(experiment: Experiment, model, splits: list[str], *, name: s
 
 
 def train(experiment: Experiment, model, resumed_from: Path | None) -> list[dict]:
-    """Train `model` in place and return the validation history; leaves `checkpoints/last` and, with validation, `checkpoints/best`.
+    """Train `model` in place and return the validation history; leaves `checkpoints/last` and, with validation,
+    `checkpoints/best`.
 
     resumed_from: a trainer's checkpoint whose weights `model` holds; steps, optimizer and logs go on from there.
     """
@@ -257,7 +259,8 @@ def _set_environment(run_dir: Path) -> None:
 
 
 def _silence_libraries() -> None:
-    """Leave the terminal to vrft's own bars; warnings about renames inside transformers and trl are not for its users."""
+    """Leave the terminal to vrft's own bars; warnings about renames inside transformers and trl are not for its
+    users."""
     import datasets
 
     transformers.logging.set_verbosity_error()

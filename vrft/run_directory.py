@@ -24,7 +24,8 @@ from vrft.tasks import Task, load_task
 
 @dataclass
 class Experiment:
-    """A frozen run directory, opened: its config, rows, task and processor, and the process's place among the others."""
+    """A frozen run directory, opened: its config, rows, task and processor, and the process's place among the
+    others."""
 
     run_dir: Path
     config: dict
@@ -61,7 +62,8 @@ class Experiment:
         self.durations_s[name] = round(time.perf_counter() - started, 2)
 
     def frame_for_row(self, row: Row) -> Frame:
-        """The frame of the row's question and answer: the family's, or `dataset.frame` for a question taken verbatim."""
+        """The frame of the row's question and answer: the family's, or `dataset.frame` for a question taken
+        verbatim."""
         memory = self.config["memory"]
         limits = {"min_pixels": memory["min_pixels"], "max_pixels": memory["max_pixels"]}
         frame = frame_for(FAMILIES[self.config["model"]["family"]], row["image_wh"], **limits)
@@ -72,7 +74,8 @@ class Experiment:
 
 
 def open_experiment(run_dir: Path) -> Experiment:
-    """Read the frozen files of a run directory and load its processor (no weights). Raises `UserError` for long questions."""
+    """Read the frozen files of a run directory and load its processor (no weights). Raises `UserError` for long
+    questions."""
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
     model, memory = config["model"], config["memory"]
     processes = PartialState(cpu=config["derived"]["device"] == "cpu")

@@ -127,7 +127,8 @@ class Protocol:
 
 @dataclass
 class Evaluate:
-    """Which parts run. checkpoint: the one `after` judges; also: further ones. titles: what tables call the test sets."""
+    """Which parts run. checkpoint: the one `after` judges; also: further ones. titles: what tables call the test
+    sets."""
 
     before: bool
     train: bool

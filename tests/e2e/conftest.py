@@ -12,7 +12,8 @@ import pytest
 
 @pytest.fixture(scope="session")
 def vrft():
-    """`vrft("train", "experiment=…", code=0) -> CompletedProcess`; fails with the output if the exit code is another."""
+    """`vrft("train", "experiment=…", code=0) -> CompletedProcess`; fails with the output if the exit code is
+    another."""
 
     def run(*arguments: str, code: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

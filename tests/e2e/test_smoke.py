@@ -53,7 +53,8 @@ def test_sft_trains_on_the_same_rows_and_logs_no_reward(vrft, tmp_path):
     assert any("loss" in entry for entry in logged)
     assert not any("reward" in entry for entry in logged)
     table = vrft("report", f"runs=[{rft},{sft}]").stdout
-    assert "SFT" in table and "RFT" in table
+    assert "SFT" in table
+    assert "RFT" in table
 
 
 def test_two_processes_give_the_same_evaluation_as_one(vrft, tmp_path):
@@ -89,7 +90,7 @@ def test_a_run_that_stopped_after_training_half_goes_on_to_the_same_weights(vrft
     overrides = ("train", "experiment=digits_riddles", "debug=smoke", "trainer.save_steps=1", "evaluate.before=false")
     vrft(*overrides, f"run.dir={whole}")
     vrft(*overrides, f"run.dir={halved}")
-    # As if it had been killed in its second step: all that was known then is the first checkpoint and some logs too many.
+    # As if killed in its second step: the first checkpoint is there, and some logs too many.
     for path in ("checkpoints/checkpoint-2", "checkpoints/last", "evaluations"):
         shutil.rmtree(halved / path)
     for path in ("result.json", "report.html"):

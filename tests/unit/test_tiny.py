@@ -1,4 +1,5 @@
-"""The tiny model: its folder loads like any other, its tokenizer keeps what rewards read, its fast pass is the stock."""
+"""The tiny model: its folder loads like any other, its tokenizer keeps what rewards read, its fast pass is the
+stock."""
 
 from __future__ import annotations
 

@@ -35,9 +35,9 @@ def generate_texts(
     """One completion a question, as one batch: `{"text", "n_tokens", "is_truncated"}` each.
 
     temperature: 0 decodes greedily; above, tokens are drawn with torch's global generator.
-    response_prefix: text that stands already written at the start of each completion; it is part of `text`, not of `n_tokens`.
-    n_tokens counts the end token; is_truncated is True if `max_new_tokens` came first. The checkpoint's own sampling settings
-    (repetition penalty, top-k) are not used.
+    response_prefix: text that stands already written at the start of each completion; it is part of `text`, not of
+    `n_tokens`. n_tokens counts the end token; is_truncated is True if `max_new_tokens` came first. The checkpoint's
+    own sampling settings (repetition penalty, top-k) are not used.
     """
     prompts = [
         render_prompt(processor, question, len(row_images), response_prefix)

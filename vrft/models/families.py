@@ -15,7 +15,8 @@ class Family:
     frame: the coordinate system its models were trained to speak.
     pixel_factor: the image is resized to multiples of it (patch size × merge size), in pixels.
     coordinate_step: written coordinates are multiples of it.
-    parts: parameter-name prefixes of the vision tower, the projector and the language model (as in `model.named_parameters()`).
+    parts: parameter-name prefixes of the vision tower, the projector and the language model (as in
+        `model.named_parameters()`).
     """
 
     name: str
@@ -39,12 +40,14 @@ FAMILIES = {
         Family("tiny", "norm1000", 14, coordinate_step=20),
     )
 }
-"""Frames as the models' authors state them: Qwen2-VL and Qwen3-VL 0..1000 of the image, Qwen2.5-VL pixels of the resized image. `tiny`
-is the embedded Qwen2-VL with patches of 7 pixels, whose vocabulary holds every twentieth number."""
+"""Frames as the models' authors state them: Qwen2-VL and Qwen3-VL 0..1000 of the image, Qwen2.5-VL pixels of the
+resized image. `tiny` is the embedded Qwen2-VL with patches of 7 pixels, whose vocabulary holds every twentieth
+number."""
 
 
 def seen_size(image_wh: Sequence[int], family: Family, *, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """The (width, height) to which the family's image processor resizes an image, by `qwen_vl_utils`' own arithmetic."""
+    """The (width, height) to which the family's image processor resizes an image, by `qwen_vl_utils`' own
+    arithmetic."""
     from qwen_vl_utils import smart_resize  # imports torch and torchvision
 
     width, height = image_wh

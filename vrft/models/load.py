@@ -34,8 +34,8 @@ def load_processor(
     size = processor.image_processor.size
     if (size["shortest_edge"], size["longest_edge"]) != (min_pixels, max_pixels):
         raise UserError(
-            f"model.path={path}: the image processor keeps size {dict(size)} although memory.min_pixels={min_pixels} and "
-            f"memory.max_pixels={max_pixels} were asked for; it does not take these limits"
+            f"model.path={path}: the image processor keeps size {dict(size)} although memory.min_pixels={min_pixels} "
+            f"and memory.max_pixels={max_pixels} were asked for; it does not take these limits"
         )
     return processor
 

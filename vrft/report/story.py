@@ -49,11 +49,11 @@ def sentences(run: RunFiles, panels: Sequence[Panel]) -> list[str]:
         told.append(
             f"On {n_test} held-out questions {metric_label(metric)} changed by {signed(change['value'])}{interval}."
         )
-    others = [
-        f"{run.title(split)} {number(_value(run, 'before', metric, split))} → {number(_value(run, run.after, metric, split))}"
-        for split in run.splits
-        if split != "test" and None not in (_value(run, "before", metric, split), _value(run, run.after, metric, split))
-    ]
+    others = []
+    for split in run.splits:
+        pair = [_value(run, name, metric, split) for name in ("before", run.after)]
+        if split != "test" and None not in pair:
+            others.append(f"{run.title(split)} {number(pair[0])} → {number(pair[1])}")
     if others:
         told.append(f"Other test sets: {', '.join(others)}.")
     if run.after:

@@ -82,7 +82,8 @@ class Task(ABC):
 
     @abstractmethod
     def terms(self, options: RewardOptions) -> dict[str, Term]:
-        """The reward terms by name, each a function of a completion and its row to [0, 1]; 0 for an unreadable answer."""
+        """The reward terms by name, each a function of a completion and its row to [0, 1]; 0 for an unreadable
+        answer."""
 
     @property
     @abstractmethod
@@ -98,8 +99,8 @@ class Task(ABC):
     def gold(self, row: Row, frame: Frame, thought: str = "gold") -> str:
         """The completion that is right.
 
-        thought: `gold` (the row's own thought, empty if it has none), `empty` (empty think tags), `none` (no think tags). A task
-        without thinking never writes think tags.
+        thought: `gold` (the row's own thought, empty if it has none), `empty` (empty think tags), `none` (no think
+        tags). A task without thinking never writes think tags.
         """
         if thought not in THOUGHTS:
             raise ValueError(f"thought is {thought!r}; known: {', '.join(THOUGHTS)}")
@@ -119,8 +120,8 @@ class Task(ABC):
     def gold_of(self, solution: str, frame: Frame) -> Any:
         """The gold that the text of a data set's `solution` holds, with or without answer tags.
 
-        Boxes are not cut to the image, so that `check` sees those outside. Raises ValueError where the text is unreadable
-        or cut.
+        Boxes are not cut to the image, so that `check` sees those outside. Raises ValueError where the text is
+        unreadable or cut.
         """
         has_tags = "<answer>" in solution or "<think>" in solution
         block, reason = read_answer_block(solution) if has_tags else (solution.strip(), "empty_answer")

@@ -3,7 +3,8 @@
     Q: Name the class of the object in the image. …
     A: <think>The strokes look like a seven.</think><answer>seven</answer>
 
-Columns: `gold` (str); optional `instruction` (what to name, in place of the usual first sentence) and `candidates` (list of str).
+Columns: `gold` (str); optional `instruction` (what to name, in place of the usual first sentence) and `candidates`
+(list of str).
 """
 
 from __future__ import annotations

@@ -65,7 +65,8 @@ class OneBoxTask(Task):
 
 
 def pick_rate(parsed: Parsed, row: Row) -> float | None:
-    """1.0 if the box overlaps the asked object more than any distractor, else 0.0; None where the row has no distractors."""
+    """1.0 if the box overlaps the asked object more than any distractor, else 0.0; None where the row has no
+    distractors."""
     if not row.get("distractors"):
         return None
     if parsed.answer is None:

@@ -16,7 +16,8 @@ from vrft.train.checkpoints import save_checkpoint
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every log of the main process to a JSON-lines file, with its step; non-finite numbers are written as text."""
+    """Appends every log of the main process to a JSON-lines file, with its step; non-finite numbers are written as
+    text."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -13,8 +13,8 @@ import transformers
 def save_checkpoint(trainer: transformers.Trainer, processor, folder: Path, card: dict) -> None:
     """Write model (or adapter), processor and `vrft.json` to `folder`, replacing what is there once all is written.
 
-    card: how the checkpoint is to be asked (task, thinking, family, pixel limits) and where it comes from. All processes call this; the
-    main one writes.
+    card: how the checkpoint is to be asked (task, thinking, family, pixel limits) and where it comes from. All
+    processes call this; the main one writes.
     """
     state_dict = trainer.accelerator.get_state_dict(trainer.model)
     if not trainer.accelerator.is_main_process:
@@ -29,7 +29,8 @@ def save_checkpoint(trainer: transformers.Trainer, processor, folder: Path, card
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The trainer's own checkpoint with the most steps in `folder` (`checkpoint-STEP`, with optimizer and RNG states), or None."""
+    """The trainer's own checkpoint with the most steps in `folder` (`checkpoint-STEP`, with optimizer and RNG
+    states), or None."""
     complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
     return max(complete, key=step_of, default=None)
 

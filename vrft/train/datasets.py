@@ -13,7 +13,8 @@ from vrft.rows import Row, image_paths
 def training_dataset(
     rows: Sequence[Row], root: Path, *, question: Callable[[Row], str], completion: Callable[[Row], str] | None = None
 ) -> Dataset:
-    """Columns `prompt` (one user turn), `images` (decoded when read) and `row_id`; with `completion` also that (one assistant turn).
+    """Columns `prompt` (one user turn), `images` (decoded when read) and `row_id`; with `completion` also that (one
+    assistant turn).
 
     TRL puts the images in front of the question's text.
     """

@@ -105,7 +105,8 @@ def reward_functions(
 
 
 def log_reading(batch: Sequence[dict], log_metric: Callable[[str, float], None]) -> None:
-    """Log the share of completions that were read, and the share of each reason why not (all of them, on every process)."""
+    """Log the share of completions that were read, and the share of each reason why not (all of them, on every
+    process)."""
     for reason in REASONS:
         log_metric(f"unreadable/{reason}", sum(case["reason"] == reason for case in batch) / len(batch))
     log_metric("parse_rate", sum(case["reason"] is None for case in batch) / len(batch))

@@ -37,8 +37,8 @@ def sft_trainer(
     without = [row["row_id"] for row in rows if thought == "gold" and not row.get("thought")]
     if without:
         raise UserError(
-            f"trainer.sft_thought=gold, but {len(without)} of {len(rows)} rows have no column 'thought' (first: {without[0]}); "
-            "give them one, or choose trainer.sft_thought=empty or none"
+            f"trainer.sft_thought=gold, but {len(without)} of {len(rows)} rows have no column 'thought' "
+            f"(first: {without[0]}); give them one, or choose trainer.sft_thought=empty or none"
         )
     return SFTTrainer(
         model=model,
