@@ -6,6 +6,7 @@ Hydra.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ import torch
 import transformers
 import yaml
 from accelerate.utils import gather_object, set_seed
+from safetensors import SafetensorError
 
 from vrft.errors import UserError
 from vrft.evaluate.generate import generate_completions
@@ -278,6 +280,14 @@ def main() -> int:
         run(run_dir)
     except UserError as error:
         print(f"vrft: {error}", file=sys.stderr)
+        return 2
+    except (OSError, SafetensorError) as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        print(
+            f"vrft: the disk of run.dir={run_dir} is full; free some space and go on with run.resume=true",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         return 130

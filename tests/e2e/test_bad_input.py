@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -50,3 +55,32 @@ def test_bad_rows_are_named_all_at_once(vrft, tmp_path):
     rows.write_text(json.dumps({"image": "missing.png", "phrase": "the cat", "gold": [0, 0, 5, 5]}) + "\n")
     output = refused(vrft, tmp_path / "run", "task=grounding", "dataset=json", f"dataset.path={rows}")
     assert "missing.png" in output
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system can only be mounted by root")
+def test_a_full_disk_is_told_in_one_line(vrft, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(disk)], check=True)
+    try:
+        output = refused(vrft, disk / "run", *SMOKE, "evaluate.before=false")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert "is full" in output
+
+
+def test_ctrl_c_ends_parent_and_worker_without_a_result(tmp_path):
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-m", "vrft", "train", *SMOKE, f"run.dir={run_dir}", "trainer.max_steps=500"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    deadline = time.monotonic() + 120
+    while not (run_dir / "metrics.jsonl").exists() and parent.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    parent.send_signal(signal.SIGINT)
+    output, _ = parent.communicate(timeout=60)
+    assert parent.returncode == 130, output
+    assert "Traceback" not in output
+    assert not (run_dir / "result.json").exists()
+    left = subprocess.run(["pgrep", "-f", f"vrft.run {run_dir}"], capture_output=True, text=True, check=False)
+    assert left.stdout == ""
