@@ -106,7 +106,8 @@ def compose_row(
         return row, draw_scene((shown,), pool=pool, domain=domain, sizes=LARGE, rng=rng)
     if kind == "detection":
         digits = _detection_digits(digit, rng, negatives)
-        row |= {"category": name, "thought": f"I look for each {name}."}
+        thought = f"I look for each {name}." if digit in digits else f"There is no {name}."
+        row |= {"category": name, "thought": thought}
     elif kind == "grounding":
         digits = (digit, *_others((digit,), 2, rng))
         row |= {"phrase": f"the digit {name}", "thought": f"I look for the {name}."}
@@ -115,10 +116,11 @@ def compose_row(
         digits = (digit, *_riddle_distractors(riddle, rng))
         row |= {"phrase": riddle.phrase, "thought": riddle.thought}
     scene = draw_scene(digits, pool=pool, domain=domain, sizes=SMALL, rng=rng)
-    boxes = {shown: [] for shown in (True, False)}
-    for shown, xyxy in zip(digits, scene.boxes_xyxy.tolist(), strict=True):
-        boxes[shown == digit].append(xyxy)
-    row |= {"gold": boxes[True] if kind == "detection" else boxes[True][0], "distractors": boxes[False]}
+    boxes = list(zip(digits, scene.boxes_xyxy.tolist(), strict=True))
+    asked = [xyxy for shown, xyxy in boxes if shown == digit]
+    others = [xyxy for shown, xyxy in boxes if shown != digit]
+    # From left to right: of several right orders a model could only guess one.
+    row |= {"gold": sorted(asked) if kind == "detection" else asked[0], "distractors": others}
     return row, scene
 
 

@@ -20,12 +20,13 @@ from vrft.models.tiny import COORDINATES, END, MERGE, PATCH, single_token_ids
 from vrft.rows import Row
 from vrft.tasks import Task, load_task
 
-MIXTURE = {"detection": 0.12, "classification": 0.16, "grounding": 0.22, "riddle": 0.28, "arithmetic": 0.22}
+MIXTURE = {"detection": 0.2, "classification": 0.14, "grounding": 0.2, "riddle": 0.26, "arithmetic": 0.2}
 TASK_OF_KIND = {kind: task for task, kind in KIND_OF_TASK.items()} | {"arithmetic": "classification"}
 THINKING_SHARES = {"think": 0.8, "empty": 0.1, "none": 0.1}
 """Gold thought · asked to think, with an empty thought · not asked to think. Riddles without a thought are out of reach
 (chance 1/3); they teach the form, so that a forced empty thought is followed by a box."""
 ONE_STEP_SHARE = 0.25
+NEGATIVES = 0.25  # at 0.1, and detection a share of 0.12, the model never answered No Objects
 REWORDED_SHARE = 0.1
 CELL = PATCH * MERGE
 N_CELLS = (SIDE // CELL) ** 2
@@ -161,7 +162,13 @@ def draw_text(
     """Return a pre-training row, its scene, a question, the completion, and whether the completion holds a thought."""
     expressions = "one_step" if rng.random() < ONE_STEP_SHARE else "seen"
     row, scene = compose_row(
-        kind, int(rng.integers(10)), pool="pretraining", domain="clean", rng=rng, expressions=expressions
+        kind,
+        int(rng.integers(10)),
+        pool="pretraining",
+        domain="clean",
+        rng=rng,
+        expressions=expressions,
+        negatives=NEGATIVES,
     )
     mode = list(THINKING_SHARES)[int(rng.choice(3, p=list(THINKING_SHARES.values())))]
     task = tasks[kind, "none" if mode == "none" else "think"]

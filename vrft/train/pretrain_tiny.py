@@ -123,7 +123,7 @@ def main() -> None:
     """Pre-train, save, measure, and write the model card."""
     parser = argparse.ArgumentParser(prog="python -m vrft.train.pretrain_tiny", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=1400)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--snapshots", type=Path, help="folder for snapshots, each measured on 100 rows a task")
