@@ -23,10 +23,10 @@ install: .venv/installed  ## a virtual environment in .venv with the tested vers
 	@touch $@
 
 test: install  ## the tests, in minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations 15
 
 test-slow: install  ## the slow ones too: the claims, measured again
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not gpu and not hub and not slurm"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations 30 -m "not gpu and not hub and not slurm"
 
 check: install  ## lint and format, as the pre-commit hook does
 	$(BIN)/ruff check .
