@@ -3,6 +3,8 @@
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+# Installed without bytecode, which is then written as it is first needed: also where the environment forbids it.
+export PYTHONDONTWRITEBYTECODE :=
 RUN ?= runs/demo
 EXPERIMENT ?= digits_riddles
 SEEDS ?= 0 1 2

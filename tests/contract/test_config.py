@@ -128,7 +128,7 @@ def test_sft_of_the_demo_differs_from_rft_in_the_trainer_alone():
         (["memory.num_generations=1"], ["at least 2"]),
         (["memory.max_pixels=100"], ["memory.min_pixels=3136 exceeds memory.max_pixels=100"]),
         (["rollout.temperature=0"], ["rollout.temperature is 0", "above 0"]),
-        (["trainer.epochs=1"], ["trainer.max_steps is 50 and trainer.epochs is 1"]),
+        (["trainer.epochs=1"], ["trainer.max_steps is 40 and trainer.epochs is 1"]),
         (["model.path=./nowhere"], ["model.path is ./nowhere", "does not exist"]),
         # nothing given
         (["dataset=json"], ["dataset.path must be given"]),
