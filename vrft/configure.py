@@ -117,6 +117,8 @@ def _range_faults(config: dict[str, Any]) -> Iterator[str]:
         value = _value(config, key)
         if value is not None and not value > 0:
             yield f"{key} is {value}; it must be above 0"
+    if config["rollout"]["top_p"] > 1:
+        yield f"rollout.top_p is {config['rollout']['top_p']}; it is a share, at most 1"
     memory, trainer = config["memory"], config["trainer"]
     if memory["min_pixels"] > memory["max_pixels"]:
         least, most = memory["min_pixels"], memory["max_pixels"]
@@ -146,6 +148,18 @@ def _model_faults(config: dict[str, Any]) -> Iterator[str]:
     if _is_local(path) and not any((Path(path) / name).is_file() for name in ("config.json", "adapter_config.json")):
         what = "has no config.json" if Path(path).is_dir() else "does not exist"
         yield f"model.path is {path}, a folder that {what}; give one with a saved model, or a hub name ORG/NAME"
+    if config["evaluate"]["train"]:
+        yield from _training_faults(model, path, has_deepspeed=bool(config["deepspeed"]["config"]))
+
+
+def _training_faults(model: dict[str, Any], path: str, *, has_deepspeed: bool) -> Iterator[str]:
+    if (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file():
+        yield f"model.path is {path}, an adapter, which can be judged but not trained on; merge it into its base first"
+    if model["dtype"] == "bfloat16" and not has_deepspeed and not model["peft"]:
+        yield (
+            "model.dtype is bfloat16, in which AdamW's small steps round to nothing; choose deepspeed=zero2 or zero3 "
+            "(they keep float32 master weights), model/peft=lora, or model.dtype=float32"
+        )
 
 
 def _is_local(path: str) -> bool:
@@ -155,6 +169,7 @@ def _is_local(path: str) -> bool:
 
 def _pair_faults(config: dict[str, Any]) -> Iterator[str]:
     """Yield what does not fit together: reward, protocol and trainer arguments with the task and the trainer."""
+    from vrft.rewards import RewardOptions
     from vrft.tasks import load_task, task_names  # scipy: not for --help
 
     try:
@@ -163,6 +178,10 @@ def _pair_faults(config: dict[str, Any]) -> Iterator[str]:
         yield str(error)
         return
     reward, protocol, trainer = config["reward"], config["protocol"], config["trainer"]
+    try:
+        RewardOptions(**reward["options"])
+    except ValueError as error:
+        yield str(error)
     known_terms = {term for name in task_names() for term in load_task(name).term_names}
     for term in reward["weights"]:
         if term not in known_terms:

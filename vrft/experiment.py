@@ -29,6 +29,7 @@ def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides
     """
     run_dir = Path(config["run"]["dir"])
     with fresh_run_dir(run_dir, is_resuming=config["run"]["resume"]):
+        check_same_experiment(run_dir, {"config_hash": config_hash(config)})  # before the rows are written again
         rows = build_rows(config, run_dir / "data")
         record = provenance(
             config,
@@ -147,7 +148,7 @@ def check_same_experiment(run_dir: Path, record: dict[str, Any]) -> None:
     faults = [
         f"{what}: {begun.get(key)} then, {record[key]} now"
         for key, what in names.items()
-        if begun.get(key) != record[key]
+        if key in record and begun.get(key) != record[key]
     ]
     raise_all(faults, heading=f"{run_dir} was begun with another experiment, so run.resume=true cannot go on:")
 

@@ -46,6 +46,7 @@ def predict(config: dict[str, Any], *, overrides: Sequence[str] = ()) -> Parsed:
     processor = load_processor(model_config["path"], **limits, **trusted)
     model = load_model(
         model_config["path"],
+        family=FAMILIES[model_config["family"]],
         dtype=model_config["dtype"],
         attention=model_config["attention"],
         device=config["derived"]["device"],

@@ -10,12 +10,9 @@ import errno
 import json
 import os
 import sys
-import warnings
 from pathlib import Path
 
 import torch
-import transformers
-import yaml
 from accelerate.utils import gather_object, set_seed
 from safetensors import SafetensorError
 
@@ -26,6 +23,7 @@ from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts, load_model
 from vrft.rewards import RewardOptions
 from vrft.run_directory import Experiment, open_experiment
+from vrft.surroundings import set_environment, silence_libraries
 
 
 def evaluate_splits(experiment: Experiment, model, splits: list[str], *, name: str | None) -> dict[str, dict]:
@@ -85,7 +83,8 @@ def train(experiment: Experiment, model, resumed_from: Path | None) -> list[dict
 
     config, folder = experiment.config, experiment.run_dir / "checkpoints"
     card, metric = checkpoint_card(config), experiment.primary_metric
-    known = rewind_logs(experiment.run_dir, step_of(resumed_from) if resumed_from else 0)
+    with experiment.processes.main_process_first():
+        known = rewind_logs(experiment.run_dir, step_of(resumed_from) if resumed_from else 0)
     history = [
         {"step": entry["step"], "value": entry[f"validation/{metric}"], "n": entry["validation/n"]}
         for entry in known
@@ -234,14 +233,15 @@ def _write_result(experiment: Experiment, results: dict[str, dict], history: lis
 
 
 def _load(experiment: Experiment, path: str):
-    model = experiment.config["model"]
+    settings = experiment.config["model"]
     return load_model(
         path,
-        dtype=model["dtype"],
-        attention=model["attention"],
+        family=FAMILIES[settings["family"]],
+        dtype=settings["dtype"],
+        attention=settings["attention"],
         device=experiment.processes.device,
-        revision=model["revision"] if path == model["path"] else None,
-        trust_remote_code=model["trust_remote_code"],
+        revision=settings["revision"] if path == settings["path"] else None,
+        trust_remote_code=settings["trust_remote_code"],
     )
 
 
@@ -249,37 +249,16 @@ def _write_lines(path: Path, entries: list[dict]) -> None:
     path.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries), encoding="utf-8")
 
 
-def _set_environment(run_dir: Path) -> None:
-    """What libraries read from the environment, set before they look."""
-    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    logging = config["logging"]
-    if "wandb" in logging["report_to"]:
-        os.environ |= {"WANDB_PROJECT": logging["project"], "WANDB_MODE": logging["mode"], "WANDB_DIR": str(run_dir)}
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")
-    if config["derived"]["device"] == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-
-
-def _silence_libraries() -> None:
-    """Leave the terminal to vrft's own bars; warnings about renames inside transformers and trl are not for its
-    users."""
-    import datasets
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-
-
 def main() -> int:
     """Entry point of the worker; exit code 2 for a user's mistake."""
     run_dir = Path(sys.argv[1])
-    _set_environment(run_dir)
-    _silence_libraries()
+    set_environment(run_dir)
+    silence_libraries()
     try:
         run(run_dir)
     except UserError as error:
-        print(f"vrft: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # under torchrun every process has the same to say
+            print(f"vrft: {error}", file=sys.stderr)
         return 2
     except (OSError, SafetensorError) as error:
         if os.strerror(errno.ENOSPC) not in str(error):

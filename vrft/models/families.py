@@ -12,6 +12,7 @@ from vrft.boxes import Frame
 class Family:
     """Facts about a model family, used wherever a question is put or a box is read.
 
+    model_type: as the config of its checkpoints says.
     frame: the coordinate system its models were trained to speak.
     pixel_factor: the image is resized to multiples of it (patch size × merge size), in pixels.
     coordinate_step: written coordinates are multiples of it.
@@ -20,6 +21,7 @@ class Family:
     """
 
     name: str
+    model_type: str
     frame: str
     pixel_factor: int
     coordinate_step: int = 1
@@ -34,10 +36,10 @@ class Family:
 FAMILIES = {
     family.name: family
     for family in (
-        Family("qwen2_vl", "norm1000", 28),
-        Family("qwen2_5_vl", "seen_pixels", 28),
-        Family("qwen3_vl", "norm1000", 32),
-        Family("tiny", "norm1000", 14, coordinate_step=20),
+        Family("qwen2_vl", "qwen2_vl", "norm1000", 28),
+        Family("qwen2_5_vl", "qwen2_5_vl", "seen_pixels", 28),
+        Family("qwen3_vl", "qwen3_vl", "norm1000", 32),
+        Family("tiny", "qwen2_vl", "norm1000", 14, coordinate_step=20),
     )
 }
 """Frames as the models' authors state them: Qwen2-VL and Qwen3-VL 0..1000 of the image, Qwen2.5-VL pixels of the

@@ -43,6 +43,7 @@ def load_processor(
 def load_model(
     path: str,
     *,
+    family: Family | None = None,
     dtype: str = "float32",
     attention: str = "sdpa",
     device: str = "cpu",
@@ -51,7 +52,7 @@ def load_model(
 ) -> PreTrainedModel:
     """The model on `device`, in evaluation mode; an adapter's folder gives its base model with the adapter in place.
 
-    Raises `UserError` if the folder holds none that can be loaded.
+    Raises `UserError` if the folder holds none that can be loaded, or one of another family.
     """
     _require_folder(path)
     try:
@@ -64,6 +65,11 @@ def load_model(
         )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(_load_fault(path, error)) from None
+    if family is not None and model.config.model_type != family.model_type:
+        raise UserError(
+            f"model.family is {family.name}, but the weights at model.path={path} are a {model.config.model_type}, "
+            "which may speak of boxes in another frame; choose the matching model=…"
+        )
     return model.to(device)
 
 

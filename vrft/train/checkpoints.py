@@ -16,7 +16,7 @@ def save_checkpoint(trainer: transformers.Trainer, processor, folder: Path, card
     card: how the checkpoint is to be asked (task, thinking, family, pixel limits) and where it comes from. All
     processes call this; the main one writes.
     """
-    state_dict = trainer.accelerator.get_state_dict(trainer.model)
+    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # under ZeRO-3 only the engine can gather
     if not trainer.accelerator.is_main_process:
         return
     staging = folder.with_name(folder.name + ".partial")
@@ -47,6 +47,6 @@ def rewind_logs(run_dir: Path, step: int) -> list[dict]:
     entries = [entry for entry in map(json.loads, lines) if entry["step"] <= step] if step else []
     metrics.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
     for path in (run_dir / "rollouts").glob("step_*.jsonl"):
-        if int(path.stem.removeprefix("step_")) >= step:  # rollouts of step s lead to step s + 1
+        if int(path.stem.split("_")[1]) >= step:  # rollouts of step s lead to step s + 1
             path.unlink()
     return entries

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from accelerate import PartialState
 from peft import PeftConfig
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -113,7 +114,9 @@ def log_reading(batch: Sequence[dict], log_metric: Callable[[str, float], None])
 
 
 def write_rollouts(batch: Sequence[dict], folder: Path, *, step: int) -> None:
-    """Append the batch to this step's file."""
+    """Append the batch to this step's file of this process."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"step_{step:06d}.jsonl").open("a", encoding="utf-8") as file:
+    rank = PartialState().process_index
+    name = f"step_{step:06d}_rank{rank}.jsonl" if rank else f"step_{step:06d}.jsonl"
+    with (folder / name).open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(case, ensure_ascii=False) + "\n" for case in batch)
