@@ -6,5 +6,5 @@ import signal
 
 
 def pytest_sessionstart(session) -> None:
-    """Make Ctrl-C reach the processes that tests start: a CI that runs in the background ignores it, and they would too."""
+    """Make Ctrl-C reach the processes that tests start, also where CI runs in the background, which ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
