@@ -23,7 +23,7 @@ from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts, load_model
 from vrft.rewards import RewardOptions
 from vrft.run_directory import Experiment, open_experiment
-from vrft.surroundings import set_environment, silence_libraries
+from vrft.surroundings import exit_on_interrupt, set_environment, silence_libraries
 
 
 def evaluate_splits(experiment: Experiment, model, splits: list[str], *, name: str | None) -> dict[str, dict]:
@@ -252,6 +252,7 @@ def _write_lines(path: Path, entries: list[dict]) -> None:
 def main() -> int:
     """Entry point of the worker; exit code 2 for a user's mistake."""
     run_dir = Path(sys.argv[1])
+    exit_on_interrupt()
     set_environment(run_dir)
     silence_libraries()
     try:
@@ -268,8 +269,6 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    except KeyboardInterrupt:
-        return 130
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

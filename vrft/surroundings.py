@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 from pathlib import Path
 
@@ -19,6 +20,15 @@ def set_environment(run_dir: Path) -> None:
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")
     if config["derived"]["device"] == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+
+
+def exit_on_interrupt() -> None:
+    """Make Ctrl-C end this process at once, with code 130.
+
+    A KeyboardInterrupt that Python raises inside some library's `__del__` is swallowed, and the run goes on (seen in
+    `regex`). Nothing is half written: checkpoints of ours and `result.json` are renamed into place when complete.
+    """
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
 
 
 def silence_libraries() -> None:
