@@ -117,7 +117,8 @@ def needed_splits(config: dict[str, Any]) -> dict[str, str]:
 def check_rows(splits: dict[str, list[Row]], task: Task, *, needed: dict[str, str]) -> None:
     """Raise `UserError` listing every row whose gold the task refuses, and every needed split without rows."""
     faults = [
-        f"the split {split} has no rows, but {key} needs it; look at the keys of `dataset`"
+        f"the split {split} has no rows, but {key} needs it; look at dataset.n_validation, dataset.n_test "
+        "and the other keys of `dataset`"
         for split, key in needed.items()
         if not splits.get(split)
     ]

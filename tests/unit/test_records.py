@@ -206,6 +206,11 @@ def test_a_wrong_option_is_named(data, options, words):
     assert words in refusal(data, [{"image": "0.png", **BOX}], **options)
 
 
+def test_a_source_that_is_all_test_set_can_be_evaluated_on(data):
+    splits = built(data, [{"image": "0.png", **BOX}], n_test=10)
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 0, "validation": 0, "test": 1}
+
+
 def test_a_source_without_rows_is_refused(data):
     assert "has no rows" in refusal(data, [])
     (data / "rows.json").write_text("[]")

@@ -84,7 +84,7 @@ def build(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, l
     validation, train = cut(rest, chosen.n_validation, seed=seed)
     if chosen.k_shot is not None:
         train = few_shot(train, chosen.k_shot, seed=seed)
-    if not train:
+    if not train and rest:  # a source that is all test set is one to evaluate on
         raise UserError(
             f"dataset.n_validation={chosen.n_validation} and n_test={chosen.n_test} leave none of {len(checked)} rows "
             "for training; lower them"
