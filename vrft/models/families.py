@@ -48,9 +48,12 @@ number."""
 
 
 def seen_size(image_wh: Sequence[int], family: Family, *, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """The (width, height) to which the family's image processor resizes an image, by `qwen_vl_utils`' own
-    arithmetic."""
-    from qwen_vl_utils import smart_resize  # imports torch and torchvision
+    """The (width, height) to which the family's image processor resizes an image, by its own arithmetic.
+
+    `qwen_vl_utils.smart_resize` gives the same but for thin images, where it may even return a side of 0.
+    """
+    # imports torch and torchvision
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
     width, height = image_wh
     seen_height, seen_width = smart_resize(
