@@ -1,4 +1,4 @@
-"""Readers of model text: the answer block, and in it boxes and names.
+"""Readers of model text: the answer block, and in it boxes, one box, a point, a whole number, a name.
 
 Model text is untrusted. A reader returns `(answer, None)`, or `(None, reason)` with a reason of `REASONS`; it never
 raises. All patterns run in linear time, and no number with more than nine digits before its point is read.
@@ -9,26 +9,40 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-REASONS = ("no_answer", "empty_answer", "no_box", "malformed_box")
-"""Why an answer could not be read: no answer block after the thought · an empty block · no box and no 'No Objects' in
-it · a box that is not four plain numbers."""
+REASONS = ("no_answer", "empty_answer", "not_found", "malformed", "several")
+"""Why an answer could not be read: no answer block after the thought · an empty block · nothing of the kind asked for
+in it · a box, point or number that is not made of plain numbers · more than one where one was asked for."""
 
 _NUMBER = r"[-+]?[0-9]{1,9}(?:\.[0-9]{0,20})?"
 _FOUR_NUMBERS = re.compile(rf"\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*(?:,\s*)?")
 _CODE_FENCE = re.compile(r"```[a-z]*")
 _OBJECT = re.compile(r"\{[^{}]*\}")
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
+_CONFIDENCE_KEY = re.compile(r"onfidence\W{0,4}:")
 _CONFIDENCE = re.compile(rf"['\"](?:Confidence|confidence|score)['\"]\s*:\s*['\"]?({_NUMBER})['\"]?\s*[,}}]")
+# At most 200 characters, so that many openings in one long object stay linear; up to a quote that ends a value, so that
+# an apostrophe inside a name is kept.
+_LABEL = re.compile(r"['\"](?:Label|label|Category|category)['\"]\s*:\s*(['\"])(.{0,200}?)\1\s*[,}]", re.DOTALL)
 _CORNER_PAIR = re.compile(
     rf"\(\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\)\s*(?:,\s*)?\(\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\)"
 )
+_POINT = re.compile(rf"[(\[]\s*({_NUMBER})\s*,\s*({_NUMBER})\s*[)\]]")
+_BARE_POINT = re.compile(rf"\s*({_NUMBER})\s*,\s*({_NUMBER})\s*")
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
+_NUMBER_LIKE = re.compile(r"[-+]?\d[\d.,]*")  # \d: digits of any script, so that foreign ones are seen and refused
+_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_EDGE_MARKS = "\"'`*_-.,;:!?()[]{} \t\r\n"
+_NO_PART_OF_NAME = re.compile(r"[\s_\-]+")
+_NO_OBJECTS = ("noobjects", "noobject", "none")
 
 
 class WrittenBox(NamedTuple):
-    """A box as written: numbers in the frame of the text, and a confidence in [0, 1] (1 where none is written)."""
+    """A box as written: numbers in the frame of the text, a confidence in [0, 1] (1 where none is written), and the
+    label ("" where none is written or wanted)."""
 
     xyxy: tuple[float, float, float, float]
     confidence: float
+    label: str = ""
 
 
 def read_answer_block(text: str) -> tuple[str | None, str | None]:
@@ -52,27 +66,31 @@ def read_answer_block(text: str) -> tuple[str | None, str | None]:
     return (block, None) if block else (None, "empty_answer")
 
 
-def read_boxes(block: str) -> tuple[list[WrittenBox] | None, str | None]:
+def read_boxes(block: str, *, with_labels: bool = False) -> tuple[list[WrittenBox] | None, str | None]:
     """The boxes of a detection answer, in the order written; `[]` for 'No Objects' or an empty list.
 
-    Reads `{'Position': [x1, y1, x2, y2], 'Confidence': c}` objects with single or double quotes (also `bbox_2d` keys
-    and code fences: keys of the box do not matter), and, where there is no object, bare lists of four numbers. A last
-    object that the length limit cut is left out.
+    Reads `{'Position': [x1, y1, x2, y2], 'Confidence': c, 'Label': 'name'}` objects with single or double quotes (also
+    `bbox_2d` keys and code fences: the box's own key does not matter). Where there is no object, reads
+    `(x1,y1),(x2,y2)` pairs, else bare lists of four numbers. A last object that the length limit cut is left out.
+    with_labels: False leaves every label "".
 
     >>> read_boxes("[{'Position': [0, 20, 40, 60], 'Confidence': 0.90}, {'Position': [1, 2")
-    ([WrittenBox(xyxy=(0.0, 20.0, 40.0, 60.0), confidence=0.9)], None)
+    ([WrittenBox(xyxy=(0.0, 20.0, 40.0, 60.0), confidence=0.9, label='')], None)
     >>> read_boxes("No Objects")
     ([], None)
     """
-    found = [_read_object(text) for text in _OBJECT.findall(block)] if "{" in block else _read_bare_boxes(block)
+    if "{" in block:
+        found = [_read_object(text, with_labels) for text in _OBJECT.findall(block)]
+    else:
+        found = [WrittenBox(_floats(pair), 1.0) for pair in _CORNER_PAIR.findall(block)] or _read_bare_boxes(block)
     if any(box is None for box in found):
-        return None, "malformed_box"
+        return None, "malformed"
     if not found and not _says_none(block):
-        return None, "no_box"
+        return None, "not_found"
     return found, None
 
 
-def read_box(block: str) -> tuple[tuple[float, float, float, float] | None, str | None]:
+def read_box(block: str) -> tuple[tuple[float, ...] | None, str | None]:
     """The one box of a grounding answer, as written; two boxes are no answer.
 
     Reads `(x1,y1),(x2,y2)`, and whatever `read_boxes` reads.
@@ -80,46 +98,89 @@ def read_box(block: str) -> tuple[tuple[float, float, float, float] | None, str 
     >>> read_box("(100,200),(300,400)")
     ((100.0, 200.0, 300.0, 400.0), None)
     >>> read_box("(1,2),(3,4) (5,6),(7,8)")
-    (None, 'malformed_box')
+    (None, 'several')
     """
-    pairs = _CORNER_PAIR.findall(block)
-    if not pairs:
-        boxes, reason = read_boxes(block)
-        if reason or not boxes:
-            return None, reason or "no_box"
-        pairs = [box.xyxy for box in boxes]
-    if len(pairs) > 1:
-        return None, "malformed_box"
-    return tuple(float(value) for value in pairs[0]), None
+    boxes, reason = read_boxes(block)
+    if not boxes:
+        return None, reason or "not_found"
+    return (boxes[0].xyxy, None) if len(boxes) == 1 else (None, "several")
+
+
+def read_point(block: str) -> tuple[tuple[float, float] | None, str | None]:
+    """The one point of a pointing answer, (x, y) as written.
+
+    Reads `(x, y)`, `[x, y]` (also as the value of a key, such as `point_2d`) and bare `x, y`.
+
+    >>> read_point('{"point_2d": [120, 40], "label": "cup"}'), read_point("(1,2) or (3,4)")
+    (((120.0, 40.0), None), (None, 'several'))
+    """
+    points = _POINT.findall(block)
+    if not points and (bare := _BARE_POINT.fullmatch(block)):
+        points = [bare.groups()]
+    if not points:
+        return None, "malformed" if re.search(r"\d", block) else "not_found"
+    return (_floats(points[0]), None) if len(points) == 1 else (None, "several")
+
+
+def read_count(block: str) -> tuple[int | None, str | None]:
+    """The one whole number from 0 of a counting answer, in digits or, up to ten and alone, as an English word.
+
+    Words around digits do not matter; a second number, a sign or a fraction does.
+
+    >>> read_count("There are 3."), read_count("three"), read_count("3 of 5"), read_count("-3")
+    ((3, None), (3, None), (None, 'several'), (None, 'malformed'))
+    """
+    written = [number.rstrip(".,") for number in _NUMBER_LIKE.findall(block)]
+    if not written:
+        word = block.strip(_EDGE_MARKS).lower()
+        written = [str(_NUMBER_WORDS.index(word))] if word in _NUMBER_WORDS else []
+    if len(written) != 1:
+        return None, "several" if written else "not_found"
+    return (int(written[0]), None) if _WHOLE_NUMBER.fullmatch(written[0]) else (None, "malformed")
+
+
+def read_name(block: str) -> tuple[str | None, str | None]:
+    """The class name, without a code fence and without quotes, stops, stars and brackets around it.
+
+    >>> read_name("**Maine Coon**."), read_name("-")
+    (('Maine Coon', None), (None, 'not_found'))
+    """
+    name = _CODE_FENCE.sub("", block).strip(_EDGE_MARKS)
+    return (name, None) if normal_name(name) else (None, "not_found")
 
 
 def normal_name(name: str) -> str:
-    """A class name as it is compared: lower case, without blanks, underscores and hyphens.
+    """A class name as it is compared: lower case, without blanks, underscores, hyphens, and marks around it.
 
-    >>> normal_name("Maine_Coon ") == normal_name("maine coon")
-    True
+    >>> normal_name("Maine_Coon."), normal_name("maine coon")
+    ('mainecoon', 'mainecoon')
     """
-    return re.sub(r"[\s_\-]+", "", name).lower()
+    return _NO_PART_OF_NAME.sub("", name.strip(_EDGE_MARKS)).lower()
 
 
-def _read_object(text: str) -> WrittenBox | None:
+def _read_object(text: str, with_label: bool) -> WrittenBox | None:
     bracket = _BRACKETS.search(text)
     numbers = _FOUR_NUMBERS.fullmatch(bracket.group(1)) if bracket else None
     if numbers is None:
         return None
     confidence = _CONFIDENCE.search(text)
-    if confidence is None and "onfidence" in text:
+    if confidence is None and _CONFIDENCE_KEY.search(text):
         return None
     value = float(confidence.group(1)) if confidence else 1.0
-    return WrittenBox(tuple(map(float, numbers.groups())), min(max(value, 0.0), 1.0))
+    label = _LABEL.search(text) if with_label else None
+    return WrittenBox(_floats(numbers.groups()), min(max(value, 0.0), 1.0), label.group(2) if label else "")
 
 
 def _read_bare_boxes(block: str) -> list[WrittenBox | None]:
     inside = [text for text in _BRACKETS.findall(block) if text.strip()]
     matches = [_FOUR_NUMBERS.fullmatch(text) for text in inside]
-    return [WrittenBox(tuple(map(float, match.groups())), 1.0) if match else None for match in matches]
+    return [WrittenBox(_floats(match.groups()), 1.0) if match else None for match in matches]
+
+
+def _floats(texts: tuple[str, ...]) -> tuple[float, ...]:
+    return tuple(map(float, texts))
 
 
 def _says_none(block: str) -> bool:
-    words = normal_name(_CODE_FENCE.sub("", block))
-    return words == "[]" or words.strip("[]'\".") in ("noobjects", "noobject", "none")
+    text = _CODE_FENCE.sub("", block)
+    return normal_name(text) in _NO_OBJECTS or "".join(text.split()) == "[]"

@@ -45,45 +45,43 @@ class Frame:
         }[self.name]
 
 
-def to_frame(xyxy: Sequence[float], frame: Frame) -> list[int] | list[float]:
-    """A box in pixels of the original image, as the model is expected to write it.
+def to_frame(xy: Sequence[float], frame: Frame) -> list[int] | list[float]:
+    """A box or a point in pixels of the original image (x and y in turn), as the model is expected to write it.
 
     Integers (multiples of `frame.coordinate_step`); in `norm1` floats with three decimals.
 
     >>> to_frame([32, 0, 64, 48], Frame("norm1000", (64, 48), (56, 56)))
     [500, 0, 1000, 1000]
     """
-    scaled = np.asarray(xyxy, float) * _corner_scale(frame)
+    scaled = (np.asarray(xy, float).reshape(-1, 2) * _scale_wh(frame)).ravel()
     if frame.name == "norm1":
         return [round(float(value), 3) for value in scaled]
     step = frame.coordinate_step
     return [int(step * round(float(value) / step)) for value in scaled]
 
 
-def from_frame(xyxy: Sequence[float], frame: Frame) -> list[float]:
-    """A box as written by the model, in pixels of the original image; not clipped to the image.
+def from_frame(xy: Sequence[float], frame: Frame) -> list[float]:
+    """A box or a point as written by the model, in pixels of the original image; not clipped to the image.
 
     >>> from_frame([500, 0, 1000, 1000], Frame("norm1000", (64, 48), (56, 56)))
     [32.0, 0.0, 64.0, 48.0]
     """
-    return [float(value) for value in np.asarray(xyxy, float) / _corner_scale(frame)]
+    return (np.asarray(xy, float).reshape(-1, 2) / _scale_wh(frame)).ravel().tolist()
 
 
-def clip_to_image(xyxy: Sequence[float], image_wh: Sequence[int]) -> list[float]:
-    """The box cut to the image; a box outside the image keeps no area.
+def clip_to_image(xyxy: Sequence, image_wh: Sequence[int]) -> list:
+    """A box (4,), or boxes (n, 4), cut to the image; a box outside the image keeps no area.
 
     >>> clip_to_image([-5, 10, 80, 20], (64, 48))
     [0.0, 10.0, 64.0, 20.0]
     """
-    width, height = image_wh
-    limits = (width, height, width, height)
-    return [float(min(max(value, 0.0), limit)) for value, limit in zip(xyxy, limits, strict=True)]
+    return np.clip(np.asarray(xyxy, float), 0.0, [*image_wh, *image_wh]).tolist()
 
 
 def area(xyxy: np.ndarray) -> np.ndarray:
     """Areas of boxes (..., 4) as (...); inverted boxes have area 0."""
     xyxy = np.asarray(xyxy, float)
-    return np.clip(xyxy[..., 2] - xyxy[..., 0], 0, None) * np.clip(xyxy[..., 3] - xyxy[..., 1], 0, None)
+    return np.maximum(xyxy[..., 2] - xyxy[..., 0], 0.0) * np.maximum(xyxy[..., 3] - xyxy[..., 1], 0.0)
 
 
 def iou_matrix(a_xyxy: Sequence, b_xyxy: Sequence) -> np.ndarray:
@@ -94,7 +92,7 @@ def iou_matrix(a_xyxy: Sequence, b_xyxy: Sequence) -> np.ndarray:
     >>> iou_matrix([[0, 0, 2, 2]], [[0, 0, 2, 1], [2, 2, 4, 4]]).tolist()
     [[0.5, 0.0]]
     """
-    intersection, union, _ = _overlaps(a_xyxy, b_xyxy)
+    intersection, union = _overlaps(_rows_of_four(a_xyxy), _rows_of_four(b_xyxy))
     return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
 
 
@@ -108,27 +106,28 @@ def giou_matrix(a_xyxy: Sequence, b_xyxy: Sequence) -> np.ndarray:
     >>> giou_matrix([[0, 0, 1, 1]], [[0, 0, 1, 1], [1, 1, 2, 2]]).tolist()
     [[1.0, -0.5]]
     """
-    intersection, union, hull = _overlaps(a_xyxy, b_xyxy)
+    a, b = _rows_of_four(a_xyxy), _rows_of_four(b_xyxy)
+    intersection, union = _overlaps(a, b)
+    outer = [np.minimum(a[:, None, :2], b[:, :2]), np.maximum(a[:, None, 2:], b[:, 2:])]
+    hull = area(np.concatenate(outer, axis=-1))
     iou = np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
     waste = np.divide(hull - union, hull, out=np.ones_like(hull), where=hull > 0)
-    has_area = (area(_rows_of_four(a_xyxy)) > 0)[:, None] & (area(_rows_of_four(b_xyxy)) > 0)[None, :]
+    has_area = (area(a) > 0)[:, None] & (area(b) > 0)
     return np.where(has_area, iou - waste, -1.0)
 
 
-def _corner_scale(frame: Frame) -> np.ndarray:
-    scale_wh = np.asarray(frame.extent_wh, float) / np.asarray(frame.image_wh, float)
-    return np.concatenate([scale_wh, scale_wh])
+def _scale_wh(frame: Frame) -> np.ndarray:
+    return np.asarray(frame.extent_wh, float) / np.asarray(frame.image_wh, float)
 
 
 def _rows_of_four(xyxy: Sequence) -> np.ndarray:
     return np.asarray(xyxy, float).reshape(-1, 4)
 
 
-def _overlaps(a_xyxy: Sequence, b_xyxy: Sequence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Areas of intersection, union and hull of every pair, each (n, m)."""
-    a, b = _rows_of_four(a_xyxy)[:, None, :], _rows_of_four(b_xyxy)[None, :, :]
-    inner = np.concatenate([np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])], axis=-1)
-    outer = np.concatenate([np.minimum(a[..., :2], b[..., :2]), np.maximum(a[..., 2:], b[..., 2:])], axis=-1)
-    has_area = (area(a) > 0) & (area(b) > 0)
-    intersection = np.where(has_area, area(inner), 0.0)
-    return intersection, area(a) + area(b) - intersection, area(outer)
+def _overlaps(a_xyxy: np.ndarray, b_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Areas of intersection and union of every pair, each (n, m); an inverted box has none of either."""
+    a, b = a_xyxy[:, None, :], b_xyxy
+    width = np.minimum(a[..., 2], b[:, 2]) - np.maximum(a[..., 0], b[:, 0])
+    height = np.minimum(a[..., 3], b[:, 3]) - np.maximum(a[..., 1], b[:, 1])
+    intersection = np.maximum(width, 0.0) * np.maximum(height, 0.0)
+    return intersection, area(a) + area(b) - intersection

@@ -21,11 +21,12 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import vrft
-from vrft.configure import config_folder, freeze, plain
+from vrft.configure import config_folder, freeze, freeze_judging, plain
 from vrft.errors import UserError
+from vrft.schema import AuditConfig, JudgeConfig
 from vrft.wording import composition_message, suggestion
 
-USER_ERROR, INTERRUPTED = 2, 130
+GAMED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ VERBS = {
     "train": Verb("one whole experiment: evaluate, train, evaluate, report", "vrft train experiment=digits_riddles"),
     "evaluate": Verb("judge a model or a checkpoint", "vrft evaluate model.path=runs/NAME/checkpoints/best"),
     "predict": Verb("ask about one image", "vrft predict predict.image=scene.png predict.ask='two plus three'"),
+    "judge": Verb("what completions earn", "vrft judge task=detection cases=completions.jsonl out=verdicts.jsonl"),
+    "audit": Verb("can the reward be gamed?", "vrft audit task=detection reward=strict"),
     "report": Verb("write report.html again", "vrft report runs=runs/NAME"),
 }
 
@@ -52,7 +55,8 @@ class SweepFiles(SearchPathPlugin):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, 2 for a user's mistake, 130 after Ctrl-C, else the worker's."""
+    """Entry point; returns the exit code: 0, 1 if an audit found a way to cheat, 2 for a user's mistake, 130
+    after Ctrl-C, else the worker's."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
@@ -175,7 +179,29 @@ def _report_job(config: DictConfig) -> None:
     write_reports([Path(folder) for folder in runs], out_dir=values["out"] and Path(values["out"]))
 
 
-_JOBS = {"train": _experiment_job, "evaluate": _experiment_job, "predict": _predict_job, "report": _report_job}
+@_in_users_words
+def _judge_job(config: DictConfig) -> None:
+    from vrft.judging import judge_file
+
+    judge_file(freeze_judging(config, JudgeConfig))
+
+
+@_in_users_words
+def _audit_job(config: DictConfig) -> None:
+    from vrft.judging import run_audit
+
+    if run_audit(freeze_judging(config, AuditConfig)):
+        raise SystemExit(GAMED)
+
+
+_JOBS = {
+    "train": _experiment_job,
+    "evaluate": _experiment_job,
+    "predict": _predict_job,
+    "judge": _judge_job,
+    "audit": _audit_job,
+    "report": _report_job,
+}
 
 
 def _refuse_unused_sweep(settings: DictConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vrft.errors import UserError, raise_all
-from vrft.schema import Config, shape_faults
+from vrft.schema import Config, fits, shape_faults, suggestion
 from vrft.trl_fields import argument_faults
 
 PACKAGE = Path(__file__).parent
@@ -61,14 +62,33 @@ def freeze(composed: DictConfig, *, device: str = "cpu") -> dict[str, Any]:
     return config
 
 
+def freeze_judging(composed: DictConfig, schema: type) -> dict[str, Any]:
+    """The config of a verb that judges without a model, as plain values. Raises `UserError` that lists all faults."""
+    config = plain(composed)
+    raise_all(list(shape_faults(config, schema)), heading=_HEADING)
+    raise_all(list(judging_faults(config)), heading=_HEADING)
+    return config
+
+
 def plain(composed: DictConfig) -> dict[str, Any]:
     """The config as nested dicts with interpolations resolved. Raises `UserError` for values that are not given."""
     missing = sorted(OmegaConf.missing_keys(composed))
     raise_all([f"{key} must be given: {key}=…" for key in missing], heading="The config is not complete:")
     try:
-        return OmegaConf.to_container(composed, resolve=True)
+        values = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"The config cannot be resolved: {error}") from None
+    if isinstance(weights := values.get("reward", {}).get("weights"), dict):
+        values["reward"]["weights"] = dict(_dotted(weights))  # an override of a.b.term arrives nested
+    return values
+
+
+def _dotted(nested: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def batch_sizes(config: dict[str, Any]) -> dict[str, int]:
@@ -167,31 +187,48 @@ def _is_local(path: str) -> bool:
     return path.count("/") != 1 or path.startswith((".", "/", "~")) or Path(path.partition("/")[0]).exists()
 
 
-def _pair_faults(config: dict[str, Any]) -> Iterator[str]:
-    """Yield what does not fit together: reward, protocol and trainer arguments with the task and the trainer."""
-    from vrft.rewards import RewardOptions
+def judging_faults(config: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with task, reward and trust_code, and where they do not fit together."""
     from vrft.tasks import load_task, task_names  # scipy: not for --help
+    from vrft.tasks.judge import Judge, is_own
 
+    reward, trusted = config["reward"], config["trust_code"]
     try:
-        task = load_task(**config["task"])
+        task = load_task(**config["task"], trust_code=trusted)
     except (UserError, TypeError) as error:
         yield str(error)
         return
-    reward, protocol, trainer = config["reward"], config["protocol"], config["trainer"]
+    known = {term for name in task_names() for term in load_task(name).term_names} | set(task.term_names)
+    for_tasks = reward.get("weights_for") or {}
+    for key, weights in {"weights": reward["weights"], **{f"weights_for.{t}": w for t, w in for_tasks.items()}}.items():
+        for term, weight in weights.items():
+            if term not in known and not is_own(term):
+                yield f"reward.{key} has {term!r}; {suggestion(term, known)}known terms: {', '.join(sorted(known))}"
+            elif not fits(weight, float):
+                yield f"reward.{key}.{term} is {weight!r}; a number is needed"
+    for one in getattr(task, "tasks", {task.name: task}).values():
+        if not _pays(reward, one):
+            yield (
+                f"reward={reward['name']} pays nothing for the answers of task={one.name}; its weights are "
+                f"{reward['weights']}, the task's terms are {', '.join(one.term_names)}; rewards that fit: "
+                f"{_fitting('reward', functools.partial(_pays, task=one))}"
+            )
     try:
-        RewardOptions(**reward["options"])
-    except ValueError as error:
+        Judge(task, reward, trust_code=trusted)
+    except (UserError, ValueError) as error:
         yield str(error)
-    known_terms = {term for name in task_names() for term in load_task(name).term_names}
-    for term in reward["weights"]:
-        if term not in known_terms:
-            yield f"reward.weights has {term!r}; known terms: {', '.join(sorted(known_terms))}"
-    if not _pays(reward, task):
-        fits = _fitting("reward", lambda other: _pays(other, task))
-        yield (
-            f"reward={reward['name']} pays nothing for task={task.name}; its weights are {reward['weights']}, "
-            f"the task's terms are {', '.join(task.term_names)}; rewards that fit: {fits}"
-        )
+
+
+def _pair_faults(config: dict[str, Any]) -> Iterator[str]:
+    """Yield what does not fit together: reward, protocol and trainer arguments with the task and the trainer."""
+    from vrft.tasks import load_task
+
+    yield from judging_faults(config)
+    try:
+        task = load_task(**config["task"], trust_code=config["trust_code"])
+    except (UserError, TypeError):
+        return
+    protocol, trainer = config["protocol"], config["trainer"]
     if protocol["scorer"] not in task.protocol_scorers:
         fits = _fitting("protocol", lambda other: other["scorer"] in task.protocol_scorers)
         yield (
@@ -210,7 +247,13 @@ def _pair_faults(config: dict[str, Any]) -> Iterator[str]:
 
 
 def _pays(reward: dict[str, Any], task) -> bool:
-    return any(reward["weights"].get(term, 0) > 0 for term in task.term_names)
+    """True if the reward has a weight for a term that looks at the task's answers, not only at their form."""
+    from vrft.rewards import RewardOptions
+    from vrft.tasks.judge import is_own, weights_for
+
+    looking = task.answer_terms(RewardOptions())
+    weights = weights_for(task, reward)
+    return any(fits(weights[name], float) and weights[name] > 0 for name in weights if name in looking or is_own(name))
 
 
 def _fitting(group: str, is_fitting) -> str:

@@ -43,16 +43,24 @@ def draw_boxes(
 
 
 def boxes_of(answer: Any) -> list[LabelledBox]:
-    """The boxes of an answer as scored rows hold it, with their labels; none for a text or an unreadable answer.
+    """The boxes of an answer as scored rows hold it, or of a row's gold, with their labels; a point is a box without
+    area. None for a name, a count or an unreadable answer.
 
-    >>> boxes_of([{"xyxy": [0, 0, 9, 9], "confidence": 0.5}])
-    [([0, 0, 9, 9], '0.50')]
+    >>> boxes_of([{"xyxy": [0, 0, 9, 9], "confidence": 0.5, "label": ""}]), boxes_of([4, 5])
+    ([([0, 0, 9, 9], '0.50')], [([4, 5, 4, 5], '')])
     """
-    if not answer or isinstance(answer, str):
+    if not answer or isinstance(answer, str | int):
         return []
     if isinstance(answer[0], dict):
-        return [(box["xyxy"], f"{box['confidence']:.2f}") for box in answer]
-    return [(answer, "")]
+        return [(box["xyxy"], _label_of(box)) for box in answer]
+    if isinstance(answer[0], list | tuple):
+        return [(xyxy, "") for xyxy in answer]
+    return [(list(answer) * 2 if len(answer) == 2 else answer, "")]
+
+
+def _label_of(box: dict) -> str:
+    confidence = f"{box['confidence']:.2f}" if "confidence" in box else ""
+    return f"{box.get('label', '')} {confidence}".strip()
 
 
 def _upright(xyxy: Sequence[float]) -> list[float]:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 from vrft.configure import config_hash
 from vrft.errors import UserError, raise_all
 from vrft.launching import start_worker
+from vrft.models.families import FAMILIES
 from vrft.provenance import provenance
 from vrft.rows import Row, rows_hash, write_rows
 from vrft.tasks import load_task
@@ -93,13 +95,28 @@ def build_rows(config: dict[str, Any], data_dir: Path) -> dict[str, list[Row]]:
     """Build and check the rows of every split, and write each to `data_dir/SPLIT.jsonl`. Raises `UserError`."""
     from vrft.data import load_builder
 
-    dataset, task = dict(config["dataset"]), load_task(**config["task"])
+    dataset, task = dict(config["dataset"]), load_task(**config["task"], trust_code=config["trust_code"])
     build = load_builder(dataset.pop("builder"))
     splits = build(dataset, task=task, out_dir=data_dir, seed=config["run"]["seed"])
     check_rows(splits, task, needed=needed_splits(config))
+    warn_of_frames(splits, config)
     for split, rows in splits.items():
         write_rows(data_dir / f"{split}.jsonl", rows)
     return splits
+
+
+def warn_of_frames(splits: dict[str, list[Row]], config: dict[str, Any]) -> None:
+    """Print a warning if questions taken verbatim speak of boxes in another frame than the model was trained to."""
+    family, frame = FAMILIES[config["model"]["family"]], config["dataset"].get("frame")
+    n_verbatim = sum("problem" in row for rows in splits.values() for row in rows)
+    if n_verbatim and frame not in (None, family.frame):
+        print(
+            f"warning: {n_verbatim} rows bring their own question, with boxes in {frame} (dataset.frame), while "
+            f"{family.name} speaks {family.frame}. Their text is used as it is and answers are read in {frame}; the "
+            "model has to learn that first. Rows with the task's own columns, without `problem`, are asked in the "
+            "model's frame.",
+            file=sys.stderr,
+        )
 
 
 def needed_splits(config: dict[str, Any]) -> dict[str, str]:

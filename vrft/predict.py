@@ -14,10 +14,10 @@ from vrft.draw import LabelledBox, boxes_of, draw_boxes
 from vrft.errors import UserError
 from vrft.evaluate.generate import load_image
 from vrft.evaluate.score import plain
-from vrft.models.decode import generate_texts
+from vrft.models.decode import generate_texts, set_thought_opening
 from vrft.models.families import FAMILIES, frame_for
 from vrft.models.load import load_model, load_processor
-from vrft.tasks import load_task
+from vrft.tasks import MixedTask, load_task
 from vrft.tasks.base import Parsed
 
 _FROM_CARD = {
@@ -52,9 +52,12 @@ def predict(config: dict[str, Any], *, overrides: Sequence[str] = ()) -> Parsed:
         device=config["derived"]["device"],
         **trusted,
     )
-    task = load_task(**config["task"])
+    task = load_task(**config["task"], trust_code=config["trust_code"])
+    if isinstance(task, MixedTask):
+        raise UserError(f"task=mixed cannot ask one question; choose one of its tasks: {', '.join(task.tasks)}")
+    set_thought_opening(processor, is_prefilled=task.is_prefilled)
     frame = frame_for(FAMILIES[model_config["family"]], image.size, **limits)
-    row = {"image_wh": list(image.size), task.asked_column: asked["ask"]}
+    row = {"image_wh": list(image.size), **task.asked(asked["ask"])}
     question = task.question(row, frame)
     [completion] = generate_texts(
         model, processor, [question], [[image]], max_new_tokens=memory["max_completion_length"]
@@ -102,11 +105,12 @@ def told(question: str, parsed: Parsed, boxes: Sequence[LabelledBox], frame: Fra
         cut = " (it was cut at memory.max_completion_length)" if parsed.is_truncated else ""
         lines.append(f"answer      unreadable: {parsed.reason}{cut}")
     elif boxes:
+        is_point = len(parsed.answer) == 2 and isinstance(parsed.answer[0], float)
         for number, (xyxy, label) in enumerate(boxes):
-            corners = ", ".join(f"{value:.1f}" for value in xyxy)
-            confidence = f", confidence {label}" if label else ""
-            lines.append(f"{'answer' if number == 0 else '':12}[{corners}]{confidence}")
-        lines.append(f"{'':12}x1, y1, x2, y2 in pixels of the image, {width} × {height}")
+            corners = ", ".join(f"{value:.1f}" for value in (xyxy[:2] if is_point else xyxy))
+            lines.append(f"{'answer' if number == 0 else '':12}[{corners}]{f', {label}' if label else ''}")
+        named = "x, y" if is_point else "x1, y1, x2, y2"
+        lines.append(f"{'':12}{named} in pixels of the image, {width} × {height}")
     else:
-        lines.append(f"answer      {parsed.answer if isinstance(parsed.answer, str) else 'no objects'}")
+        lines.append(f"answer      {'no objects' if parsed.answer == [] else parsed.answer}")
     return "\n".join(line.replace("\n", f"\n{'':12}") for line in lines)

@@ -21,7 +21,6 @@ from vrft.evaluate.generate import generate_completions
 from vrft.evaluate.score import score_completions
 from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts, load_model
-from vrft.rewards import RewardOptions
 from vrft.run_directory import Experiment, open_experiment
 from vrft.surroundings import exit_on_interrupt, set_environment, silence_libraries
 
@@ -59,7 +58,7 @@ def evaluate_splits(experiment: Experiment, model, splits: list[str], *, name: s
             task=experiment.task,
             frame_for_row=experiment.frame_for_row,
             protocol=protocol,
-            reward=config["reward"],
+            judge=experiment.judge,
         )
         results[split] = {experiment.protocol: metrics}
         if name and processes.is_main_process:
@@ -124,7 +123,7 @@ def _make_trainer(experiment: Experiment, model, arguments: dict, callbacks: lis
     config = experiment.config
     freeze_parts(model, config["model"]["freeze"], FAMILIES[config["model"]["family"]])
     shared = {
-        "rows": experiment.rows["train"],
+        "rows": experiment.training_rows,
         "root": experiment.data_dir,
         "task": experiment.task,
         "frame_for_row": experiment.frame_for_row,
@@ -135,12 +134,10 @@ def _make_trainer(experiment: Experiment, model, arguments: dict, callbacks: lis
     if config["trainer"]["name"] == "sft":
         trainer = sft_trainer(model, experiment.processor, thought=config["trainer"]["sft_thought"], **shared)
     else:
-        reward = config["reward"]
         trainer = grpo_trainer(
             model,
             experiment.processor,
-            weights=reward["weights"],
-            options=RewardOptions(**reward["options"]),
+            judge=experiment.judge,
             rollouts=experiment.run_dir / "rollouts",
             **shared,
         )
@@ -219,6 +216,7 @@ def _write_result(experiment: Experiment, results: dict[str, dict], history: lis
         "after": after and after["test"],
         "after_is": config["evaluate"]["checkpoint"] if after else None,
         "primary_metric": experiment.primary_metric,
+        "reward_terms": experiment.judge.columns,
         "test_sets": {
             split: {name: by_split[split] for name, by_split in results.items()} for split in experiment.test_splits
         },

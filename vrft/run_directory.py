@@ -13,24 +13,27 @@ import yaml
 from accelerate import PartialState
 
 from vrft.boxes import Frame
+from vrft.data.splits import mix
 from vrft.errors import raise_all
 from vrft.evaluate.protocols import PRIMARY_METRICS, protocol_key
-from vrft.models.decode import render_prompt
+from vrft.models.decode import render_prompt, set_thought_opening
 from vrft.models.families import FAMILIES, frame_for, seen_size
 from vrft.models.load import load_processor
 from vrft.rows import Row, read_rows
-from vrft.tasks import Task, load_task
+from vrft.tasks import MixedTask, Task, load_task
+from vrft.tasks.judge import Judge
 
 
 @dataclass
 class Experiment:
-    """A frozen run directory, opened: its config, rows, task and processor, and the process's place among the
+    """A frozen run directory, opened: its config, rows, task, judge and processor, and the process's place among the
     others."""
 
     run_dir: Path
     config: dict
     rows: dict[str, list[Row]]
-    task: Task
+    task: Task | MixedTask
+    judge: Judge
     processor: Any
     processes: PartialState
     durations_s: dict[str, float] = field(default_factory=dict)
@@ -38,6 +41,13 @@ class Experiment:
     @property
     def data_dir(self) -> Path:
         return self.run_dir / "data"
+
+    @property
+    def training_rows(self) -> list[Row]:
+        """The rows to train on; of a mixture each task's share."""
+        if isinstance(self.task, MixedTask):
+            return mix(self.rows["train"], self.task.weights, seed=self.config["run"]["seed"])
+        return self.rows["train"]
 
     @property
     def test_splits(self) -> list[str]:
@@ -86,11 +96,15 @@ def open_experiment(run_dir: Path) -> Experiment:
         revision=model["revision"],
         trust_remote_code=model["trust_remote_code"],
     )
+    trusted = config["trust_code"]
+    task = load_task(**config["task"], trust_code=trusted)
+    set_thought_opening(processor, is_prefilled=task.is_prefilled)
     experiment = Experiment(
         run_dir,
         config,
         {path.stem: read_rows(path) for path in sorted((run_dir / "data").glob("*.jsonl"))},
-        load_task(**config["task"]),
+        task,
+        Judge(task, config["reward"], trust_code=trusted, root=run_dir / "data"),
         processor,
         processes,
     )

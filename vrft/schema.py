@@ -39,15 +39,21 @@ class RewardOptionsSchema:
 
     matching: Literal["greedy", "hungarian"]
     iou_threshold: float
+    label_aware: bool
+    length_limit: int
+    on_fault: Literal["stop", "zero"]
+    timeout_s: float
 
 
 @dataclass
 class Reward:
-    """weights: of reward terms by name; a task takes the terms it has."""
+    """weights: of reward terms by name; a task takes the terms it has. weights_for: other weights for single tasks, by
+    the task's name."""
 
     name: str
     weights: dict[str, float]
     options: RewardOptionsSchema
+    weights_for: dict[str, dict] | None = None
 
 
 @dataclass
@@ -164,7 +170,32 @@ class Config:
     logging: Logging
     protocol: Protocol
     evaluate: Evaluate
+    trust_code: list[str]
     predict: Predict | None = None
+
+
+@dataclass
+class JudgeConfig:
+    """A resolved config of the verb judge."""
+
+    task: dict
+    reward: Reward
+    trust_code: list[str]
+    cases: str
+    out: str
+    frame: Literal["norm1000", "seen_pixels", "pixels", "norm1"]
+
+
+@dataclass
+class AuditConfig:
+    """A resolved config of the verb audit."""
+
+    task: dict
+    reward: Reward
+    trust_code: list[str]
+    rows: str | None
+    out: str | None
+    frame: Literal["norm1000", "seen_pixels", "pixels", "norm1"]
 
 
 def shape_faults(value: Any, kind: Any, key: str = "") -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -11,15 +12,24 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 
 from vrft.cli import VERBS, SweepFiles, groups, verb_help
-from vrft.configure import config_folder, freeze
+from vrft.configure import config_folder, freeze, freeze_judging
 from vrft.errors import UserError
+from vrft.rewards import RewardOptions
+from vrft.schema import AuditConfig, JudgeConfig
+from vrft.tasks import load_task, task_names
+from vrft.tasks.judge import Judge, weights_for
 
 GROUPS = groups()
 LEAST = {  # so that a glob that finds nothing cannot pass
     "dataset": 10, "debug": 1, "deepspeed": 5, "experiment": 12, "launch": 2, "logging": 4, "memory": 4, "model": 8,
-    "model/peft": 2, "protocol": 3, "recipe": 5, "reward": 4, "rollout": 1, "sweep": 2, "task": 4, "trainer": 5,
+    "model/peft": 2, "protocol": 6, "recipe": 5, "reward": 4, "reward/options": 1, "rollout": 1,
+    "sweep": 2, "task": 8, "trainer": 5,
 }  # fmt: skip
-PROTOCOLS = {"detection": "coco_present", "classification": "classification"}
+PROTOCOLS = {
+    "detection": "coco_present",
+    "open_vocabulary_detection": "coco_present",
+    **{name: name for name in ("classification", "counting", "pointing", "mixed")},
+}
 HUB_MODEL = "model.path=SOME/MODEL"  # a hub name: no folder is looked for
 
 
@@ -153,6 +163,38 @@ def test_all_faults_are_shown_together():
     with pytest.raises(UserError) as refused:
         frozen(HUB_MODEL, "reward=iou_only", "task=classification", "memory.num_generations=1", "+trainer.args.bta=1")
     assert len(str(refused.value).splitlines()) == 1 + 4  # reward, protocol, G, TRL's key
+
+
+def test_the_usual_options_are_those_of_the_code():
+    usual = yaml.safe_load((config_folder() / "reward" / "options" / "usual.yaml").read_text(encoding="utf-8"))
+    assert usual == dataclasses.asdict(RewardOptions())
+
+
+@pytest.mark.parametrize("name", GROUPS["reward"])
+def test_every_preset_serves_every_task_that_it_pays(name):
+    preset = yaml.safe_load((config_folder() / "reward" / f"{name}.yaml").read_text(encoding="utf-8"))
+    paid = [
+        task for task in task_names() if set(weights_for(load_task(task), preset)) & set(load_task(task).term_names)
+    ]
+    assert len(paid) >= 4
+    for task in paid:
+        Judge(load_task(task), preset)
+
+
+@pytest.mark.parametrize(("verb", "overrides"), [("judge", ["cases=a.jsonl", "out=b.jsonl"]), ("audit", [])])
+def test_verbs_without_a_model_check_task_and_reward(verb, overrides):
+    schema = {"judge": JudgeConfig, "audit": AuditConfig}[verb]
+    for task in GROUPS["task"]:
+        assert freeze_judging(compose(verb, [*overrides, f"task={task}"]), schema)["reward"]["name"] == "strict"
+    for wrong, words in (
+        ("reward=iou_only task=counting", "pays nothing for the answers of task=counting"),
+        ("frame=norm100", "frame is 'norm100'"),
+        ("+reward.weights.my_pkg.term=1", "trust_code=[my_pkg]"),
+        ("reward.options.iou_threshold=2", "must lie in [0, 1)"),
+        ("+reward.weights_for.counting.cuont=1", "did you mean count?"),
+    ):
+        with pytest.raises(UserError, match=re.escape(words)):
+            freeze_judging(compose(verb, [*overrides, *wrong.split()]), schema)
 
 
 def test_yaml_files_open_with_their_purpose():

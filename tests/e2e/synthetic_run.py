@@ -14,6 +14,7 @@ from vrft.evaluate.protocols import protocol_key
 from vrft.evaluate.score import score_completions
 from vrft.rows import write_rows
 from vrft.tasks import load_task
+from vrft.tasks.judge import Judge
 
 SCORERS = {
     "reasoning_grounding": ("grounding", "grounding", {"iou": 1.0, "format": 1.0}),
@@ -58,6 +59,7 @@ def write_run(
         "test_sets": test_sets,
         "validation": validation if n_steps else [],
         "n_rows": {split: len(rows) for split, rows in splits.items()},
+        "reward_terms": list(weights.items()),
         "durations_s": {"evaluate_before": 9.4, **({"train": 38.2, "evaluate_best": 9.1} if n_steps else {})},
         "seed": seed,
     }
@@ -98,7 +100,12 @@ def _evaluate(run_dir, config, task, split, rows, name, generator) -> dict:
         for text in [write_completion(task, row, SKILL[name], generator)]
     ]
     scored, metrics = score_completions(
-        rows, completions, task=task, frame_for_row=frame_for_row, protocol=config["protocol"], reward=config["reward"]
+        rows,
+        completions,
+        task=task,
+        frame_for_row=frame_for_row,
+        protocol=config["protocol"],
+        judge=Judge(task, config["reward"]),
     )
     write_rows(run_dir / "evaluations" / name / split / "completions.jsonl", completions)
     write_rows(run_dir / "evaluations" / name / split / "scores.jsonl", scored)

@@ -1,4 +1,4 @@
-"""Readers of model text: what is read, what is not and why, and that no text is dear."""
+"""Readers of model text: what is read, what is not and why, and that no text is dear. Boxes: `test_box_answers`."""
 
 import time
 
@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vrft.answers import REASONS, normal_name, read_answer_block, read_box, read_boxes
+from vrft.answers import (
+    REASONS,
+    normal_name,
+    read_answer_block,
+    read_box,
+    read_boxes,
+    read_count,
+    read_name,
+    read_point,
+)
+
+READERS = (read_boxes, read_box, read_point, read_count, read_name)
 
 
 @pytest.mark.parametrize(
@@ -38,113 +49,94 @@ def test_read_answer_block(text, block, reason):
 
 
 @pytest.mark.parametrize(
-    ("block", "boxes"),
+    ("block", "point", "reason"),
     [
-        ("[{'Position': [1, 2, 3, 4], 'Confidence': 0.50}]", [(1, 2, 3, 4, 0.5)]),
-        ('[{"Position": [1, 2, 3, 4], "Confidence": 0.5}]', [(1, 2, 3, 4, 0.5)]),  # JSON's quotes
-        ("{'Position': [1, 2, 3, 4], 'Confidence': 0.5}", [(1, 2, 3, 4, 0.5)]),  # one object, no list
-        ("[{'Confidence': 0.5, 'Position': [1, 2, 3, 4]}]", [(1, 2, 3, 4, 0.5)]),  # order of keys
-        (
-            "[{'Position': [1, 2, 3, 4], 'Confidence': 1}, {'Position': [5, 6, 7, 8], 'Confidence': 0}]",
-            [(1, 2, 3, 4, 1), (5, 6, 7, 8, 0)],
-        ),
-        ("[\n {'Position':\n [1,\n 2, 3, 4],\n 'Confidence': 0.5\n }\n]", [(1, 2, 3, 4, 0.5)]),  # several lines
-        ("```json\n[{'Position': [1, 2, 3, 4], 'Confidence': 0.5}]\n```", [(1, 2, 3, 4, 0.5)]),  # a code fence
-        ("[{'bbox_2d': [1, 2, 3, 4], 'label': 'dog'}]", [(1, 2, 3, 4, 1)]),  # Qwen2.5-VL's own keys
-        ("[{'bbox_2d': [1, 2, 3, 4], 'score': 0.25}]", [(1, 2, 3, 4, 0.25)]),
-        ("[{'position': [1, 2, 3, 4], 'confidence': '0.5'}]", [(1, 2, 3, 4, 0.5)]),
-        ("[{'Position': [1, 2, 3, 4], 'Confidence': 0.5, 'label': \"dog's\"}]", [(1, 2, 3, 4, 0.5)]),
-        ("[{'Position': [1, 2, 3, 4], 'Confidence': 0.5}, ...]", [(1, 2, 3, 4, 0.5)]),  # the form's ... copied
-        ("[{'Position': [1, 2, 3, 4,], 'Confidence': 0.5},]", [(1, 2, 3, 4, 0.5)]),  # trailing commas
-        ("They are: [{'Position': [1, 2, 3, 4], 'Confidence': 0.5}] as asked.", [(1, 2, 3, 4, 0.5)]),
-        (
-            "[{'Position': [-1.5, +2.25, 3., 4.00000000000001], 'Confidence': 0.5}]",
-            [(-1.5, 2.25, 3, 4.00000000000001, 0.5)],
-        ),
-        ("[1, 2, 3, 4]", [(1, 2, 3, 4, 1)]),  # a bare list
-        ("[[1, 2, 3, 4], [5, 6, 7, 8]]", [(1, 2, 3, 4, 1), (5, 6, 7, 8, 1)]),
-        ("[{'Position': [1, 2, 3, 4], 'Confidence': -100}]", [(1, 2, 3, 4, 0)]),  # clipped into [0, 1]
-        ("[{'Position': [1, 2, 3, 4], 'Confidence': 90}]", [(1, 2, 3, 4, 1)]),
-        ("[{'Position': [1, 2, 3, 4], 'Confidence': 0.5}, {'Position': [5, 6", [(1, 2, 3, 4, 0.5)]),  # the last was cut
-        ("[{'Position': [4, 3, 2, 1], 'Confidence': 0.5}]", [(4, 3, 2, 1, 0.5)]),  # inverted: read, earns nothing
-        ("No Objects", []),
-        ("'no objects.'", []),
-        ("none", []),
-        ("[]", []),
-        ("```json\n[]\n```", []),
+        ("(120,40)", (120, 40), None),
+        (" ( 120 , 40 ) ", (120, 40), None),
+        ("[120, 40]", (120, 40), None),
+        ("[[120, 40]]", (120, 40), None),
+        ('{"point_2d": [120, 40], "label": "cup"}', (120, 40), None),  # Qwen2.5-VL's own keys
+        ("120, 40", (120, 40), None),  # bare
+        ("The handle is at (120,40).", (120, 40), None),
+        ("(-1.5,+2.)", (-1.5, 2), None),
+        ("(1,2) or (3,4)", None, "several"),
+        ("(1,2) (1,2)", None, "several"),  # the same twice
+        ("(1,2),(3,4)", None, "several"),  # a box
+        ("[1, 2, 3, 4]", None, "malformed"),  # a box as well
+        ("(1,2,3)", None, "malformed"),
+        ("(1,NaN)", None, "malformed"),
+        ("(1e3,2)", None, "malformed"),
+        ("(1,2", None, "malformed"),  # cut: 2 may have been 234
+        ("at 120, 40", None, "malformed"),  # bare, with words
+        ("120 40", None, "malformed"),
+        ("7", None, "malformed"),
+        ("(1234567890,1)", None, "malformed"),  # ten digits
+        ("(１,２)", None, "malformed"),  # other scripts' digits
+        ("(x,y)", None, "not_found"),  # the form itself
+        ("on the left", None, "not_found"),
+        ("()", None, "not_found"),
     ],
 )
-def test_read_boxes(block, boxes):
-    found, reason = read_boxes(block)
-    assert reason is None
-    assert [(*box.xyxy, box.confidence) for box in found] == boxes
-
-
-UNREADABLE_BOXES = [
-    ("there are no dogs", "no_box"),
-    ("...", "no_box"),  # dots are not 'No Objects'
-    ("''", "no_box"),
-    ("[[[[", "no_box"),
-    ("[{'Position': [1, 2, 3, 4], 'Confi", "no_box"),  # the only object was cut: not a bare box of confidence 1
-    ("[{'Position': [1, 2, 3, 4], 'Confidence': NaN}]", "malformed_box"),
-    ("[{'Position': [1, 2, 3, 4], 'Confidence': 1e309}]", "malformed_box"),
-    ("[{'Position': [1, 2, 3, 4], 'Confidence': null}]", "malformed_box"),
-    ("[{'Position': [1, 2, 3, NaN], 'Confidence': 1}]", "malformed_box"),
-    ("[{'Position': [1, 2, 3, Infinity], 'Confidence': 1}]", "malformed_box"),
-    ("[{'Position': [1, 2, 3, 1e309], 'Confidence': 1}]", "malformed_box"),
-    ("[{'Position': [1, 2, 3], 'Confidence': 1}]", "malformed_box"),  # three numbers
-    ("[{'Position': [1, 2, 3, 4, 5], 'Confidence': 1}]", "malformed_box"),
-    ("[{'Position': [x1, y1, x2, y2], 'Confidence': number}, ...]", "malformed_box"),  # the form itself
-    ("[{'Position': [1, 2, 3, 4], 'Confidence': 1}, {}]", "malformed_box"),  # one bad object spoils the answer
-    ("[{'Position': ['1', '2', '3', '4'], 'Confidence': 1}]", "malformed_box"),
-    ("[{'Position': null, 'Confidence': 1}]", "malformed_box"),
-    ("[{'Position': {'x1': 1, 'y1': 2}, 'Confidence': 1}]", "malformed_box"),
-    (f"[{{'Position': [1, 2, 3, {'9' * 5000}], 'Confidence': 1}}]", "malformed_box"),  # 5,000 digits
-    ("[{'Position': [１, ２, ３, ４], 'Confidence': 1}]", "malformed_box"),  # other scripts' digits
-    ("__import__('os').system('true')", "no_box"),
-]
-
-
-@pytest.mark.parametrize(("block", "reason"), UNREADABLE_BOXES)
-def test_read_boxes_says_why_not(block, reason):
-    assert reason in REASONS
-    assert read_boxes(block) == (None, reason)
+def test_read_point(block, point, reason):
+    assert read_point(block) == (point, reason)
 
 
 @pytest.mark.parametrize(
-    ("block", "box"),
+    ("block", "count", "reason"),
     [
-        ("(100,200),(300,400)", (100, 200, 300, 400)),
-        (" ( 100 , 200 ) , ( 300 , 400 ) ", (100, 200, 300, 400)),
-        ("(100,200)(300,400)", (100, 200, 300, 400)),
-        ("The box is (100,200),\n(300,400).", (100, 200, 300, 400)),
-        ("(1.5,2.5),(3.5,4.5)", (1.5, 2.5, 3.5, 4.5)),
-        ("[100, 200, 300, 400]", (100, 200, 300, 400)),  # other notations of one box
-        ("[{'bbox_2d': [100, 200, 300, 400]}]", (100, 200, 300, 400)),
-        ("(300,400),(100,200)", (300, 400, 100, 200)),  # swapped corners: read, earn nothing
+        ("3", 3, None),
+        ("0", 0, None),
+        ("There are 3.", 3, None),  # a stop is not part of it
+        ("3 dogs, 2", None, "several"),
+        ("3 of 5", None, "several"),
+        ("3 or 3", None, "several"),
+        ("3-4", None, "several"),  # a range
+        ("three", 3, None),
+        ("Zero.", 0, None),
+        ("TEN", 10, None),
+        ("3 dogs and one cat", 3, None),  # digits come before words
+        ("two or three", None, "not_found"),
+        ("There is no one here", None, "not_found"),  # a word counts alone
+        ("twenty-one", None, "not_found"),
+        ("**12**", 12, None),
+        ("007", 7, None),
+        ("999999999", 999_999_999, None),
+        ("1234567890", None, "malformed"),  # ten digits
+        ("-3", None, "malformed"),
+        ("+3", None, "malformed"),
+        ("2.0", None, "malformed"),
+        ("1,000", None, "malformed"),  # 1000 or 1.0
+        ("３", None, "malformed"),  # other scripts' digits
+        ("eleven", None, "not_found"),  # words up to ten
+        ("someone", None, "not_found"),  # no part of a word
+        ("many", None, "not_found"),
+        ("whole number in digits", None, "not_found"),  # the form itself
     ],
 )
-def test_read_box(block, box):
-    assert read_box(block) == (box, None)
+def test_read_count(block, count, reason):
+    assert read_count(block) == (count, reason)
 
 
 @pytest.mark.parametrize(
-    ("block", "reason"),
+    ("block", "name", "reason"),
     [
-        ("(1,2),(3,4),(5,6),(7,8)", "malformed_box"),  # two boxes
-        ("(1,2),(3,4),(1,2),(3,4)", "malformed_box"),  # the same twice
-        ("[1,2,3,4],[5,6,7,8]", "malformed_box"),
-        ("(x1,y1),(x2,y2)", "no_box"),  # the form itself
-        ("(1,2),(3,NaN)", "no_box"),
-        (f"(0,0),({'9' * 5000},1)", "no_box"),
-        ("No Objects", "no_box"),
-        ("(1,2,3,4)", "no_box"),
-        ("（1,2）,（3,4）", "no_box"),  # full-width brackets
-        ("(46e0,242),(892,844)", "no_box"),
+        ("Maine Coon", "Maine Coon", None),
+        ("**Maine Coon**.", "Maine Coon", None),
+        ("'Maine_Coon'", "Maine_Coon", None),
+        ("```text\nMaine Coon\n```", "Maine Coon", None),
+        ("(Maine Coon)!", "Maine Coon", None),
+        ("St. John's wort", "St. John's wort", None),  # marks inside are kept
+        ("737-300", "737-300", None),
+        ("Maine Coon, Sphynx", "Maine Coon, Sphynx", None),  # a list is one wrong name
+        ("猫", "猫", None),
+        ("-", None, "not_found"),  # nothing to compare
+        ("_ _", None, "not_found"),
+        ("...", None, "not_found"),
+        ("``````", None, "not_found"),
     ],
 )
-def test_read_box_says_why_not(block, reason):
-    assert read_box(block) == (None, reason)
+def test_read_name(block, name, reason):
+    assert read_name(block) == (name, reason)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +145,9 @@ def test_read_box_says_why_not(block, reason):
         ("Maine_Coon", "maine coon", True),
         ("DHC-8-100", "DHC 8 100", True),
         (" Rose\n", "rose", True),
+        ("**Rose**.", "rose", True),  # marks around it
+        ("(rose)", '"Rose"', True),
+        ("St. John's wort", "St John's wort", False),  # marks inside count
         ("rose", "primrose", False),  # no substrings
         ("rose", "rose, lily", False),  # no lists
         ("", "rose", False),
@@ -174,6 +169,14 @@ DEAR_TEXTS = [  # 100,000 characters each; read in quadratic time they take from
     "[1,2,3,4" + " " * 100_000 + "x]",
     "{'Position': [1,2,3,4], 'Confidence':" + " " * 100_000 + "}",
     "{'Position': [1,2,3,4]," + "'Confidence': 1 " * 6_000 + "}",
+    "{'Position': [1,2,3,4]," + "'Label':'" * 11_000 + "}",
+    "{'Position': [1,2,3,4], 'Label':" + " " * 100_000 + "}",
+    "(1," + " " * 100_000,
+    "1" + " " * 100_000 + "2",
+    "1," * 50_000,
+    "1 " * 50_000,
+    "one " * 25_000,
+    "*" * 100_000,
     "9" * 100_000,
     "<answer>" * 12_000,
     "<think>" * 12_000,
@@ -186,20 +189,20 @@ DEAR_TEXTS = [  # 100,000 characters each; read in quadratic time they take from
 @pytest.mark.parametrize("text", DEAR_TEXTS, ids=lambda text: text[:12])
 def test_no_text_is_dear_to_read(text):
     started = time.perf_counter()
-    for read in (read_answer_block, read_boxes, read_box, normal_name):
+    for read in (read_answer_block, normal_name, *READERS):
         read(text)
     assert time.perf_counter() - started < 2  # 0.05 s on one core
 
 
 FRAGMENTS = st.sampled_from(
     ["<think>", "</think>", "<answer>", "</answer>", "[", "]", "{", "}", "(", ")", ",", "'Position':", "'Confidence':",
-     "1", "-2.5", "NaN", "No Objects", " ", "\n", "'", '"', "\x00", "\ud800", "９"]
+     "'Label':", "two", "1", "-2.5", "NaN", "No Objects", " ", "\n", "'", '"', "\x00", "\ud800", "９"]
 )  # fmt: skip
 
 
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(st.one_of(st.text(), st.lists(FRAGMENTS, max_size=40).map("".join)))
 def test_readers_give_an_answer_or_a_reason_and_never_raise(text):
-    for read in (read_answer_block, read_boxes, read_box):
+    for read in (read_answer_block, *READERS):
         answer, reason = read(text)
         assert (answer is None) == (reason in REASONS)

@@ -1,6 +1,7 @@
 """Predicting on one's own image: what a checkpoint knows of itself, what is printed, and the picture."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -29,6 +30,7 @@ def config(tmp_path):
         },
         "memory": {"min_pixels": 784, "max_pixels": 401408, "max_completion_length": 40},
         "task": {"name": "reasoning_grounding", "thinking": "think"},
+        "trust_code": [],
         "derived": {"device": "cpu"},
     }  # fmt: skip
 
@@ -41,7 +43,8 @@ def answer_with(monkeypatch, text, is_truncated=False):
         asked.extend(questions)
         return [{"text": text, "n_tokens": 1, "is_truncated": is_truncated}]
 
-    monkeypatch.setattr(predict_module, "load_processor", lambda *a, **k: None)
+    processor = SimpleNamespace(apply_chat_template=lambda *a, **k: "", chat_template="")
+    monkeypatch.setattr(predict_module, "load_processor", lambda *a, **k: processor)
     monkeypatch.setattr(predict_module, "load_model", lambda *a, **k: None)
     monkeypatch.setattr(predict_module, "generate_texts", generate)
     return asked
@@ -54,10 +57,11 @@ def answer_with(monkeypatch, text, is_truncated=False):
         (
             "detection",
             "<answer>[{'Position': [0, 0, 500, 1000], 'Confidence': 0.90}]</answer>",
-            "[0.0, 0.0, 100.0, 100.0], confidence 0.90",
+            "[0.0, 0.0, 100.0, 100.0], 0.90",
         ),
         ("detection", "<answer>No Objects</answer>", "no objects"),
         ("classification", "<answer>seven</answer>", "seven"),
+        ("counting", "<answer>0</answer>", "answer      0\n"),
         ("grounding", "I see nothing", "unreadable: no_answer"),
     ],
 )
@@ -69,6 +73,13 @@ def test_the_answer_is_told_in_pixels_of_the_image(config, monkeypatch, capsys, 
     assert text in output
     assert "two plus three" in asked[0]
     assert Image.open(config["predict"]["out"]).size == (600, 300), "enlarged by a whole number"
+
+
+def test_a_mixture_cannot_be_asked(config, monkeypatch):
+    answer_with(monkeypatch, "")
+    mixed = {"name": "mixed", "tasks": {"counting": {}, "grounding": {}}}
+    with pytest.raises(UserError, match="choose one of its tasks: counting, grounding"):
+        predict(config | {"task": mixed})
 
 
 def test_a_cut_answer_says_so(config, monkeypatch, capsys):

@@ -130,7 +130,7 @@ BAD_ROWS = [
     ({**BOX, "image": "0.png", "solution": "<answer>No Objects</answer>"}, "both gold and solution"),
     (
         {"image": "0.png", "problem": "?", "solution": "a dog"},
-        "solution 'a dog' cannot be read (no_box); right: <answer>",
+        "solution 'a dog' cannot be read (not_found); right: <answer>",
     ),
     ({"image": "0.png", "problem": "?", "solution": "[{'Position': [0, 0, 5, 5]}, {'Posi"}, "(cut)"),
     ({"image": "0.png", "problem": "?", "solution": "[[0, 0, 1001, 5]]"}, "outside the image"),

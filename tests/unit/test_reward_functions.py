@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from vrft.boxes import Frame
-from vrft.rewards import RewardOptions
 from vrft.tasks import load_task
+from vrft.tasks.judge import Judge
 from vrft.train.grpo import reward_functions
 
 END = 7
@@ -25,8 +25,7 @@ def called(tmp_path):
         load_task("grounding"),
         {"r": ROW},
         lambda row: FRAME,
-        weights=WEIGHTS,
-        options=RewardOptions(),
+        judge=Judge(load_task("grounding"), {"weights": WEIGHTS}),
         end_ids=[END],
         rollouts=tmp_path,
     )
@@ -57,7 +56,7 @@ def test_reading_is_logged_with_every_reason(called):
     _, logged, _ = called
     assert logged["parse_rate"] == pytest.approx(2 / 3)
     assert logged["unreadable/no_answer"] == pytest.approx(1 / 3)
-    assert logged["unreadable/malformed_box"] == 0
+    assert logged["unreadable/malformed"] == 0
 
 
 def test_rollouts_hold_terms_total_and_truncation_once(called):

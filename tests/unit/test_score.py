@@ -13,6 +13,7 @@ from vrft.evaluate.protocols import PRIMARY_METRICS, SCORERS, protocol_key
 from vrft.evaluate.score import score_completions
 from vrft.rows import read_rows
 from vrft.tasks import load_task, task_names
+from vrft.tasks.judge import Judge
 
 REWARD = {"weights": {"iou": 1.0, "confidence": 1.0, "accuracy": 1.0, "format": 0.5}, "options": {}}
 SCENE = {"images": ["a.png"], "image_wh": [100, 100]}
@@ -38,7 +39,12 @@ def completion(row_id, text, is_truncated=False):
 def score(rows, completions, task="grounding", scorer="grounding"):
     protocol = {"name": scorer, "version": 1, "scorer": scorer, "n_resamples": 50}
     return score_completions(
-        rows, completions, task=load_task(task), frame_for_row=frame_for_row, protocol=protocol, reward=REWARD
+        rows,
+        completions,
+        task=load_task(task),
+        frame_for_row=frame_for_row,
+        protocol=protocol,
+        judge=Judge(load_task(task), REWARD),
     )
 
 
@@ -60,7 +66,7 @@ def test_grounding_is_scored_row_by_row():
     assert values["accuracy@0.5"] == (0.5, 2)
     assert values["pick_rate"] == (1.0, 1), "one row has distractors"
     assert values["unreadable"] == values["unreadable/no_answer"] == values["truncated"] == (0.5, 2)
-    assert values["unreadable/no_box"] == (0.0, 2)
+    assert values["unreadable/not_found"] == (0.0, 2)
     assert values["reward"] == (0.75, 2)
     json.dumps([scored, metrics], allow_nan=False)
 
@@ -72,7 +78,7 @@ def test_detection_has_the_official_figures_beside_the_row_means():
         "<answer>nothing",
     ]
     scored, metrics = score(DETECTION_ROWS, [completion(f"d{i}", t) for i, t in enumerate(texts)], "detection", "coco")
-    assert scored[0]["answer"] == [{"xyxy": [0.0, 0.0, 50.0, 50.0], "confidence": 0.9}]
+    assert scored[0]["answer"] == [{"xyxy": [0.0, 0.0, 50.0, 50.0], "confidence": 0.9, "label": ""}]
     assert scored[1]["answer"] == [], "'No Objects' is an answer"
     assert scored[2]["answer"] is None
     assert next(iter(metrics)) == "AP"
@@ -109,7 +115,7 @@ def test_a_scorer_that_does_not_fit_is_refused_with_those_that_do(scorer, known)
 
 def test_every_task_has_a_scorer_whose_primary_metrics_it_gives():
     official = {"AP"}
-    assert len(task_names()) >= 4
+    assert len(task_names()) >= 7
     assert set(PRIMARY_METRICS) == set(SCORERS)
     for name in task_names():
         task = load_task(name)

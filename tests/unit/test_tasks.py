@@ -1,12 +1,13 @@
-"""The four tasks: which rows they refuse, what they ask, read, pay and measure."""
+"""The tasks: which rows they refuse, what they ask, read, pay and measure.
+
+Boxes with labels: `test_labelled_boxes`; solutions: `test_solutions`; mixtures: `test_mixed`.
+"""
 
 import pytest
 
 from vrft.boxes import Frame
 from vrft.errors import UserError
-from vrft.rewards import RewardOptions
 from vrft.tasks import load_task, task_names
-from vrft.tasks.judge import chosen_terms, judge
 
 FRAME = Frame("norm1000", (200, 100), (196, 98))
 LEFT, RIGHT = [0, 0, 100, 100], [100, 0, 200, 100]  # (0,0),(500,1000) and (500,0),(1000,1000)
@@ -15,16 +16,20 @@ DETECT = {**SCENE, "category": "dog", "gold": [LEFT]}
 GROUND = {**SCENE, "phrase": "the dog", "gold": LEFT}
 PICK = {**GROUND, "distractors": [RIGHT]}
 CLASSIFY = {**SCENE, "gold": "Maine_Coon"}
-
-
-def terms(name, row, answer, *, text="<think></think><answer>{}</answer>", **options):
-    task = load_task(name)
-    parsed = task.parse(text.format(answer), row, FRAME)
-    return {name: term(parsed, row) for name, term in task.terms(RewardOptions(**options)).items()}
+COUNT = {**SCENE, "category": "dog", "gold": 4}
+OPEN = {**DETECT, "category": "hydrant", "definition": "a street tap"}
 
 
 def test_each_task_is_found_by_its_module():
-    assert task_names() == ["classification", "detection", "grounding", "reasoning_grounding"]
+    assert task_names() == [
+        "classification",
+        "counting",
+        "detection",
+        "grounding",
+        "open_vocabulary_detection",
+        "pointing",
+        "reasoning_grounding",
+    ]
     for name in task_names():
         assert load_task(name).name == name
 
@@ -34,8 +39,10 @@ def test_each_task_is_found_by_its_module():
     [
         ("detektion", {}, "detektion.*known tasks: .*detection"),
         ("base", {}, "known tasks"),  # a module, but no task
-        ("../os", {}, "known tasks"),
-        ("detection", {"thinking": "perhaps"}, "perhaps.*think, none"),
+        ("box_list", {}, "known tasks"),
+        ("counting", {"labelled": True}, "labelled"),  # another task's option
+        ("../os", {}, "trust_code"),  # a dot means code of one's own
+        ("detection", {"thinking": "perhaps"}, "perhaps.*think, prefilled, none"),
         ("detection", {"thoughts": "think"}, "thoughts"),
     ],
 )
@@ -59,6 +66,24 @@ def test_an_unknown_task_or_option_is_refused(name, options, words):
         ("grounding", {**GROUND, "gold": [LEFT]}, "four finite numbers"),
         ("grounding", {**GROUND, "gold": [0, 0, float("nan"), 1]}, "four finite numbers"),
         ("reasoning_grounding", {**GROUND, "gold": [0, 0, 10, 101]}, "outside"),
+        ("open_vocabulary_detection", OPEN, None),
+        ("open_vocabulary_detection", {**OPEN, "category": None}, "category"),
+        ("open_vocabulary_detection", {**OPEN, "gold": [[0, 0, 201, 100]]}, "outside"),
+        ("pointing", GROUND, None),
+        ("pointing", {**GROUND, "phrase": ""}, "phrase"),
+        ("pointing", {**GROUND, "gold": [50, 50]}, "four finite numbers"),  # a point is no gold
+        ("counting", COUNT, None),
+        ("counting", {**COUNT, "gold": 0}, None),
+        ("counting", {**COUNT, "gold": -1}, "gold is -1; a whole number from 0"),
+        ("counting", {**COUNT, "gold": 4.0}, "4.0"),
+        ("counting", {**COUNT, "gold": True}, "True"),
+        ("counting", {**COUNT, "gold": "4"}, "'4'"),
+        ("counting", {**COUNT, "gold": 10**9}, "whole number"),  # ten digits could not be read back
+        ("counting", {**SCENE, "gold": 4}, "category"),
+        ("counting", {**SCENE, "gold": 4, "problem": "How many?"}, None),
+        ("classification", {**CLASSIFY, "aliases": ["Coon"]}, None),
+        ("classification", {**CLASSIFY, "aliases": "Coon"}, "aliases"),
+        ("classification", {**CLASSIFY, "aliases": ["Coon", 3]}, "a list of texts is needed"),
         ("classification", {**CLASSIFY, "gold": ""}, "gold"),
         ("classification", {**CLASSIFY, "gold": 3}, "a str is needed"),
         ("classification", {**CLASSIFY, "gold": "--"}, "no letter or digit"),  # equal to '_' and ' '
@@ -80,6 +105,10 @@ def test_check(name, row, words):
         ("detection", DETECT, ["'dog'", "0 to 1000", "No Objects", "<think>", "'Confidence'"]),
         ("grounding", GROUND, ["the dog", "(x1,y1),(x2,y2)"]),
         ("reasoning_grounding", GROUND, ["Work out", "the dog"]),
+        ("open_vocabulary_detection", OPEN, ["'hydrant' (a street tap)", "No Objects", "'Confidence'"]),
+        ("open_vocabulary_detection", DETECT, ["'dog'. Give"]),  # without a definition
+        ("counting", COUNT, ["How many", "'dog'"]),
+        ("pointing", GROUND, ["Point at", "the dog", "0 to 1000", "(x,y)"]),
         ("classification", CLASSIFY, ["class of the object"]),
         ("classification", {**CLASSIFY, "instruction": "Name the cat."}, ["Name the cat."]),
         ("classification", {**CLASSIFY, "candidates": ["A", "B"]}, ["Choose from: A, B."]),
@@ -98,6 +127,9 @@ def test_question(name, row, words):
         ("detection", DETECT, "[{'Position': [0, 0, 500, 1000], 'Confidence': 1.00}]"),
         ("detection", {**DETECT, "gold": []}, "No Objects"),
         ("grounding", GROUND, "(0,0),(500,1000)"),
+        ("open_vocabulary_detection", OPEN, "[{'Position': [0, 0, 500, 1000], 'Confidence': 1.00}]"),
+        ("counting", COUNT, "4"),
+        ("pointing", GROUND, "(250,500)"),  # the centre
         ("classification", CLASSIFY, "Maine_Coon"),
     ],
 )
@@ -114,14 +146,24 @@ def test_gold(name, row, answer):
 @pytest.mark.parametrize(
     ("name", "answer", "pixels", "reason"),
     [
-        ("detection", "[{'Position': [500, 0, 1000, 1000], 'Confidence': 0.5}]", [((100, 0, 200, 100), 0.5)], None),
-        ("detection", "[{'Position': [500, 0, 9999, 1000], 'Confidence': 0.5}]", [((100, 0, 200, 100), 0.5)], None),
-        ("detection", "[[0,0,500,500],[0,0,500,500]]", [((0, 0, 100, 50), 1)], None),  # one place, one box
+        ("detection", "[{'Position': [500, 0, 1000, 1000], 'Confidence': 0.5}]", [((100, 0, 200, 100), 0.5, "")], None),
+        ("detection", "[{'Position': [500, 0, 9999, 1000], 'Confidence': 0.5}]", [((100, 0, 200, 100), 0.5, "")], None),
+        ("detection", "[[0,0,500,500],[0,0,500,500]]", [((0, 0, 100, 50), 1, "")], None),  # one place, one box
+        ("detection", "[{'Position': [0,0,500,500], 'Label': 'cat'}]", [((0, 0, 100, 50), 1, "")], None),  # not asked
+        ("open_vocabulary_detection", "(0,0),(500,500)", [((0, 0, 100, 50), 1, "")], None),
         ("detection", "No Objects", [], None),
-        ("detection", "a dog", None, "no_box"),
+        ("detection", "a dog", None, "not_found"),
         ("grounding", "(500,0),(1000,1000)", (100, 0, 200, 100), None),
         ("grounding", "(500,-7),(1000,9999)", (100, 0, 200, 100), None),
-        ("grounding", "(1,2),(3,4),(5,6),(7,8)", None, "malformed_box"),
+        ("grounding", "(1,2),(3,4),(5,6),(7,8)", None, "several"),
+        ("counting", "four", 4, None),
+        ("counting", "4 or 5", None, "several"),
+        ("pointing", "(250,500)", (50, 50), None),
+        ("pointing", "(9999,-10)", (1999.8, -1), None),  # outside: not moved into the image
+        ("pointing", "(0,0)", (0, 0), None),  # the corner is a point
+        ("pointing", "(1,2),(3,4)", None, "several"),
+        ("classification", "**Maine Coon**.", "Maine Coon", None),
+        ("classification", "?", None, "not_found"),
         ("classification", " maine coon ", "maine coon", None),
         ("classification", " ", None, "empty_answer"),
     ],
@@ -132,71 +174,8 @@ def test_parse(name, answer, pixels, reason):
     assert (parsed.text, parsed.answer, parsed.reason, parsed.is_truncated) == (text, pixels, reason, True)
 
 
-TWO = {**DETECT, "gold": [LEFT, RIGHT]}
 NONE = {**DETECT, "gold": []}
 BOTH = "[{'Position': [0, 0, 500, 1000], 'Confidence': 0.9}, {'Position': [500, 0, 1000, 1000], 'Confidence': 0.7}]"
-
-
-@pytest.mark.parametrize(
-    ("row", "answer", "iou", "confidence"),
-    [
-        (TWO, BOTH, 1, 0.8),
-        (DETECT, BOTH, 0.5, 0.6),  # (0.9 + 1 - 0.7) / 2
-        (DETECT, "No Objects", 0, 0),
-        (NONE, "No Objects", 1, 1),  # a right 'No Objects' is paid, unlike in the original
-        (NONE, "...", 0, 0),
-        (NONE, BOTH, 0, 0.2),
-        (DETECT, "[{'Position': [500, 1000, 0, 0], 'Confidence': 0.9}]", 0, 0.1),  # swapped corners
-        (DETECT, "[{'Position': [0, 0, 500, 1000], 'Confidence': NaN}]", 0, 0),
-        (DETECT, "[{'Position': [0, 0, 500, NaN], 'Confidence': 1}]", 0, 0),
-        (DETECT, "[{'Position': [0, 0, 500, 1000], 'Confidence': -100}]", 1, 0),
-        (DETECT, ", ".join(["[0, 0, 500, 1000]"] * 50), 1, 1),  # the same box often is one box
-        (DETECT, "[[0, 0, 500, 1000], [0, 0, 499, 1000]]", 0.5, 0.5),  # nearly the same is a second one
-        (DETECT, "[[500, 0, 777, 777]]", 0, 0),  # y1 of the gold: 3.0 in the original
-    ],
-)
-def test_detection_pays_what_is_right(row, answer, iou, confidence):
-    assert terms("detection", row, answer) == pytest.approx({"iou": iou, "confidence": confidence, "format": 1})
-
-
-@pytest.mark.parametrize(
-    ("answer", "iou", "giou"),
-    [
-        ("(0,0),(500,1000)", 1, 1),
-        ("(0,0),(250,1000)", 0.5, 0.75),
-        ("(500,1000),(0,0)", 0, 0),  # swapped: 101.0 in the original
-        ("(0,0),(500,1000),(0,0),(500,1000)", 0, 0),  # two boxes, -84 … 198 there
-        ("(500,0),(1000,1000)", 0, 0.5),
-        ("(0,0),(9999,9999)", 0.5, 0.75),  # cut to the image, twice the gold
-        ("the dog", 0, 0),
-    ],
-)
-@pytest.mark.parametrize("name", ["grounding", "reasoning_grounding"])
-def test_grounding_pays_what_is_right(name, answer, iou, giou):
-    assert terms(name, GROUND, answer) == pytest.approx({"iou": iou, "giou": giou, "format": 1})
-
-
-@pytest.mark.parametrize(
-    ("answer", "accuracy"),
-    [("maine coon", 1), ("MAINE_COON", 1), ("Sphynx", 0), ("Maine_Coon, Sphynx", 0), ("maine", 0), ("_", 0)],
-)
-def test_classification_pays_what_is_right(answer, accuracy):
-    assert terms("classification", CLASSIFY, answer) == {"accuracy": accuracy, "format": 1}
-
-
-def test_an_answer_in_the_thought_earns_nothing():
-    text = "<think><answer>{}</answer></think><answer>perhaps</answer>"
-    assert terms("classification", CLASSIFY, "Maine_Coon", text=text)["accuracy"] == 0
-    assert terms("grounding", GROUND, "(0,0),(500,1000)", text=text)["iou"] == 0
-    assert terms("detection", DETECT, "[[0, 0, 500, 1000]]", text=text)["iou"] == 0
-
-
-def test_the_matching_of_the_options_is_used():
-    row = {**SCENE, "category": "dog", "gold": [[0, 0, 100, 100], [0, 0, 100, 80]]}
-    answer = "[{'Position': [0,0,500,900], 'Confidence': 0.9}, {'Position': [0,0,500,1000], 'Confidence': 0.8}]"
-    assert terms("detection", row, answer)["iou"] == pytest.approx((0.9 + 0.8) / 2)
-    assert terms("detection", row, answer, matching="hungarian")["iou"] == pytest.approx((8 / 9 + 1) / 2)
-    assert terms("detection", row, answer, matching="hungarian", iou_threshold=0.9)["iou"] == pytest.approx(1 / 2)
 
 
 @pytest.mark.parametrize(
@@ -207,10 +186,18 @@ def test_the_matching_of_the_options_is_used():
         ("grounding", PICK, "(0,0),(9,9)", {"accuracy@0.5": 0, "iou": 0.000162, "pick_rate": 1}),
         ("grounding", PICK, "(500,0),(990,990)", {"accuracy@0.5": 0, "iou": 0, "pick_rate": 0}),
         ("grounding", PICK, "dog", {"accuracy@0.5": 0, "iou": 0, "pick_rate": 0}),
-        ("detection", {**DETECT, "distractors": [RIGHT]}, BOTH, {"iou": 0.5, "pick_rate": 1}),  # the most confident
-        ("detection", {**DETECT, "gold": [RIGHT], "distractors": [LEFT]}, BOTH, {"iou": 0.5, "pick_rate": 0}),
-        ("detection", {**DETECT, "distractors": [RIGHT]}, "No Objects", {"iou": 0, "pick_rate": 0}),
-        ("detection", {**NONE, "distractors": [RIGHT]}, BOTH, {"iou": 0, "pick_rate": None}),
+        ("detection", {**DETECT, "distractors": [RIGHT]}, BOTH, {"iou": 0.5, "f1": 2 / 3, "pick_rate": 1}),  # surest
+        (
+            "detection", {**DETECT, "gold": [RIGHT], "distractors": [LEFT]}, BOTH,
+            {"iou": 0.5, "f1": 2 / 3, "pick_rate": 0},
+        ),
+        ("detection", {**DETECT, "distractors": [RIGHT]}, "No Objects", {"iou": 0, "f1": 0, "pick_rate": 0}),
+        ("detection", {**NONE, "distractors": [RIGHT]}, BOTH, {"iou": 0, "f1": 0, "pick_rate": None}),
+        ("counting", COUNT, "3", {"accuracy": 0, "count": 0.75, "absolute_error": 1}),
+        ("counting", COUNT, "4", {"accuracy": 1, "count": 1, "absolute_error": 0}),
+        ("counting", COUNT, "4 or 5", {"accuracy": 0, "count": 0, "absolute_error": None}),  # no number, no error
+        ("pointing", GROUND, "(500,1000)", {"accuracy": 1, "proximity": 1}),  # the box's own corner
+        ("pointing", GROUND, "left", {"accuracy": 0, "proximity": 0}),
         ("classification", CLASSIFY, "sphynx", {"accuracy": 0}),
     ],
 )  # fmt: skip
@@ -219,59 +206,3 @@ def test_metrics(name, row, answer, metrics):
     parsed = task.parse(f"<answer>{answer}</answer>", row, FRAME)
     found = {name: metric(parsed, row) for name, metric in task.metrics.items()}
     assert found == {name: value if value is None else pytest.approx(value) for name, value in metrics.items()}
-
-
-@pytest.mark.parametrize(
-    ("name", "solution", "gold"),
-    [
-        ("detection", "<answer>[{'Position': [0, 0, 500, 1000], 'Confidence': 1}]</answer>", [LEFT]),
-        ("detection", "[{'Position': [0, 0, 500, 1000], 'Confidence': 1}]", [LEFT]),  # without tags
-        ("detection", "[[0, 0, 500, 1000], [0, 0, 500, 1000]]", [LEFT]),  # listed twice
-        ("detection", "<answer>No Objects</answer>", []),
-        (
-            "detection",
-            "<answer>[{'Position': [0, 0, 500, 1200], 'Confidence': 1}]</answer>",
-            [[0, 0, 100, 120]],
-        ),  # not cut
-        ("grounding", "<think>1) left</think><answer> (0,0),(500,1000) </answer>", LEFT),
-        ("grounding", "(0,0),(500,-1)", [0, 0, 100, -0.1]),
-        ("classification", "<answer>Maine_Coon</answer>", "Maine_Coon"),
-        ("classification", "toad (lily", "toad (lily"),
-    ],
-)
-def test_gold_of_a_solution(name, solution, gold):
-    assert load_task(name).gold_of(solution, FRAME) == gold
-
-
-@pytest.mark.parametrize(
-    ("name", "solution", "words"),
-    [
-        ("detection", "a dog", "no_box.*right: .*Position"),
-        ("detection", "", "empty_answer"),
-        ("detection", "<answer></answer>", "empty_answer"),
-        ("detection", "[{'Position': [0, 0, 500], 'Confidence': 1}]", "malformed_box"),
-        ("detection", "[{'Position': [0, 0, 5, 5], 'Confidence': 1}, {'Pos", "cut"),  # a gold box would be lost
-        ("detection", "<answer>[{'Position': [0, 0, 5, 5], 'Confidence': 1}]", "cut"),
-        ("grounding", "(0,0),(1,1),(2,2),(3,3)", "malformed_box"),
-        ("grounding", "<think>(0,0),(1,1)</think>", "no_answer"),
-        ("classification", "<answer>rose", "cut"),
-    ],
-)
-def test_an_unreadable_solution_is_refused(name, solution, words):
-    with pytest.raises(ValueError, match=words):
-        load_task(name).gold_of(solution, FRAME)
-
-
-def test_judge_weighs_terms_and_keeps_them_apart():
-    task = load_task("grounding")
-    parsed = task.parse("<think></think><answer>(0,0),(250,1000)</answer>", GROUND, FRAME)
-    judged = judge(task, parsed, GROUND, weights={"iou": 2, "format": 0, "accuracy": 1}, options=RewardOptions())
-    assert judged == {
-        "terms": {"iou": 0.5, "format": 1.0},
-        "total": 1.0,
-    }  # weight 0: seen, not paid; accuracy is not its term
-
-
-def test_a_preset_without_a_term_of_the_task_is_refused():
-    with pytest.raises(UserError, match=r"count.*task=detection.*iou, confidence, format"):
-        chosen_terms(load_task("detection"), {"count": 1.0}, RewardOptions())

@@ -129,7 +129,7 @@ def check_row(columns: dict, *, default_id: str, options: RecordOptions, task: T
         )
     row |= {"row_id": str(row.get("row_id", default_id)), "images": [image.path for image in read]}
     if "solution" in row:
-        row["gold"] = _gold(row, task, options.frame)
+        row["gold"] = _gold(row, task.for_row(row), options.frame)
         del row["solution"]
     task.check(row)
     for xyxy in row.get("distractors", []):
@@ -218,7 +218,7 @@ def _gold(row: Row, task: Task, frame_name: str | None) -> Any:
     if "gold" in row:
         raise ValueError("both gold and solution are there; keep one of them")
     gold = task.gold_of(row["solution"], Frame(frame_name or "pixels", row["image_wh"], row["image_wh"]))
-    if frame_name is None and not isinstance(gold, str):
+    if frame_name is None and not isinstance(gold, str | int):
         raise ValueError(
             "the boxes of its solution are in a frame that dataset.frame must name: norm1000, pixels or norm1"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from vrft.errors import UserError, raise_all
@@ -75,6 +75,29 @@ def few_shot(checked: Sequence[Checked], k_shot: int, *, seed: int) -> list[Chec
         for item in sorted(items, key=lambda item: _draw(item.row["row_id"], seed))[:k_shot]
     }
     return [item for item in checked if item.row["row_id"] in kept]
+
+
+def mix(rows: Sequence[Row], weights: Mapping[str, float], *, seed: int) -> list[Row]:
+    """As many rows as given, each task's in proportion to its weight among the tasks that have rows, in random order.
+
+    A task with fewer rows than its share repeats all of them before any a second time; one with more is drawn from.
+
+    >>> rows = [{"row_id": str(n), "task": "counting" if n else "pointing"} for n in range(6)]
+    >>> sorted(row["row_id"] for row in mix(rows, {"counting": 1.0, "pointing": 2.0}, seed=0))[:4]
+    ['0', '0', '0', '0']
+    """
+    by_task: dict[str, list[Row]] = {}
+    for row in rows:
+        by_task.setdefault(row["task"], []).append(row)
+    total, drawn, passed = sum(weights[task] for task in sorted(by_task)), [], 0.0
+    for task, own in sorted(by_task.items()):
+        n_before, passed = round(len(rows) * passed), passed + weights[task] / total
+        for position in range(round(len(rows) * passed) - n_before):
+            turn, place = divmod(position, len(own))
+            if place == 0:
+                shuffled = sorted(own, key=lambda row: _draw(f"{turn}:{row['row_id']}", seed))
+            drawn.append((f"{turn}:{task}:{position}", shuffled[place]))
+    return [row for key, row in sorted(drawn, key=lambda item: _draw(item[0], seed))]
 
 
 def _draw(text: str, seed: int) -> str:

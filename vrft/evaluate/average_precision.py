@@ -17,6 +17,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from vrft.answers import normal_name
 from vrft.rows import Row
 
 OFFICIAL_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -79,8 +80,10 @@ def average_precision(
 ) -> dict[str, dict]:
     """`{name: {"value", "n", "interval"}}` for each of `NAMES`; n counts images, and images are resampled.
 
-    rows: detection rows, each one question for a category in an image; every row's image counts, with or without gold.
-    found: per row its boxes as `(xyxy, confidence)` in pixels of the original image; empty for none or unreadable.
+    rows: detection rows, each one question for a category in an image, or for several with labels; every row's image
+        counts, with or without gold.
+    found: per row its boxes as `(xyxy, confidence)`, in labelled rows `(xyxy, confidence, label)`, in pixels of the
+        original image; empty for none or unreadable.
     Without any gold box the values are None.
     """
     n_images, figures, samples = _figures_and_samples(rows, found, n_resamples=n_resamples, seed=seed)
@@ -207,17 +210,23 @@ def _as_coco(rows: Sequence[Row], found: Sequence[Sequence[tuple]]) -> tuple[dic
     images, categories, asked = {}, {}, {}
     ground_truth = {"images": [], "annotations": [], "categories": []}
     detections = []
+
+    def place(image_id: int, label: str) -> dict:
+        return {"image_id": image_id, "category_id": categories.setdefault(normal_name(label), len(categories) + 1)}
+
     for row, boxes in zip(rows, found, strict=True):
-        key, category = tuple(row["images"]), row.get("category", "object")
-        n_before = asked[key, category] = asked.get((key, category), -1) + 1
+        usual = row.get("category", "object")
+        key, question = tuple(row["images"]), tuple(row.get("categories", [usual]))
+        n_before = asked[key, question] = asked.get((key, question), -1) + 1
         image_id = images.setdefault((key, n_before), len(images) + 1)
-        category_id = categories.setdefault(category, len(categories) + 1)
-        place = {"image_id": image_id, "category_id": category_id}
-        for xyxy in row["gold"]:
+        for entry in row["gold"]:
+            xyxy, label = (entry["xyxy"], entry["label"]) if isinstance(entry, dict) else (entry, usual)
             xywh = _xywh(xyxy)
             fields = {"id": len(ground_truth["annotations"]) + 1, "area": xywh[2] * xywh[3], "iscrowd": 0}
-            ground_truth["annotations"].append({**place, "bbox": xywh, **fields})
-        detections += [{**place, "bbox": _xywh(xyxy), "score": float(score)} for xyxy, score in boxes]
+            ground_truth["annotations"].append({**place(image_id, label), "bbox": xywh, **fields})
+        for xyxy, score, *label in boxes:
+            scored = {"bbox": _xywh(xyxy), "score": float(score)}
+            detections.append({**place(image_id, label[0] if "categories" in row else usual), **scored})
     ground_truth["images"] = [{"id": image_id} for image_id in images.values()]
     ground_truth["categories"] = [{"id": number, "name": name} for name, number in categories.items()]
     return ground_truth, detections

@@ -27,4 +27,4 @@ def metric_change(
 
 
 def _boxes(scored: dict) -> list[tuple[list[float], float]]:
-    return [(box["xyxy"], box["confidence"]) for box in scored["answer"] or []]
+    return [(box["xyxy"], box["confidence"], box["label"]) for box in scored["answer"] or []]

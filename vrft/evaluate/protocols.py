@@ -17,6 +17,9 @@ PRIMARY_METRICS = {
     "coco": ("AP", "pick_rate"),
     "grounding": ("accuracy@0.5", "iou"),
     "classification": ("accuracy",),
+    "counting": ("accuracy", "count"),
+    "pointing": ("accuracy", "proximity"),
+    "mixed": ("score",),
 }
 
 
@@ -39,8 +42,7 @@ def score_coco(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, n_r
 
 SCORERS: dict[str, Callable[..., dict[str, dict]]] = {
     "coco": score_coco,
-    "grounding": score_rows,
-    "classification": score_rows,
+    **dict.fromkeys(("grounding", "classification", "counting", "pointing", "mixed"), score_rows),
 }
 
 

@@ -11,10 +11,9 @@ from vrft.boxes import Frame
 from vrft.errors import raise_all
 from vrft.evaluate.protocols import scorer_for
 from vrft.metrics import mean_with_interval
-from vrft.rewards import RewardOptions
 from vrft.rows import Row
 from vrft.tasks.base import Parsed, Task
-from vrft.tasks.judge import judge
+from vrft.tasks.judge import Judge
 
 
 def score_completions(
@@ -24,26 +23,24 @@ def score_completions(
     task: Task,
     frame_for_row: Callable[[Row], Frame],
     protocol: Mapping,
-    reward: Mapping,
+    judge: Judge,
 ) -> tuple[list[dict], dict[str, dict]]:
     """One scored row per row, in their order, and the protocol's metrics as `{name: {"value", "n", "interval"}}`.
 
     completions: one per row, in any order.
     protocol: `{name, version, scorer, n_resamples}`.
-    reward: `{weights, options}`.
+    judge: what a completion earns.
     Beside the scorer's metrics there are the mean `reward`, the mean `n_tokens`, and the shares of completions that are
     `truncated`, `unreadable`, and unreadable for each reason (`unreadable/no_box`).
     Raises `UserError` if a row has no completion or several, or a completion no row.
     """
     scorer = scorer_for(protocol, task)
     by_row = _completions_by_row(rows, completions)
-    options = RewardOptions(**reward.get("options") or {})
     parsed, scored = [], []
     for row, completion in zip(rows, by_row, strict=True):
         one = task.parse(completion["text"], row, frame_for_row(row), is_truncated=completion["is_truncated"])
-        verdict = judge(task, one, row, weights=reward["weights"], options=options)
         parsed.append(one)
-        scored.append(_scored_row(row, one, verdict, task))
+        scored.append(_scored_row(row, one, judge(one, row), task))
     metrics = scorer(rows, parsed, task=task, n_resamples=protocol["n_resamples"])
     n_tokens = [completion["n_tokens"] for completion in by_row]
     return scored, {**metrics, **_health_metrics(parsed, scored, n_tokens, protocol["n_resamples"])}

@@ -8,6 +8,8 @@ import torch
 from PIL.Image import Image
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
+from vrft.errors import UserError
+
 
 def chat(question: str, n_images: int) -> list[dict]:
     """One user turn, images in front of the text: the prompt that TRL builds from a question and its images."""
@@ -19,6 +21,22 @@ def render_prompt(processor: ProcessorMixin, question: str, n_images: int, respo
     """The prompt as text, ending where the model begins to write (after `response_prefix`)."""
     text = processor.apply_chat_template(chat(question, n_images), add_generation_prompt=True, tokenize=False)
     return text + response_prefix
+
+
+def set_thought_opening(processor: ProcessorMixin, *, is_prefilled: bool) -> None:
+    """Let the prompt end with `<think>` if a task wants it (`task.thinking=prefilled`).
+
+    Raises `UserError` if the chat template already ends so and the task does not know: completions would then begin
+    inside a thought, and no format would be paid.
+    """
+    is_opened = render_prompt(processor, "?", 1).rstrip().endswith("<think>")
+    if is_opened and not is_prefilled:
+        raise UserError(
+            "the model's chat template ends every prompt with <think>, so completions begin inside the thought; "
+            "choose task.thinking=prefilled"
+        )
+    if is_prefilled and not is_opened:
+        processor.chat_template += "{% if add_generation_prompt %}<think>{% endif %}"
 
 
 @torch.no_grad()

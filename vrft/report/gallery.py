@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -14,7 +15,6 @@ from vrft.draw import LabelledBox, boxes_of
 from vrft.evaluate.generate import load_image
 from vrft.report.run_files import RunFiles
 from vrft.rows import Row, image_paths
-from vrft.tasks import load_task
 
 TAGS = {
     "improved": "improved",
@@ -27,6 +27,7 @@ TAGS = {
 TAGS_OF_ONE = {"wrong": "wrong", "unreadable": "unreadable", "zero": "zero reward"}
 """The same where there is no before and after."""
 
+_ASKED_COLUMNS = ("phrase", "category", "instruction", "problem")
 _CLEAR_CHANGE = 0.1  # of a question's metric: below, neither improved nor worse
 _N_PER_TAG = 12
 _MOST_PIXELS_A_SIDE = 640
@@ -88,13 +89,11 @@ def make_gallery(run: RunFiles, *, n_items: int = 60, split: str = "test") -> Ga
     tags = [tags_of([side[index] for side in scores], metric) for index in range(len(rows))]
     chosen = choose(tags, n_items)
     titles = {"before": "Before", run.after: "After"} if len(names) > 1 else {names[0]: "Completion"}
-    column = load_task(**run.config["task"]).asked_column
     items = [
         _item(
             rows[index],
             [_side(titles[name], side[index], metric) for name, side in zip(names, scores, strict=True)],
             tags[index],
-            column,
             run.run_dir / "data",
         )
         for index in chosen
@@ -148,19 +147,26 @@ def _evenly(indices: Sequence[int], n: int) -> list[int]:
     return [indices[position * len(indices) // n] for position in range(n)]
 
 
-def _item(row: Row, sides: list[Side], tags: list[str], column: str, root: Path) -> Item:
+def _item(row: Row, sides: list[Side], tags: list[str], root: Path) -> Item:
     gold = row["gold"]
-    xyxys = [] if isinstance(gold, str) else [gold] if gold and not isinstance(gold[0], list) else gold
+    boxes = [] if isinstance(gold, int) else boxes_of(gold)
     return Item(
         row_id=row["row_id"],
-        asked=row.get(column) or row.get("problem") or "",
-        gold=gold if isinstance(gold, str) else "" if xyxys else "no objects",
-        gold_boxes=[(xyxy, "") for xyxy in xyxys],
+        asked=next((row[column] for column in _ASKED_COLUMNS if row.get(column)), ", ".join(row.get("categories", []))),
+        gold="" if boxes else _in_words(gold),
+        gold_boxes=boxes,
         image_wh=tuple(row["image_wh"]),
         image=image_uri(image_paths(row, root)[0]),
         tags=tags,
         sides=sides,
     )
+
+
+def _in_words(answer: Any) -> str:
+    """A name or a count as it is, an empty list as "no objects", boxes and unreadable answers as nothing."""
+    if isinstance(answer, str | int):
+        return str(answer)
+    return "no objects" if answer == [] else ""
 
 
 def _side(title: str, scored: dict, metric: str) -> Side:
@@ -170,7 +176,7 @@ def _side(title: str, scored: dict, metric: str) -> Side:
         title=title,
         text=scored["text"],
         boxes=boxes,
-        answer=answer if isinstance(answer, str) else "no objects" if answer == [] else "",
+        answer=_in_words(answer),
         reason=scored["reason"],
         total=scored["total"],
         terms=scored["terms"],

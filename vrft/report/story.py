@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from vrft.report.figures import Panel, metric_label
 from vrft.report.run_files import CHECKPOINT_NAMES, RunFiles
-from vrft.tasks import load_task
 
 _SPLITS_FIRST = ("train", "validation", "test")
 METHOD_WORDS = {"RFT": "Reinforcement fine-tuning (GRPO)", "SFT": "Supervised fine-tuning"}
@@ -82,9 +81,7 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
     if run.is_trained:
         step = f"{trainer['prompts_per_step']} prompts"
         step += f" × {memory['num_generations']} completions" if run.method == "RFT" else ""
-        terms = load_task(**config["task"]).term_names
-        used = {name: weight for name, weight in config["reward"]["weights"].items() if name in terms}
-        weights = ", ".join(f"{name} × {weight:g}" for name, weight in used.items())
+        weights = ", ".join(f"{name} × {weight:g}" for name, weight in run.result["reward_terms"])
         found += [("Method", METHOD_WORDS[run.method]), ("One step", step)]
         found += [("Learning rate", f"{trainer['learning_rate']:g}")]
         found += [("Reward", f"{config['reward']['name']}: {weights}")] if run.method == "RFT" else []

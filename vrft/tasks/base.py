@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 from vrft.answers import read_answer_block
 from vrft.boxes import Frame
-from vrft.rewards import RewardOptions, well_formed
+from vrft.rewards import RewardOptions, well_formed, within_length, without_repetition
 from vrft.rows import Row
 
-THINKING = ("think", "none")
+THINKING = ("think", "prefilled", "none")
 THOUGHTS = ("gold", "empty", "none")
 
 _HOW_TO_ANSWER = {
@@ -25,7 +25,8 @@ _HOW_TO_ANSWER = {
 class Parsed:
     """One completion as its task reads it.
 
-    answer: the task's own form, boxes in pixels of the original image; None when unreadable.
+    text: the completion, with the `<think>` that a prompt may have written already.
+    answer: the task's own form, boxes and points in pixels of the original image; None when unreadable.
     reason: why it is unreadable, one of `vrft.answers.REASONS`; None when it was read.
     is_truncated: True if the length limit cut the completion before its end token.
     """
@@ -36,6 +37,7 @@ class Parsed:
     is_truncated: bool = False
 
 
+AnswerTerm = Callable[[Any, Row], float]
 Term = Callable[[Parsed, Row], float]
 Metric = Callable[[Parsed, Row], float | None]
 
@@ -44,17 +46,22 @@ Metric = Callable[[Parsed, Row], float | None]
 class Task(ABC):
     """A kind of question whose answer a program can check.
 
-    thinking: `think` asks for a thought in <think> tags before the answer, `none` for the answer alone.
+    thinking: `think` asks for a thought in <think> tags before the answer, `none` for the answer alone; `prefilled` is
+        `think` where the prompt already ends with <think>, as some chat templates have it.
     """
 
     thinking: str = "think"
 
     name: ClassVar[str]
-    term_names: ClassVar[tuple[str, ...]]
+    answer_kind: ClassVar[str] = ""
+    """What an answer is (`boxes`, `box`, `point`, `count`, `name`), which says how it can be attacked and drawn; "" for
+    a kind of one's own."""
     protocol_scorers: ClassVar[tuple[str, ...]]
     """The scorers of `vrft/evaluate/protocols.py` that can judge this task; the first is its usual one."""
     asked_column: ClassVar[str]
     """The column that says what is asked for, in the words of one row."""
+    examples: ClassVar[tuple[Row, ...]]
+    """Rows as users write them, without their images, of every kind of gold that the task takes."""
 
     def __post_init__(self) -> None:
         if self.thinking not in THINKING:
@@ -81,36 +88,81 @@ class Task(ABC):
         """`(answer, None)`, or `(None, reason)`, from the inside of an answer block."""
 
     @abstractmethod
-    def terms(self, options: RewardOptions) -> dict[str, Term]:
-        """The reward terms by name, each a function of a completion and its row to [0, 1]; 0 for an unreadable
-        answer."""
+    def answer_terms(self, options: RewardOptions) -> dict[str, AnswerTerm]:
+        """The terms that judge an answer that was read, by name: functions of the answer and its row to [0, 1]."""
 
     @property
     @abstractmethod
     def metrics(self) -> dict[str, Metric]:
-        """The metrics of one row by name; None means "does not apply to this row"."""
+        """The metrics of one row by name, the first the one to compare by; None means "does not apply to this row"."""
+
+    @property
+    def has_thought(self) -> bool:
+        """True if a completion holds a thought before its answer."""
+        return self.thinking != "none"
+
+    @property
+    def is_prefilled(self) -> bool:
+        """True if the prompt ends with the <think> of the completion."""
+        return self.thinking == "prefilled"
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """The names of all reward terms."""
+        return tuple(self.terms(RewardOptions()))
+
+    def asked(self, text: str) -> Row:
+        """The columns that ask for what a user typed."""
+        return {self.asked_column: text}
+
+    def for_row(self, row: Row) -> Task:
+        """The task that asks and judges this row: itself, but for a mixture."""
+        return self
+
+    def terms(self, options: RewardOptions) -> dict[str, Term]:
+        """All reward terms by name, functions of a completion and its row to [0, 1].
+
+        `format` looks at the form alone; all others are 0 for an unreadable answer, so that silence earns nothing.
+        `repetition` leaves out the answer, as lists of boxes repeat their keys.
+        """
+
+        def if_read(term: AnswerTerm) -> Term:
+            return lambda parsed, row: 0.0 if parsed.answer is None else float(term(parsed.answer, row))
+
+        def length(parsed: Parsed, row: Row) -> float:
+            return 0.0 if parsed.answer is None else within_length(parsed.text, options.length_limit)
+
+        def repetition(parsed: Parsed, row: Row) -> float:
+            return 0.0 if parsed.answer is None else without_repetition(parsed.text.rpartition("<answer>")[0])
+
+        answer_terms = {name: if_read(term) for name, term in self.answer_terms(options).items()}
+        return {**answer_terms, "format": self.format_term, "length": length, "repetition": repetition}
 
     def question(self, row: Row, frame: Frame) -> str:
         """The text of the user's turn, the image aside; a row's own `problem` is used verbatim."""
         if "problem" in row:
             return row["problem"]
-        return f"{self.ask(row, frame)}\n{_HOW_TO_ANSWER[self.thinking]} {self.answer_form(frame)}"
+        how = _HOW_TO_ANSWER["think" if self.has_thought else "none"]
+        return f"{self.ask(row, frame)}\n{how} {self.answer_form(frame)}"
 
     def gold(self, row: Row, frame: Frame, thought: str = "gold") -> str:
         """The completion that is right.
 
         thought: `gold` (the row's own thought, empty if it has none), `empty` (empty think tags), `none` (no think
-        tags). A task without thinking never writes think tags.
+        tags). A task without thinking never writes think tags; one whose prompt has opened them always does, as
+        trainers cut off what the prompt has.
         """
         if thought not in THOUGHTS:
             raise ValueError(f"thought is {thought!r}; known: {', '.join(THOUGHTS)}")
         answer = f"<answer>{self.write(row['gold'], frame)}</answer>"
-        if self.thinking == "none" or thought == "none":
+        if not self.has_thought or (thought == "none" and not self.is_prefilled):
             return answer
         return f"<think>{row.get('thought', '') if thought == 'gold' else ''}</think>{answer}"
 
     def parse(self, text: str, row: Row, frame: Frame, *, is_truncated: bool = False) -> Parsed:
         """The completion as training, evaluation and pictures all read it; never raises on any text."""
+        if self.is_prefilled and not text.lstrip().startswith("<think>"):
+            text = f"<think>{text}"
         block, reason = read_answer_block(text)
         answer = None
         if block is not None:
@@ -140,7 +192,7 @@ class Task(ABC):
 
     def format_term(self, parsed: Parsed, row: Row) -> float:
         """1.0 if the whole completion has the form that was asked for, else 0.0."""
-        return well_formed(parsed.text, self.thinking)
+        return well_formed(parsed.text, has_thought=self.has_thought)
 
 
 def coordinate_words(frame: Frame) -> str:
@@ -152,6 +204,14 @@ def coordinate_words(frame: Frame) -> str:
         "pixels": f"pixels of the image, {width} wide and {height} high",
         "norm1": "fractions from 0 to 1",
     }[frame.name]
+
+
+def require_texts(row: Row, column: str) -> list[str]:
+    """The row's list of texts in that column. Raises ValueError if it is none, or empty, or has an empty text."""
+    texts = require(row, column, list)
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"column {column!r} is {texts!r}; a list of texts is needed")
+    return texts
 
 
 def require(row: Row, column: str, kind: type) -> Any:

@@ -3,19 +3,19 @@
     Q: Name the class of the object in the image. …
     A: <think>The strokes look like a seven.</think><answer>seven</answer>
 
-Columns: `gold` (str); optional `instruction` (what to name, in place of the usual first sentence) and `candidates`
-(list of str).
+Columns: `gold` (str); optional `instruction` (what to name, in place of the usual first sentence), `candidates` (list
+of str, which the question then lists) and `aliases` (list of str: other right names).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vrft.answers import normal_name
+from vrft.answers import normal_name, read_name
 from vrft.boxes import Frame
 from vrft.rewards import RewardOptions, same_name
 from vrft.rows import Row
-from vrft.tasks.base import Metric, Parsed, Task, Term, require
+from vrft.tasks.base import AnswerTerm, Metric, Task, require, require_texts
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,23 @@ class ClassificationTask(Task):
     subject: str = "class of the object"
 
     name = "classification"
-    term_names = ("accuracy", "format")
+    answer_kind = "name"
     protocol_scorers = ("classification",)
     asked_column = "instruction"
+    examples = (
+        {"gold": "Maine Coon"},
+        {"gold": "737-300", "candidates": ["737-300", "737-400", "A320"]},
+        {"gold": "aubergine", "aliases": ["eggplant"], "instruction": "Name the vegetable."},
+    )
 
     def check(self, row: Row) -> None:
         gold = require(row, "gold", str)
         if not normal_name(gold):
             raise ValueError(f"gold {gold!r} has no letter or digit, so that names cannot be compared with it")
-        if "candidates" in row and gold not in require(row, "candidates", list):
+        if "candidates" in row and gold not in require_texts(row, "candidates"):
             raise ValueError(f"gold {gold!r} is not among the candidates {row['candidates']!r}")
+        if "aliases" in row:
+            require_texts(row, "aliases")
 
     def ask(self, row: Row, frame: Frame) -> str:
         wanted = row.get("instruction") or f"Name the {self.subject} in the image."
@@ -47,14 +54,18 @@ class ClassificationTask(Task):
         return gold
 
     def read(self, block: str, frame: Frame) -> tuple[str | None, str | None]:
-        """The name as written."""
+        """The name as written, without marks around it."""
+        return read_name(block)
+
+    def read_gold(self, block: str, frame: Frame) -> tuple[str | None, str | None]:
+        """The name exactly as written."""
         return block, None
 
-    def terms(self, options: RewardOptions) -> dict[str, Term]:
-        def accuracy(parsed: Parsed, row: Row) -> float:
-            return 0.0 if parsed.answer is None else same_name(parsed.answer, row["gold"])
-
-        return {"accuracy": accuracy, "format": self.format_term}
+    def answer_terms(self, options: RewardOptions) -> dict[str, AnswerTerm]:
+        return {
+            "accuracy": lambda answer, row: same_name(answer, [row["gold"], *row.get("aliases", ())]),
+            "exact": lambda answer, row: same_name(answer, [row["gold"]]),
+        }
 
     @property
     def metrics(self) -> dict[str, Metric]:

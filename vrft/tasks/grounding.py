@@ -19,6 +19,10 @@ class GroundingTask(OneBoxTask):
     """One phrase, one box; columns as in `OneBoxTask`."""
 
     name = "grounding"
+    examples = (
+        {"phrase": "the red cup", "gold": [402, 120, 470, 233]},
+        {"phrase": "the dog on the left", "gold": [31, 205, 240, 470]},
+    )
 
     def ask(self, row: Row, frame: Frame) -> str:
         return f"Find this object in the image: {row['phrase']}. Give its one box in {coordinate_words(frame)}."

@@ -8,7 +8,7 @@ from vrft.answers import read_box
 from vrft.boxes import Frame, clip_to_image, from_frame, iou_matrix, to_frame
 from vrft.rewards import RewardOptions, box_giou, box_iou
 from vrft.rows import Row, box_fault
-from vrft.tasks.base import Metric, Parsed, Task, Term, require
+from vrft.tasks.base import AnswerTerm, Metric, Parsed, Task, require
 
 Box = tuple[float, float, float, float]
 
@@ -20,7 +20,7 @@ class OneBoxTask(Task):
     Columns: `phrase` (str), `gold` ([x1, y1, x2, y2] in pixels of the original image), optional `distractors`.
     """
 
-    term_names = ("iou", "giou", "format")
+    answer_kind = "box"
     protocol_scorers = ("grounding",)
     asked_column = "phrase"
 
@@ -49,14 +49,11 @@ class OneBoxTask(Task):
         written, reason = read_box(block)
         return (from_frame(written, frame), None) if written else (None, reason)
 
-    def terms(self, options: RewardOptions) -> dict[str, Term]:
-        def iou(parsed: Parsed, row: Row) -> float:
-            return 0.0 if parsed.answer is None else box_iou(parsed.answer, row["gold"])
-
-        def giou(parsed: Parsed, row: Row) -> float:
-            return 0.0 if parsed.answer is None else box_giou(parsed.answer, row["gold"])
-
-        return {"iou": iou, "giou": giou, "format": self.format_term}
+    def answer_terms(self, options: RewardOptions) -> dict[str, AnswerTerm]:
+        return {
+            "iou": lambda answer, row: box_iou(answer, row["gold"]),
+            "giou": lambda answer, row: box_giou(answer, row["gold"]),
+        }
 
     @property
     def metrics(self) -> dict[str, Metric]:

@@ -19,6 +19,10 @@ class ReasoningGroundingTask(OneBoxTask):
     """One description, one box; columns as in `OneBoxTask`."""
 
     name = "reasoning_grounding"
+    examples = (
+        {"phrase": "what one drinks from", "gold": [402, 120, 470, 233]},
+        {"phrase": "the animal that barks", "gold": [31, 205, 240, 470]},
+    )
 
     def ask(self, row: Row, frame: Frame) -> str:
         return (

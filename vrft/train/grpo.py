@@ -15,10 +15,9 @@ from trl import GRPOConfig, GRPOTrainer
 from vrft.answers import REASONS
 from vrft.boxes import Frame
 from vrft.models.decode import end_token_ids
-from vrft.rewards import RewardOptions
 from vrft.rows import Row
 from vrft.tasks.base import Task
-from vrft.tasks.judge import chosen_terms, judge
+from vrft.tasks.judge import Judge
 from vrft.train.datasets import training_dataset
 
 
@@ -30,8 +29,7 @@ def grpo_trainer(
     root: Path,
     task: Task,
     frame_for_row: Callable[[Row], Frame],
-    weights: Mapping[str, float],
-    options: RewardOptions,
+    judge: Judge,
     arguments: dict,
     rollouts: Path,
     peft_config: PeftConfig | None = None,
@@ -39,21 +37,19 @@ def grpo_trainer(
 ) -> GRPOTrainer:
     """TRL's trainer, ready to train `model` on the rows.
 
-    weights: of the reward terms; a term of weight 0 is logged and not optimised.
+    judge: what a completion earns; a term of weight 0 is logged and not optimised.
     arguments: fields of `trl.GRPOConfig`.
     rollouts: folder to which every completion is written with its terms, one JSON-lines file a step and process.
     """
-    names = list(chosen_terms(task, weights, options))
     return GRPOTrainer(
         model=model,
         processing_class=processor,
-        args=GRPOConfig(**arguments, reward_weights=[float(weights[name]) for name in names]),
+        args=GRPOConfig(**arguments, reward_weights=[weight for _, weight in judge.columns]),
         reward_funcs=reward_functions(
             task,
             {row["row_id"]: row for row in rows},
             frame_for_row,
-            weights=weights,
-            options=options,
+            judge=judge,
             end_ids=end_token_ids(model, processor),
             rollouts=rollouts,
         ),
@@ -68,41 +64,45 @@ def reward_functions(
     rows: Mapping[str, Row],
     frame_for_row: Callable[[Row], Frame],
     *,
-    weights: Mapping[str, float],
-    options: RewardOptions,
+    judge: Judge,
     end_ids: Sequence[int],
     rollouts: Path,
 ) -> list[Callable]:
-    """One function a term, in TRL's calling convention; each returns the unweighted term of every completion.
+    """One function for each of `judge.columns`, in TRL's calling convention; each returns the unweighted term of every
+    completion, None where the row's task has no such term.
 
-    The first also logs the share of readable answers (`parse_rate`, and `unreadable/REASON`) and writes the rollouts.
+    The first also logs the share of readable answers (`parse_rate`, `unreadable/REASON`), the failures of terms of the
+    user's own (`term_faults/NAME`, so far), and writes the rollouts.
     """
 
     @functools.lru_cache(maxsize=4096)  # every term's function asks for the same batch
     def judged(row_id: str, text: str, is_truncated: bool) -> dict:
         row = rows[row_id]
         parsed = task.parse(text, row, frame_for_row(row), is_truncated=is_truncated)
-        judgment = judge(task, parsed, row, weights=weights, options=options)
-        return {"row_id": row_id, "text": text, "reason": parsed.reason, "is_truncated": is_truncated, **judgment}
+        seen = {"row_id": row_id, "text": parsed.text, "reason": parsed.reason, "is_truncated": is_truncated}
+        return {**seen, **judge(parsed, row)}
 
     def judge_batch(completions: list, completion_ids: list, row_id: list) -> list[dict]:
         texts = [completion[0]["content"] for completion in completions]
         truncated = [not ids or ids[-1] not in end_ids for ids in completion_ids]
         return [judged(*case) for case in zip(row_id, texts, truncated, strict=True)]
 
-    def term_function(name: str, *, is_first: bool) -> Callable:
-        def reward(completions, completion_ids, row_id, trainer_state, log_metric, **kwargs) -> list[float]:
+    def term_function(name: str, weight: float, *, is_first: bool) -> Callable:
+        def reward(completions, completion_ids, row_id, trainer_state, log_metric, **kwargs) -> list[float | None]:
             batch = judge_batch(completions, completion_ids, row_id)
             if is_first:
                 log_reading(batch, log_metric)
+                for term, n_faults in judge.faults.items():
+                    log_metric(f"term_faults/{term}", n_faults)
                 write_rollouts(batch, rollouts, step=trainer_state.global_step)
-            return [case["terms"][name] for case in batch]
+            has_term = [judge.weights(rows[one]).get(name) == weight for one in row_id]
+            return [case["terms"][name] if has else None for case, has in zip(batch, has_term, strict=True)]
 
-        reward.__name__ = name
+        reward.__name__ = name if weight == first_weight[name] else f"{name}@{weight:g}"
         return reward
 
-    names = chosen_terms(task, weights, options)
-    return [term_function(name, is_first=index == 0) for index, name in enumerate(names)]
+    first_weight = dict(reversed(judge.columns))
+    return [term_function(*column, is_first=index == 0) for index, column in enumerate(judge.columns)]
 
 
 def log_reading(batch: Sequence[dict], log_metric: Callable[[str, float], None]) -> None:

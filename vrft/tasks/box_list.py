@@ -1,0 +1,236 @@
+"""What the detection tasks share: a list of boxes with confidences as the answer, its terms and its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from vrft.answers import normal_name, read_boxes
+from vrft.boxes import Frame, clip_to_image, from_frame, iou_matrix, to_frame
+from vrft.rewards import (
+    RewardOptions,
+    calibration,
+    count_closeness,
+    detection_confidence,
+    detection_giou,
+    detection_iou,
+    f1,
+    match_boxes,
+    precision,
+    recall,
+)
+from vrft.rows import Row, box_fault
+from vrft.tasks.base import AnswerTerm, Metric, Parsed, Task, require, require_texts
+
+
+class Detection(NamedTuple):
+    """A predicted box in pixels of the original image, its confidence in [0, 1], and its label ("" without labels)."""
+
+    xyxy: tuple[float, ...]
+    confidence: float
+    label: str = ""
+
+
+class Matched(NamedTuple):
+    """The predictions of one answer beside the golds of its row.
+
+    iou: (n_pred,) with the gold box given to each prediction, 0 without a match. confidences: (n_pred,).
+    """
+
+    iou: np.ndarray
+    confidences: Sequence[float]
+    n_gold: int
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """The numbers of matches, of predictions and of golds."""
+        return int((self.iou > 0).sum()), len(self.iou), self.n_gold
+
+
+@dataclass(frozen=True)
+class BoxListTask(Task):
+    """All boxes of what is asked for; subclasses say how it is asked.
+
+    labelled: False asks for one category (column `category`, str; `gold`, a list of [x1, y1, x2, y2] in pixels of the
+        original image, empty if there is none). True asks for several at once (column `categories`, list of str;
+        `gold`, a list of {"label": one of them, "xyxy": [x1, y1, x2, y2]}), and each box of an answer has its label.
+    Optional columns: `distractors`, and with labels `aliases` ({label: [other names for it]}).
+    """
+
+    labelled: bool = False
+
+    answer_kind = "boxes"
+    protocol_scorers = ("coco",)
+    asked_column = "category"
+    one_category_examples: ClassVar[tuple[Row, ...]]
+    labelled_examples = (
+        {"categories": ["dog", "cat"], "gold": [{"label": "dog", "xyxy": [70, 64, 420, 330]}]},
+        {
+            "categories": ["cup", "driver's seat"],
+            "aliases": {"cup": ["mug"]},
+            "gold": [
+                {"label": "cup", "xyxy": [12, 20, 96, 140]},
+                {"label": "driver's seat", "xyxy": [210, 30, 300, 160]},
+                {"label": "cup", "xyxy": [400, 250, 490, 390]},
+                {"label": "driver's seat", "xyxy": [520, 40, 630, 210]},
+            ],
+        },
+        {"categories": ["zebra", "okapi"], "gold": []},
+    )
+
+    @property
+    def examples(self) -> tuple[Row, ...]:
+        return self.labelled_examples if self.labelled else self.one_category_examples
+
+    def check(self, row: Row) -> None:
+        gold = require(row, "gold", list)
+        if self.labelled:
+            self._check_labels(row)
+        elif "problem" not in row:
+            require(row, "category", str)
+        for xyxy in [entry["xyxy"] for entry in gold] if self.labelled else gold:
+            if fault := box_fault(xyxy, row["image_wh"]):
+                raise ValueError(fault)
+
+    def _check_labels(self, row: Row) -> None:
+        categories = {normal_name(name) for name in require_texts(row, "categories")}
+        for entry in row["gold"]:
+            label = entry.get("label") if isinstance(entry, dict) else None
+            if not isinstance(label, str) or normal_name(label) not in categories or "xyxy" not in entry:
+                raise ValueError(
+                    f'gold {entry!r} is not {{"label": one of the categories, "xyxy": [4 numbers]}}; '
+                    f"the categories are {row['categories']!r}"
+                )
+        for name in [*row["categories"], *(entry["label"] for entry in row["gold"])]:
+            if len(name) > 200 or set(name) & set("[]{}\\") or {"'", '"'} <= set(name):
+                raise ValueError(
+                    f"category {name!r} cannot be written as a label: at most 200 characters, no brackets or "
+                    "backslashes, and not both kinds of quotes are right"
+                )
+        aliases = row.get("aliases", {})
+        if not isinstance(aliases, dict):
+            raise ValueError(f"aliases is {aliases!r}; a mapping of labels to lists of other names is needed")
+        for label in aliases:
+            require_texts(aliases, label)
+
+    def asked(self, text: str) -> Row:
+        """As `Task.asked`; with labels the categories, set apart by commas."""
+        return {"categories": [name.strip() for name in text.split(",")]} if self.labelled else super().asked(text)
+
+    def wanted(self, row: Row) -> str:
+        """The categories asked for, as a question names them."""
+        if self.labelled:
+            return "the categories " + ", ".join(f"'{name}'" for name in row["categories"])
+        return f"the category '{row['category']}'"
+
+    def answer_form(self, frame: Frame) -> str:
+        label = ", 'Label': 'category'" if self.labelled else ""
+        return f"[{{'Position': [x1, y1, x2, y2], 'Confidence': number{label}}}, ...]"
+
+    def write(self, gold: list, frame: Frame) -> str:
+        return write_boxes([Detection(xyxy, 1.0, label) for xyxy, label in self.gold_boxes(gold)], frame)
+
+    def gold_boxes(self, gold: list) -> list[tuple[list[float], str]]:
+        """The gold boxes, each with its label."""
+        return [(entry["xyxy"], entry["label"]) for entry in gold] if self.labelled else [(xyxy, "") for xyxy in gold]
+
+    def read(self, block: str, frame: Frame) -> tuple[list[Detection] | None, str | None]:
+        """Boxes cut to the image, in the order written; of boxes in the same place with the same label only the
+        first."""
+        boxes, reason = read_boxes(block, with_labels=self.labelled)
+        if boxes is None:
+            return None, reason
+        flat = from_frame([value for box in boxes for value in box.xyxy], frame)  # at once: numpy's calls cost more
+        detections: dict[tuple, Detection] = {}
+        for box, xyxy in zip(boxes, clip_to_image(np.reshape(flat, (-1, 4)), frame.image_wh), strict=True):
+            place = tuple(xyxy)
+            detections.setdefault((place, normal_name(box.label)), Detection(place, box.confidence, box.label))
+        return list(detections.values()), None
+
+    def read_gold(self, block: str, frame: Frame) -> tuple[list | None, str | None]:
+        """Boxes as they are, not cut to the image; of equal boxes only the first."""
+        boxes, reason = read_boxes(block, with_labels=self.labelled)
+        if boxes is None:
+            return None, reason
+        if self.labelled:
+            distinct = dict.fromkeys((box.label, box.xyxy) for box in boxes)
+            return [{"label": label, "xyxy": from_frame(xyxy, frame)} for label, xyxy in distinct], None
+        return [from_frame(xyxy, frame) for xyxy in dict.fromkeys(box.xyxy for box in boxes)], None
+
+    def answer_terms(self, options: RewardOptions) -> dict[str, AnswerTerm]:
+        last: list = [None, None, None]
+
+        def matched(answer: list[Detection], row: Row) -> Matched:
+            if last[0] is not answer or last[1] is not row:  # the terms of one completion share its matching
+                last[:] = answer, row, self.match(answer, row, options)
+            return last[2]
+
+        def giou(answer: list[Detection], row: Row) -> float:
+            gold = [xyxy for xyxy, _ in self.gold_boxes(row["gold"])]
+            return detection_giou([d.xyxy for d in answer], gold, self.may_match(answer, row, options))
+
+        return {
+            "iou": lambda answer, row: detection_iou(matched(answer, row).iou, matched(answer, row).n_gold),
+            "giou": giou,
+            "confidence": lambda answer, row: detection_confidence(*matched(answer, row)),
+            "calibration": lambda answer, row: calibration(*matched(answer, row)),
+            "precision": lambda answer, row: precision(*matched(answer, row).counts),
+            "recall": lambda answer, row: recall(*matched(answer, row).counts),
+            "f1": lambda answer, row: f1(*matched(answer, row).counts),
+            "count": lambda answer, row: count_closeness(len(answer), len(row["gold"])),
+        }
+
+    def match(self, answer: list[Detection], row: Row, options: RewardOptions) -> Matched:
+        """The answer's boxes matched with the row's golds."""
+        gold = [xyxy for xyxy, _ in self.gold_boxes(row["gold"])]
+        confidences = [d.confidence for d in answer]
+        may_match = self.may_match(answer, row, options)
+        iou = match_boxes([d.xyxy for d in answer], confidences, gold, options, may_match=may_match)
+        return Matched(iou, confidences, len(gold))
+
+    def may_match(self, answer: list[Detection], row: Row, options: RewardOptions) -> np.ndarray | None:
+        """(n_pred, n_gold) True where the labels agree, aliases included; None where labels do not matter."""
+        if not self.labelled or not options.label_aware:
+            return None
+        aliases = row.get("aliases") or {}
+        golds = [
+            {normal_name(name) for name in (label, *aliases.get(label, ()))}
+            for _, label in self.gold_boxes(row["gold"])
+        ]
+        labels = [normal_name(d.label) for d in answer]
+        return np.array([[label in names for names in golds] for label in labels], bool).reshape(
+            len(labels), len(golds)
+        )
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        terms = self.terms(RewardOptions())
+        return {"iou": terms["iou"], "f1": terms["f1"], "pick_rate": pick_rate}
+
+
+def write_boxes(detections: Sequence[Detection], frame: Frame) -> str:
+    """The inside of an answer block; labels are written where they are not empty."""
+    boxes = []
+    for xyxy, confidence, label in detections:
+        quote = '"' if "'" in label else "'"
+        labelled = f", 'Label': {quote}{label}{quote}" if label else ""
+        boxes.append(f"{{'Position': {to_frame(xyxy, frame)}, 'Confidence': {confidence:.2f}{labelled}}}")
+    return f"[{', '.join(boxes)}]" if boxes else "No Objects"
+
+
+def pick_rate(parsed: Parsed, row: Row) -> float | None:
+    """1.0 if the most confident box lies nearest (by IoU) to an object that was asked for, not to a distractor.
+
+    0.0 if it touches no object at all or there is no box; None where the row has no gold or no distractors.
+    """
+    if not row["gold"] or not row.get("distractors"):
+        return None
+    if not parsed.answer:
+        return 0.0
+    best = max(parsed.answer, key=lambda detection: detection.confidence)
+    golds = [entry["xyxy"] if isinstance(entry, dict) else entry for entry in row["gold"]]
+    asked = iou_matrix([best.xyxy], golds).max()
+    return float(asked > iou_matrix([best.xyxy], row["distractors"]).max())

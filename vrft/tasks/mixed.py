@@ -1,0 +1,73 @@
+"""A mixture: each row names its task, and training draws each task's rows by its weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vrft.boxes import Frame
+from vrft.rows import Row
+from vrft.tasks.base import Metric, Parsed, Task
+
+
+@dataclass(frozen=True)
+class MixedTask:
+    """Several tasks by name; what a row is asked, how it is read and judged is its own task's business (`for_row`).
+
+    weights: how much of the training each task gets, in proportion.
+    """
+
+    tasks: Mapping[str, Task]
+    weights: Mapping[str, float]
+
+    name = "mixed"
+    protocol_scorers = ("mixed",)
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """The terms of all tasks, each once."""
+        return tuple(dict.fromkeys(term for task in self.tasks.values() for term in task.term_names))
+
+    @property
+    def is_prefilled(self) -> bool:
+        """As `Task.is_prefilled`; all tasks agree on it."""
+        return any(task.is_prefilled for task in self.tasks.values())
+
+    def for_row(self, row: Row) -> Task:
+        """The row's own task. Raises ValueError if the row names none of the mixture's."""
+        if row.get("task") not in self.tasks:
+            raise ValueError(f"column 'task' is {row.get('task')!r}; one of {', '.join(self.tasks)} is needed")
+        return self.tasks[row["task"]]
+
+    def check(self, row: Row) -> None:
+        """As `Task.check`."""
+        self.for_row(row).check(row)
+
+    def question(self, row: Row, frame: Frame) -> str:
+        """As `Task.question`."""
+        return self.for_row(row).question(row, frame)
+
+    def gold(self, row: Row, frame: Frame, thought: str = "gold") -> str:
+        """As `Task.gold`."""
+        return self.for_row(row).gold(row, frame, thought)
+
+    def parse(self, text: str, row: Row, frame: Frame, *, is_truncated: bool = False) -> Parsed:
+        """As `Task.parse`."""
+        return self.for_row(row).parse(text, row, frame, is_truncated=is_truncated)
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """`score`, the first metric of each row's own task, and all metrics as TASK/METRIC."""
+
+        def score(parsed: Parsed, row: Row) -> float | None:
+            return next(iter(self.for_row(row).metrics.values()))(parsed, row)
+
+        def only_for(name: str, metric: Metric) -> Metric:
+            return lambda parsed, row: metric(parsed, row) if row["task"] == name else None
+
+        own = {
+            f"{name}/{metric}": only_for(name, function)
+            for name, task in self.tasks.items()
+            for metric, function in task.metrics.items()
+        }
+        return {"score": score, **own}

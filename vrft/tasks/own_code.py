@@ -1,0 +1,100 @@
+"""Code of the user's own: tasks and reward terms by dotted path, from modules that the config trusts by name."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vrft.errors import UserError
+from vrft.rewards import RewardOptions
+from vrft.rows import Row, image_paths
+from vrft.tasks.base import Parsed, Term
+
+OwnTerm = Callable[[Parsed, Row, list[Path]], float]
+"""A term of the user's own: the completion as read, its row, and the paths of the row's images; in [0, 1]."""
+
+
+def load_own(dotted: str, *, trust_code: Sequence[str], key: str) -> Any:
+    """The object at `package.module.name`.
+
+    Nothing is imported unless `trust_code` names its module or a package that holds it. Modules are also found in the
+    current folder. Raises `UserError`, naming the config's `key`, if it is not trusted or not there.
+    """
+    module, _, name = dotted.rpartition(".")
+    if not any(module == trusted or module.startswith(f"{trusted}.") for trusted in trust_code):
+        raise UserError(
+            f"{key} names {dotted}, code of your own, and trust_code={list(trust_code)} does not name its module; "
+            f"if you trust it: trust_code=[{module or dotted}]"
+        )
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        found = importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
+        raise UserError(f"{key} names {dotted}, and importing {module} failed: {_words(error)}") from error
+    if not hasattr(found, name):
+        raise UserError(
+            f"{key} names {dotted}, and {module} ({getattr(found, '__file__', 'built in')}) has no {name!r}"
+        )
+    return getattr(found, name)
+
+
+def guarded_term(name: str, term: OwnTerm, *, options: RewardOptions, root: Path | None, faults: Counter) -> Term:
+    """The user's term as one of ours. A call that raises, takes longer than `options.timeout_s`, or returns anything
+    but one number in [0, 1], raises `UserError` naming term and row; with `options.on_fault=zero` it pays 0 and is
+    counted in `faults`."""
+
+    def guarded(parsed: Parsed, row: Row) -> float:
+        images = image_paths(row, Path(root).resolve()) if root is not None and "images" in row else []
+        value, fault = call_within(lambda: term(parsed, row, images), options.timeout_s)
+        fault = fault or _value_fault(value)
+        if fault is None:
+            return float(value)
+        faults[name] += 1
+        if options.on_fault == "zero":
+            return 0.0
+        raise UserError(
+            f"the reward term {name} failed on row {row.get('row_id', '?')} (completion {parsed.text[:200]!r}): "
+            f"{fault}\n"
+            "Mend it; or choose reward.options.on_fault=zero, which pays 0 for it and counts such rows."
+        )
+
+    return guarded
+
+
+def call_within(function: Callable[[], Any], timeout_s: float) -> tuple[Any, str | None]:
+    """`(value, None)`, or `(None, what went wrong)`. A call that hangs is left behind in its thread."""
+    outcome: list = [None, f"it took longer than reward.options.timeout_s={timeout_s:g} seconds"]
+
+    def call() -> None:
+        try:
+            outcome[:] = function(), None
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's term may raise anything
+            outcome[:] = None, _words(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return tuple(outcome)
+
+
+def _value_fault(value: Any) -> str | None:
+    try:
+        number = None if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None:
+        return f"it returned {str(value)[:100]!r}; one number in [0, 1] is needed"
+    if not math.isfinite(number) or not 0 <= number <= 1:
+        return f"it returned {number}; a number in [0, 1] is needed"
+    return None
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
