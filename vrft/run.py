@@ -81,7 +81,7 @@ def train(experiment: Experiment, model, resumed_from: Path | None) -> list[dict
     from vrft.train.checkpoints import rewind_logs, save_checkpoint, step_of
 
     config, folder = experiment.config, experiment.run_dir / "checkpoints"
-    card, metric = checkpoint_card(config), experiment.primary_metric
+    card, metric = checkpoint_card(config), experiment.primary_metrics[0]
     with experiment.processes.main_process_first():
         known = rewind_logs(experiment.run_dir, step_of(resumed_from) if resumed_from else 0)
     history = [
@@ -215,7 +215,7 @@ def _write_result(experiment: Experiment, results: dict[str, dict], history: lis
         "before": results.get("before", {}).get("test"),
         "after": after and after["test"],
         "after_is": config["evaluate"]["checkpoint"] if after else None,
-        "primary_metric": experiment.primary_metric,
+        "primary_metrics": experiment.primary_metrics,
         "reward_terms": experiment.judge.columns,
         "test_sets": {
             split: {name: by_split[split] for name, by_split in results.items()} for split in experiment.test_splits

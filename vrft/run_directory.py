@@ -15,7 +15,7 @@ from accelerate import PartialState
 from vrft.boxes import Frame
 from vrft.data.splits import mix
 from vrft.errors import raise_all
-from vrft.evaluate.protocols import PRIMARY_METRICS, protocol_key
+from vrft.evaluate.protocols import primary_metrics, protocol_key
 from vrft.models.decode import render_prompt, set_thought_opening
 from vrft.models.families import FAMILIES, frame_for, seen_size
 from vrft.models.load import load_processor
@@ -56,8 +56,9 @@ class Experiment:
         return [split for split in ("test", *others) if self.rows.get(split)]
 
     @property
-    def primary_metric(self) -> str:
-        return PRIMARY_METRICS[self.config["protocol"]["scorer"]][0]
+    def primary_metrics(self) -> tuple[str, ...]:
+        """The protocol's metrics by which results are compared, the first being the one that validation maximises."""
+        return primary_metrics(self.config["protocol"], self.task)
 
     @property
     def protocol(self) -> str:

@@ -22,13 +22,14 @@ from vrft.tasks.judge import Judge, weights_for
 GROUPS = groups()
 LEAST = {  # so that a glob that finds nothing cannot pass
     "dataset": 10, "debug": 1, "deepspeed": 5, "experiment": 12, "launch": 2, "logging": 4, "memory": 4, "model": 8,
-    "model/peft": 2, "protocol": 6, "recipe": 5, "reward": 4, "reward/options": 1, "rollout": 1,
+    "model/peft": 2, "protocol": 4, "recipe": 5, "reward": 4, "reward/options": 1, "rollout": 1,
     "sweep": 2, "task": 8, "trainer": 5,
 }  # fmt: skip
 PROTOCOLS = {
     "detection": "coco_present",
     "open_vocabulary_detection": "coco_present",
-    **{name: name for name in ("classification", "counting", "pointing", "mixed")},
+    "classification": "classification",
+    **dict.fromkeys(("counting", "pointing", "mixed"), "rows"),
 }
 HUB_MODEL = "model.path=SOME/MODEL"  # a hub name: no folder is looked for
 

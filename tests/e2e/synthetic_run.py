@@ -10,7 +10,7 @@ import yaml
 
 from vrft.boxes import Frame
 from vrft.data import load_builder
-from vrft.evaluate.protocols import protocol_key
+from vrft.evaluate.protocols import primary_metrics, protocol_key
 from vrft.evaluate.score import score_completions
 from vrft.rows import write_rows
 from vrft.tasks import load_task
@@ -59,6 +59,7 @@ def write_run(
         "test_sets": test_sets,
         "validation": validation if n_steps else [],
         "n_rows": {split: len(rows) for split, rows in splits.items()},
+        "primary_metrics": primary_metrics(config["protocol"], task),
         "reward_terms": list(weights.items()),
         "durations_s": {"evaluate_before": 9.4, **({"train": 38.2, "evaluate_best": 9.1} if n_steps else {})},
         "seed": seed,

@@ -21,7 +21,7 @@ def thoughtful(parsed, row, image_paths):
     return float("</think>" in parsed.text)
 """
 SMALL = (
-    "model=tiny", "task=mixed", "protocol=mixed", "reward=strict", "dataset=json", "dataset.n_validation=5",
+    "model=tiny", "task=mixed", "protocol=rows", "reward=strict", "dataset=json", "dataset.n_validation=5",
     "dataset.n_test=10", "trainer.prompts_per_step=4", "trainer.max_steps=2", "trainer.eval_steps=2",
     "trainer.save_steps=2", "memory.num_generations=2", "memory.max_completion_length=24",
     "memory.max_prompt_length=400", "+task.tasks.pointing.weight=4",
@@ -53,7 +53,7 @@ def test_a_mixture_trains_and_is_judged_task_by_task(vrft, folder, tmp_path, tra
     vrft("train", *SMALL, *own, f"trainer={trainer}", f"dataset.path={folder / 'rows.jsonl'}", f"run.dir={run_dir}",
          cwd=folder)  # fmt: skip
     result = json.loads((run_dir / "result.json").read_text())
-    figures = result["after"]["mixed_v1"]
+    figures = result["after"]["rows_v1"]
     assert figures["score"]["n"] == 10
     assert sum(figures[f"{task}/{metric}"]["n"] for task, metric in (
         ("detection", "iou"), ("grounding", "iou"), ("classification", "accuracy"), ("counting", "accuracy"),

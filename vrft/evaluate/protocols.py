@@ -1,7 +1,7 @@
 """Protocols: named, versioned ways to judge the completions of a set of rows.
 
 A protocol's config is `{name, version, scorer, n_resamples}`. A scorer takes the rows and their parsed completions and
-returns `{metric: {"value", "n", "interval"}}`; `PRIMARY_METRICS` are those by which results are compared.
+returns `{metric: {"value", "n", "interval"}}`; `primary_metrics` are those by which results are compared.
 """
 
 from __future__ import annotations
@@ -11,16 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from vrft.errors import UserError
 from vrft.metrics import mean_with_interval
 from vrft.rows import Row
-from vrft.tasks.base import Parsed, Task
-
-PRIMARY_METRICS = {
-    "coco": ("AP", "pick_rate"),
-    "grounding": ("accuracy@0.5", "iou"),
-    "classification": ("accuracy",),
-    "counting": ("accuracy", "count"),
-    "pointing": ("accuracy", "proximity"),
-    "mixed": ("score",),
-}
+from vrft.tasks import MixedTask, Task
+from vrft.tasks.base import Parsed
 
 
 def score_rows(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, n_resamples: int) -> dict[str, dict]:
@@ -42,8 +34,13 @@ def score_coco(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, n_r
 
 SCORERS: dict[str, Callable[..., dict[str, dict]]] = {
     "coco": score_coco,
-    **dict.fromkeys(("grounding", "classification", "counting", "pointing", "mixed"), score_rows),
+    **dict.fromkeys(("grounding", "classification", "rows"), score_rows),
 }
+
+
+def primary_metrics(protocol: Mapping, task: Task | MixedTask) -> tuple[str, ...]:
+    """The metrics by which results are compared, the first being the one that validation maximises."""
+    return ("AP", "pick_rate") if protocol["scorer"] == "coco" else task.primary_metrics
 
 
 def protocol_key(protocol: Mapping) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from vrft.errors import UserError
-from vrft.evaluate.protocols import PRIMARY_METRICS, protocol_key
+from vrft.evaluate.protocols import protocol_key
 from vrft.rows import Row, read_rows
 
 METHOD_NAMES = {"grpo": "RFT", "sft": "SFT"}
@@ -88,7 +88,7 @@ class RunFiles:
     @property
     def primary_metrics(self) -> tuple[str, ...]:
         """The protocol's metrics by which results are compared, the first being the one that validation maximises."""
-        return PRIMARY_METRICS[self.config["protocol"]["scorer"]]
+        return tuple(self.result["primary_metrics"])
 
     @property
     def best_step(self) -> int | None:

@@ -56,7 +56,7 @@ class Task(ABC):
     answer_kind: ClassVar[str] = ""
     """What an answer is (`boxes`, `box`, `point`, `count`, `name`), which says how it can be attacked and drawn; "" for
     a kind of one's own."""
-    protocol_scorers: ClassVar[tuple[str, ...]]
+    protocol_scorers: ClassVar[tuple[str, ...]] = ("rows",)
     """The scorers of `vrft/evaluate/protocols.py` that can judge this task; the first is its usual one."""
     asked_column: ClassVar[str]
     """The column that says what is asked for, in the words of one row."""
@@ -95,6 +95,11 @@ class Task(ABC):
     @abstractmethod
     def metrics(self) -> dict[str, Metric]:
         """The metrics of one row by name, the first the one to compare by; None means "does not apply to this row"."""
+
+    @property
+    def primary_metrics(self) -> tuple[str, ...]:
+        """The metrics that results show first."""
+        return tuple(self.metrics)[:2]
 
     @property
     def has_thought(self) -> bool:

@@ -146,8 +146,8 @@ class BoxListTask(Task):
         flat = from_frame([value for box in boxes for value in box.xyxy], frame)  # at once: numpy's calls cost more
         detections: dict[tuple, Detection] = {}
         for box, xyxy in zip(boxes, clip_to_image(np.reshape(flat, (-1, 4)), frame.image_wh), strict=True):
-            place = tuple(xyxy)
-            detections.setdefault((place, normal_name(box.label)), Detection(place, box.confidence, box.label))
+            place, label = tuple(xyxy), box.label and normal_name(box.label)
+            detections.setdefault((place, label), Detection(place, box.confidence, box.label))
         return list(detections.values()), None
 
     def read_gold(self, block: str, frame: Frame) -> tuple[list | None, str | None]:

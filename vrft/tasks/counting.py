@@ -23,7 +23,6 @@ class CountingTask(Task):
 
     name = "counting"
     answer_kind = "count"
-    protocol_scorers = ("counting",)
     asked_column = "category"
     examples = ({"category": "dog", "gold": 3}, {"category": "zebra", "gold": 0}, {"category": "grape", "gold": 41})
 

@@ -21,7 +21,8 @@ class MixedTask:
     weights: Mapping[str, float]
 
     name = "mixed"
-    protocol_scorers = ("mixed",)
+    protocol_scorers = ("rows",)
+    primary_metrics = ("score",)
 
     @property
     def term_names(self) -> tuple[str, ...]:

@@ -25,7 +25,6 @@ class PointingTask(Task):
 
     name = "pointing"
     answer_kind = "point"
-    protocol_scorers = ("pointing",)
     asked_column = "phrase"
     examples = (
         {"phrase": "the handle of the cup", "gold": [402, 120, 470, 233]},
