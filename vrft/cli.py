@@ -147,8 +147,8 @@ def _experiment_job(config: DictConfig) -> None:
     if settings.mode == RunMode.MULTIRUN:
         with open_dict(config):
             config.run.dir = str(Path(settings.runtime.output_dir))
-    frozen = freeze(config, device=find_device())
     overrides = list(settings.overrides.task)
+    frozen = freeze(config, device=find_device(), overrides=overrides)
     code = run_experiment(frozen, choices=dict(settings.runtime.choices), overrides=overrides)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
@@ -160,12 +160,11 @@ def _experiment_job(config: DictConfig) -> None:
 def _predict_job(config: DictConfig) -> None:
     from vrft.launching import find_device
 
-    frozen = freeze(config, device=find_device())
-    overrides = list(HydraConfig.get().overrides.task)
+    frozen = freeze(config, device=find_device(), overrides=list(HydraConfig.get().overrides.task))
     warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers: nobody here can act
     from vrft.predict import predict  # torch: after the checks
 
-    predict(frozen, overrides=overrides)
+    predict(frozen)
 
 
 @_in_users_words

@@ -6,7 +6,7 @@ import copy
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,18 @@ def config_folder(name: str = "conf") -> Path:
     return beside if beside.is_dir() else PACKAGE.parent / name
 
 
-def freeze(composed: DictConfig, *, device: str = "cpu") -> dict[str, Any]:
+def freeze(composed: DictConfig, *, device: str = "cpu", overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The config as plain values, with the section `derived` that the worker needs; `composed` is left alone.
 
-    device: what `launch.device=auto` becomes. Raises `UserError` that lists all faults found.
+    device: what `launch.device=auto` becomes. overrides: the user's own words; where nothing is trained, a checkpoint's
+    card (`vrft.json`) sets what they do not. Raises `UserError` that lists all faults found.
     """
     config = plain(composed)
     raise_all(list(shape_faults(config, Config)), heading=_HEADING)
+    if not config["evaluate"]["train"] or "predict" in config:
+        from vrft.checkpoint_card import with_card
+
+        config = with_card(config, overrides)
     pair_faults = [] if "predict" in config else _pair_faults(config)  # one's own image is neither rewarded nor scored
     raise_all([*_range_faults(config), *_model_faults(config), *pair_faults], heading=_HEADING)
     config["model"]["path"] = config["model"]["path"] or str(TINY_MODEL)

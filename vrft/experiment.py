@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from vrft.checkpoint_card import setting_drift
 from vrft.configure import config_hash
 from vrft.errors import UserError, raise_all
 from vrft.launching import start_worker
@@ -32,6 +33,9 @@ def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides
     run_dir = Path(config["run"]["dir"])
     with fresh_run_dir(run_dir, is_resuming=config["run"]["resume"]):
         check_same_experiment(run_dir, {"config_hash": config_hash(config)})  # before the rows are written again
+        drift = [] if config["evaluate"]["train"] else setting_drift(config)
+        for difference in drift:
+            print(f"warning: {difference}", file=sys.stderr)
         rows = build_rows(config, run_dir / "data")
         record = provenance(
             config,
@@ -162,7 +166,7 @@ def check_same_experiment(run_dir: Path, record: dict[str, Any]) -> None:
     if not path.is_file():
         return
     begun = json.loads(path.read_text(encoding="utf-8"))
-    names = {"config_hash": "config", "data_hash": "data"}
+    names = {"config_hash": "config", "data_hash": "data", "model_hash": "model weights"}
     faults = [
         f"{what}: {begun.get(key)} then, {record[key]} now"
         for key, what in names.items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,24 +19,13 @@ from vrft.models.load import load_model, load_processor
 from vrft.tasks import MixedTask, load_task
 from vrft.tasks.base import Parsed
 
-_FROM_CARD = {
-    "task": ("task",),
-    "family": ("model", "family"),
-    "min_pixels": ("memory", "min_pixels"),
-    "max_pixels": ("memory", "max_pixels"),
-    "max_completion_length": ("memory", "max_completion_length"),
-}
-"""Which settings a checkpoint's `vrft.json` gives, and where they stand in the config."""
 
-
-def predict(config: dict[str, Any], *, overrides: Sequence[str] = ()) -> Parsed:
+def predict(config: dict[str, Any]) -> Parsed:
     """Ask the model about the image, print question, completion and answer, and save a picture where boxes are drawn.
 
-    config: a frozen config with `predict: {image, ask, out}`. A checkpoint made by vrft knows its task, family and
-    pixel limits (`vrft.json`); they hold unless one of `overrides`, the user's own words, sets them.
+    config: a frozen config with `predict: {image, ask, out}`.
     Raises `UserError` for an image or a model that cannot be read.
     """
-    config = with_card(config, overrides)
     asked, memory, model_config = config["predict"], config["memory"], config["model"]
     image = load_image(Path(asked["image"]), what="predict.image")
     limits = {"min_pixels": memory["min_pixels"], "max_pixels": memory["max_pixels"]}
@@ -70,31 +58,6 @@ def predict(config: dict[str, Any], *, overrides: Sequence[str] = ()) -> Parsed:
     print(told(question, parsed, boxes, frame))
     print(f"picture     {picture_path}")
     return parsed
-
-
-def with_card(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The config with what the checkpoint's `vrft.json` says, where there is one and no override sets the same key.
-
-    Raises `UserError` if the file is not JSON.
-    """
-    path = Path(config["model"]["path"]) / "vrft.json"
-    if not path.is_file():
-        return config
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON ({error}); delete it, or save the checkpoint again") from None
-    chosen = {override.lstrip("+~").partition("=")[0] for override in overrides}
-    chosen |= {"task"} if "experiment" in chosen else set()  # an experiment names its task
-    merged = {section: dict(values) if isinstance(values, dict) else values for section, values in config.items()}
-    for name, key in _FROM_CARD.items():
-        dotted = ".".join(key)
-        is_chosen = any(one == dotted or dotted.startswith(f"{one}.") or one.startswith(f"{dotted}.") for one in chosen)
-        if name not in card or is_chosen:
-            continue
-        section = merged if len(key) == 1 else merged[key[0]]
-        section[key[-1]] = card[name]
-    return merged
 
 
 def told(question: str, parsed: Parsed, boxes: Sequence[LabelledBox], frame: Frame) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,11 +17,14 @@ import torch
 from accelerate.utils import gather_object, set_seed
 from safetensors import SafetensorError
 
+from vrft.checkpoint_card import make_card, read_card, wording_drift
 from vrft.errors import UserError
 from vrft.evaluate.generate import generate_completions
+from vrft.evaluate.kept_batches import KeptBatches, OtherEvaluationError
 from vrft.evaluate.score import score_completions
 from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts, load_model
+from vrft.provenance import weight_hash
 from vrft.run_directory import Experiment, open_experiment
 from vrft.surroundings import exit_on_interrupt, set_environment, silence_libraries
 
@@ -31,27 +35,12 @@ def evaluate_splits(experiment: Experiment, model, splits: list[str], *, name: s
     Every process generates its share of the batches; all of them end with the same metrics.
     """
     config, processes = experiment.config, experiment.processes
-    protocol = (
-        config["protocol"] if name else config["protocol"] | {"n_resamples": 1}
-    )  # validation's intervals go unread
+    # validation's intervals go unread
+    protocol = config["protocol"] if name else config["protocol"] | {"n_resamples": 1}
     results = {}
     for split in splits:
-        share = generate_completions(
-            experiment.rows[split],
-            root=experiment.data_dir,
-            task=experiment.task,
-            frame_for_row=experiment.frame_for_row,
-            model=model,
-            processor=experiment.processor,
-            max_new_tokens=config["memory"]["max_completion_length"],
-            batch_size=config["memory"]["evaluation_batch_size"],
-            rank=processes.process_index,
-            world_size=processes.num_processes,
-            progress=f"{name or 'validate'}: {split}" if processes.is_main_process and name else None,
-        )
-        completions = gather_object(share)
-        order = {row["row_id"]: index for index, row in enumerate(experiment.rows[split])}
-        completions.sort(key=lambda completion: order[completion["row_id"]])
+        folder = experiment.run_dir / "evaluations" / (name or "validation") / split
+        completions = _completions(experiment, model, split, folder=folder, name=name)
         scored, metrics = score_completions(
             experiment.rows[split],
             completions,
@@ -62,12 +51,56 @@ def evaluate_splits(experiment: Experiment, model, splits: list[str], *, name: s
         )
         results[split] = {experiment.protocol: metrics}
         if name and processes.is_main_process:
-            folder = experiment.run_dir / "evaluations" / name / split
-            folder.mkdir(parents=True, exist_ok=True)
-            _write_lines(folder / "completions.jsonl", completions)
             _write_lines(folder / "scores.jsonl", scored)
             (folder / "metrics.json").write_text(json.dumps(results[split], indent=2) + "\n", encoding="utf-8")
     return results
+
+
+def _completions(experiment: Experiment, model, split: str, *, folder: Path, name: str | None) -> list[dict]:
+    """A completion of each row of the split, in their order. With a name they are kept batch by batch while they are
+    made, and stand in `folder/completions.jsonl` at the end."""
+    config, processes, rows = experiment.config, experiment.processes, experiment.rows[split]
+    kept = _kept_batches(experiment, folder / "batches", name) if name else None
+    processes.wait_for_everyone()  # before anyone adds to what all have read
+    share = generate_completions(
+        rows,
+        root=experiment.data_dir,
+        task=experiment.task,
+        frame_for_row=experiment.frame_for_row,
+        model=model,
+        processor=experiment.processor,
+        max_new_tokens=config["memory"]["max_completion_length"],
+        batch_size=config["memory"]["evaluation_batch_size"],
+        rank=processes.process_index,
+        world_size=processes.num_processes,
+        progress=f"{name}: {split}" if processes.is_main_process and name else None,
+        kept=kept,
+    )
+    order = {row["row_id"]: index for index, row in enumerate(rows)}
+    completions = sorted(gather_object(share), key=lambda completion: order[completion["row_id"]])
+    if kept and processes.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_lines(folder / "completions.jsonl", completions)
+        kept.remove()
+    return completions
+
+
+def _kept_batches(experiment: Experiment, folder: Path, name: str) -> KeptBatches:
+    """What a killed evaluation of that name has kept; of a checkpoint that training has changed since, nothing."""
+    provenance = json.loads((experiment.run_dir / "provenance.json").read_text(encoding="utf-8"))
+    checkpoint = experiment.run_dir / "checkpoints" / name
+    weights = provenance["model_hash"] if name == "before" else weight_hash(checkpoint)
+    fingerprint = {"config": provenance["config_hash"], "data": provenance["data_hash"], "model": weights}
+    try:
+        return KeptBatches(folder, fingerprint)
+    except OtherEvaluationError:
+        if name == "before":
+            raise
+    experiment.processes.wait_for_everyone()
+    if experiment.processes.is_main_process:
+        shutil.rmtree(folder)
+    experiment.processes.wait_for_everyone()
+    return KeptBatches(folder, fingerprint)
 
 
 def train(experiment: Experiment, model, resumed_from: Path | None) -> list[dict]:
@@ -81,7 +114,11 @@ def train(experiment: Experiment, model, resumed_from: Path | None) -> list[dict
     from vrft.train.checkpoints import rewind_logs, save_checkpoint, step_of
 
     config, folder = experiment.config, experiment.run_dir / "checkpoints"
-    card, metric = checkpoint_card(config), experiment.primary_metrics[0]
+    row = experiment.rows["train"][0]
+    card = make_card(
+        config, task=experiment.task, row=row, frame=experiment.frame_for_row(row), prompt_of=experiment.prompt_of
+    )
+    metric = experiment.primary_metrics[0]
     with experiment.processes.main_process_first():
         known = rewind_logs(experiment.run_dir, step_of(resumed_from) if resumed_from else 0)
     history = [
@@ -145,26 +182,16 @@ def _make_trainer(experiment: Experiment, model, arguments: dict, callbacks: lis
     return trainer
 
 
-def checkpoint_card(config: dict) -> dict:
-    """What a checkpoint's `vrft.json` says of how it was asked, so that it is asked the same way again."""
-    memory = config["memory"]
-    return {
-        "base": config["model"]["path"],
-        "family": config["model"]["family"],
-        "task": config["task"],
-        "trainer": config["trainer"]["name"],
-        "min_pixels": memory["min_pixels"],
-        "max_pixels": memory["max_pixels"],
-        "max_completion_length": memory["max_completion_length"],
-    }
-
-
 def run(run_dir: Path) -> None:
     """All parts that the frozen config asks for; `result.json` is written at the very end."""
     experiment = open_experiment(run_dir)
     config, wanted = experiment.config, experiment.config["evaluate"]
     set_seed(config["run"]["seed"])
     resumed_from = _resume_point(experiment)
+    drift = wording_drift(read_card(config["model"]["path"]), task=experiment.task, prompt_of=experiment.prompt_of)
+    if experiment.processes.is_main_process and not wanted["train"]:
+        for difference in drift:
+            print(f"warning: {difference}", file=sys.stderr)
     model = _load(experiment, config["model"]["path"])
     results: dict[str, dict] = {}
     history: list[dict] = []
@@ -244,7 +271,9 @@ def _load(experiment: Experiment, path: str):
 
 
 def _write_lines(path: Path, entries: list[dict]) -> None:
-    path.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries), encoding="utf-8")
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries), encoding="utf-8")
+    partial.replace(path)
 
 
 def main() -> int:

@@ -65,6 +65,10 @@ class Experiment:
         """The protocol's name and version, under which its metrics stand."""
         return protocol_key(self.config["protocol"])
 
+    def prompt_of(self, question: str) -> str:
+        """The whole prompt with one image and that question, the system's text included."""
+        return render_prompt(self.processor, question, 1)
+
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Record the wall time of the block under `durations_s`."""

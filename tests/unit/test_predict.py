@@ -1,6 +1,5 @@
 """Predicting on one's own image: what a checkpoint knows of itself, what is printed, and the picture."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +7,7 @@ from PIL import Image
 
 from vrft import predict as predict_module
 from vrft.errors import UserError
-from vrft.predict import predict, with_card
+from vrft.predict import predict
 
 CARD = {
     "task": {"name": "detection", "thinking": "none"},
@@ -88,34 +87,7 @@ def test_a_cut_answer_says_so(config, monkeypatch, capsys):
     assert "cut at memory.max_completion_length" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("overrides", "expected", "why"),
-    [
-        ([], ("detection", "qwen2_vl", 3136, 99), "the checkpoint knows"),
-        (["task=grounding"], ("reasoning_grounding", "qwen2_vl", 3136, 99), "the user's task wins"),
-        (["experiment=digits_riddles"], ("reasoning_grounding", "qwen2_vl", 3136, 99), "an experiment names a task"),
-        (["memory.max_pixels=1", "+x=1"], ("detection", "qwen2_vl", 401408, 99), "so does one key"),
-        (["model=tiny", "memory=roomy"], ("detection", "tiny", 401408, 40), "so does a whole group"),
-        (["predict.ask='task=grounding'"], ("detection", "qwen2_vl", 3136, 99), "a question is no override"),
-    ],
-)
-def test_a_checkpoint_says_how_it_is_to_be_asked(config, tmp_path, overrides, expected, why):
-    (tmp_path / "vrft.json").write_text(json.dumps(CARD))
-    merged = with_card(config, overrides)
-    found = (merged["task"]["name"], merged["model"]["family"], *(merged["memory"][k] for k in list(CARD)[-2:]))
-    assert found == expected, why
-    assert config["task"]["name"] == "reasoning_grounding", "the caller's config stays as it is"
-
-
-def test_without_a_card_the_config_holds(config):
-    assert with_card(config, []) == config
-
-
-def test_a_damaged_card_and_a_missing_image_are_named(config, tmp_path, monkeypatch):
+def test_a_missing_image_is_named(config, monkeypatch):
     answer_with(monkeypatch, "")
-    (tmp_path / "vrft.json").write_text("{")
-    with pytest.raises(UserError, match=r"vrft\.json is not JSON"):
-        predict(config)
-    (tmp_path / "vrft.json").unlink()
     with pytest.raises(UserError, match=r"predict\.image: the image none\.png cannot be read"):
         predict(config | {"predict": {"image": "none.png", "ask": "a cup", "out": "out.png"}})

@@ -3,15 +3,12 @@
 import json
 
 import pytest
-from PIL import Image
 
 from vrft.boxes import Frame
 from vrft.errors import UserError
-from vrft.evaluate import generate
-from vrft.evaluate.generate import generate_completions, load_image, make_batches
+from vrft.evaluate.generate import make_batches
 from vrft.evaluate.protocols import SCORERS, primary_metrics, protocol_key
 from vrft.evaluate.score import score_completions
-from vrft.rows import read_rows
 from vrft.tasks import load_task, task_names
 from vrft.tasks.judge import Judge
 
@@ -139,67 +136,3 @@ def test_protocol_key():
 )
 def test_batches(sizes, expected, why):
     assert make_batches(sizes, 2) == expected, why
-
-
-def scene_rows(folder, n_rows):
-    rows = []
-    for i in range(n_rows):
-        wh = [20 + 7 * (i % 3), 20]
-        Image.new("RGB", wh).save(folder / f"{i}.png")
-        rows.append(
-            {"row_id": f"r{i}", "images": [f"{i}.png"], "image_wh": wh, "phrase": "x" * i, "gold": [0, 0, 9, 9]}
-        )
-    return rows
-
-
-def stand_in_model(model, processor, questions, images, *, max_new_tokens, response_prefix):
-    """As `generate_texts`: the completion tells who shares its batch, so a batch that differs would show."""
-    batch = sorted(len(question) for question in questions)
-    return [
-        {"text": f"{response_prefix}{len(q)} {i[0].size} {batch}", "n_tokens": 1, "is_truncated": False}
-        for q, i in zip(questions, images, strict=True)
-    ]
-
-
-def generate_from(rows, folder, **options):
-    return generate_completions(
-        rows,
-        root=folder,
-        task=load_task("grounding"),
-        frame_for_row=frame_for_row,
-        model=None,
-        processor=None,
-        max_new_tokens=8,
-        batch_size=3,
-        **options,
-    )
-
-
-def test_ranks_together_write_what_one_process_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, "generate_texts", stand_in_model)
-    rows = scene_rows(tmp_path, 11)
-    alone = generate_from(rows, tmp_path, path=tmp_path / "completions.jsonl", response_prefix="<think>")
-    assert [one["row_id"] for one in alone] == [row["row_id"] for row in rows]
-    assert alone[0]["text"].startswith("<think>")
-    assert read_rows(tmp_path / "completions.jsonl") == alone
-    parts = [generate_from(rows, tmp_path, rank=r, world_size=3, response_prefix="<think>") for r in range(3)]
-    together = {one["row_id"]: one for part in parts for one in part}
-    assert [together[row["row_id"]] for row in rows] == alone
-
-
-def test_an_image_that_cannot_be_read_names_row_and_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, "generate_texts", stand_in_model)
-    rows = scene_rows(tmp_path, 2)
-    (tmp_path / "1.png").write_bytes(b"not an image")
-    with pytest.raises(UserError, match=r"row 'r1': the image .*1\.png cannot be read"):
-        generate_from(rows, tmp_path)
-    with pytest.raises(UserError, match=r"row 'r9': the image .*none\.png cannot be read"):
-        load_image(tmp_path / "none.png", what="row 'r9'")
-
-
-def test_an_image_lies_as_its_orientation_says(tmp_path):
-    image = Image.new("RGB", (30, 20))
-    exif = image.getexif()
-    exif[0x0112] = 6  # EXIF orientation: rotate by a quarter turn
-    image.save(tmp_path / "turned.jpg", exif=exif)
-    assert load_image(tmp_path / "turned.jpg", what="test").size == (20, 30)

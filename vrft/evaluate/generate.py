@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from vrft.boxes import Frame
 from vrft.errors import UserError
+from vrft.evaluate.kept_batches import KeptBatches
 from vrft.models.decode import generate_texts
-from vrft.rows import Row, image_paths, write_rows
+from vrft.rows import Row, image_paths
 from vrft.tasks.base import Task
 
 
@@ -29,37 +30,47 @@ def generate_completions(
     rank: int = 0,
     world_size: int = 1,
     progress: str | None = None,
-    response_prefix: str = "",
-    path: Path | None = None,
+    kept: KeptBatches | None = None,
 ) -> list[dict]:
     """This rank's completions, `{"row_id", "sample", "text", "n_tokens", "is_truncated"}`, in the order of the rows.
 
     Batches are made before they are dealt to the ranks, so the ranks' completions together are those of one process.
     root: the folder that relative image paths start from. progress: the label of a progress bar; None shows none.
-    path: where the completions are written as JSON lines; None writes nothing.
+    kept: where batches are kept as they are done; those that it holds already are not generated again, and rank 0
+        returns them with its own.
     """
     frames = [frame_for_row(row) for row in rows]
     questions = [task.question(row, frame) for row, frame in zip(rows, frames, strict=True)]
     batches = make_batches([_prompt_size(q, f) for q, f in zip(questions, frames, strict=True)], batch_size)
-    completions = {}
-    mine = batches[rank::world_size]
-    with tqdm(total=sum(map(len, mine)), desc=progress, disable=progress is None, unit="row") as bar:
-        for batch in mine:
+    done = kept.done if kept else {}
+    completions = dict(_by_row(batches, done)) if rank == 0 else {}
+    mine = [index for index in range(len(batches)) if index not in done][rank::world_size]
+    n_rows = sum(len(batches[index]) for index in mine)
+    with tqdm(total=len(completions) + n_rows, initial=len(completions), desc=progress, disable=progress is None,
+              unit="row") as bar:  # fmt: skip
+        for index in mine:
             outputs = generate_texts(
                 model,
                 processor,
-                [questions[index] for index in batch],
-                [load_images(rows[index], root) for index in batch],
+                [questions[row] for row in batches[index]],
+                [load_images(rows[row], root) for row in batches[index]],
                 max_new_tokens=max_new_tokens,
-                response_prefix=response_prefix,
             )
-            for index, output in zip(batch, outputs, strict=True):
-                completions[index] = {"row_id": rows[index]["row_id"], "sample": 0, **output}
-            bar.update(len(batch))
-    in_order = [completions[index] for index in sorted(completions)]
-    if path is not None:
-        write_rows(path, in_order)
-    return in_order
+            made = [
+                {"row_id": rows[row]["row_id"], "sample": 0, **output}
+                for row, output in zip(batches[index], outputs, strict=True)
+            ]
+            if kept:
+                kept.add(index, made, rank=rank)
+            completions.update(_by_row(batches, {index: made}))
+            bar.update(len(made))
+    return [completions[row] for row in sorted(completions)]
+
+
+def _by_row(batches: Sequence[Sequence[int]], done: Mapping[int, list[dict]]) -> Iterator[tuple[int, dict]]:
+    """Yield the index of each row in these batches with its completion."""
+    for index, completions in done.items():
+        yield from zip(batches[index], completions, strict=True)
 
 
 def make_batches(sizes: Sequence, batch_size: int) -> list[list[int]]:
