@@ -7,33 +7,38 @@ raises. All patterns run in linear time, and no number with more than nine digit
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import NamedTuple
 
 REASONS = ("no_answer", "empty_answer", "not_found", "malformed", "several")
 """Why an answer could not be read: no answer block after the thought · an empty block · nothing of the kind asked for
 in it · a box, point or number that is not made of plain numbers · more than one where one was asked for."""
 
-_NUMBER = r"[-+]?[0-9]{1,9}(?:\.[0-9]{0,20})?"
+_NUMBER = r"[-+]?(?:[0-9]{1,9}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})"
 _FOUR_NUMBERS = re.compile(rf"\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*(?:,\s*)?")
-_CODE_FENCE = re.compile(r"```[a-z]*")
+_CODE_FENCE = re.compile(r"```(?:[a-z]+(?=\s))?")
 _OBJECT = re.compile(r"\{[^{}]*\}")
-_BRACKETS = re.compile(r"\[([^\[\]]*)\]")
-_CONFIDENCE_KEY = re.compile(r"onfidence\W{0,4}:")
-_CONFIDENCE = re.compile(rf"['\"](?:Confidence|confidence|score)['\"]\s*:\s*['\"]?({_NUMBER})['\"]?\s*[,}}]")
+_BRACKETS = re.compile(r"[\[(]([^\[\]()]*)[\])]")
+_KEY = r"['\"]?\s*:\s*"
+_CONFIDENCE_KEY = re.compile(rf"(?:confidence|confidence_score|conf|score)\W?{_KEY}", re.IGNORECASE)
+_CONFIDENCE = re.compile(
+    rf"\b(?:confidence|confidence_score|conf|score){_KEY}['\"]?({_NUMBER})['\"]?\s*[,}}]", re.IGNORECASE
+)
 # At most 200 characters, so that many openings in one long object stay linear; up to a quote that ends a value, so that
 # an apostrophe inside a name is kept.
-_LABEL = re.compile(r"['\"](?:Label|label|Category|category)['\"]\s*:\s*(['\"])(.{0,200}?)\1\s*[,}]", re.DOTALL)
-_CORNER_PAIR = re.compile(
-    rf"\(\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\)\s*(?:,\s*)?\(\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\)"
-)
-_POINT = re.compile(rf"[(\[]\s*({_NUMBER})\s*,\s*({_NUMBER})\s*[)\]]")
-_BARE_POINT = re.compile(rf"\s*({_NUMBER})\s*,\s*({_NUMBER})\s*")
-_WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
-_NUMBER_LIKE = re.compile(r"[-+]?\d[\d.,]*")  # \d: digits of any script, so that foreign ones are seen and refused
+_LABEL = re.compile(rf"\b(?:label|category|class|name){_KEY}(['\"])(.{{0,200}}?)\1\s*[,}}]", re.DOTALL | re.IGNORECASE)
+_PAIR = rf"[(\[]\s*({_NUMBER})\s*,\s*({_NUMBER})\s*[)\]]"
+_CORNER_PAIR = re.compile(rf"{_PAIR}\s*(?:(?:,|and|to)\s*)?{_PAIR}")
+_POINT = re.compile(_PAIR)
+_BARE_POINT = re.compile(rf"\s*(?:x\s*=\s*)?({_NUMBER})\s*,\s*(?:y\s*=\s*)?({_NUMBER})\s*")
+_X_AND_Y = re.compile(rf"['\"]x['\"]\s*:\s*({_NUMBER})\s*,\s*['\"]y['\"]\s*:\s*({_NUMBER})\s*[,}}]")
+_COUNT = re.compile(r"[0-9]{1,9}")
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_EDGE_MARKS = "\"'`*_-.,;:!?()[]{} \t\r\n"
+_SIGNS = "-+−–"
+_MARKS = "\"'`*.,;:!?()[]{}“”‘’。、，！？\u200b"
+_EDGE_MARKS = f"{_MARKS}_- \t\r\n"
 _NO_PART_OF_NAME = re.compile(r"[\s_\-]+")
-_NO_OBJECTS = ("noobjects", "noobject", "none")
+_NO_OBJECTS = ("noobjects", "noobject", "none", "noobjectsfound", "therearenoobjects")
 
 
 class WrittenBox(NamedTuple):
@@ -71,7 +76,8 @@ def read_boxes(block: str, *, with_labels: bool = False) -> tuple[list[WrittenBo
 
     Reads `{'Position': [x1, y1, x2, y2], 'Confidence': c, 'Label': 'name'}` objects with single or double quotes (also
     `bbox_2d` keys and code fences: the box's own key does not matter). Where there is no object, reads
-    `(x1,y1),(x2,y2)` pairs, else bare lists of four numbers. A last object that the length limit cut is left out.
+    `(x1,y1),(x2,y2)` pairs, else lists of four numbers, in brackets or alone. A last object that the length limit cut
+    is left out.
     with_labels: False leaves every label "".
 
     >>> read_boxes("[{'Position': [0, 20, 40, 60], 'Confidence': 0.90}, {'Position': [1, 2")
@@ -109,12 +115,12 @@ def read_box(block: str) -> tuple[tuple[float, ...] | None, str | None]:
 def read_point(block: str) -> tuple[tuple[float, float] | None, str | None]:
     """The one point of a pointing answer, (x, y) as written.
 
-    Reads `(x, y)`, `[x, y]` (also as the value of a key, such as `point_2d`) and bare `x, y`.
+    Reads `(x, y)`, `[x, y]` (also as the value of a key, such as `point_2d`), `{"x": x, "y": y}` and bare `x, y`.
 
     >>> read_point('{"point_2d": [120, 40], "label": "cup"}'), read_point("(1,2) or (3,4)")
     (((120.0, 40.0), None), (None, 'several'))
     """
-    points = _POINT.findall(block)
+    points = _POINT.findall(block) or _X_AND_Y.findall(block)
     if not points and (bare := _BARE_POINT.fullmatch(block)):
         points = [bare.groups()]
     if not points:
@@ -125,18 +131,21 @@ def read_point(block: str) -> tuple[tuple[float, float] | None, str | None]:
 def read_count(block: str) -> tuple[int | None, str | None]:
     """The one whole number from 0 of a counting answer, in digits or, up to ten and alone, as an English word.
 
-    Words around digits do not matter; a second number, a sign or a fraction does.
+    Words around digits do not matter; a second number (also a word), a sign or a fraction does.
 
     >>> read_count("There are 3."), read_count("three"), read_count("3 of 5"), read_count("-3")
     ((3, None), (3, None), (None, 'several'), (None, 'malformed'))
     """
-    written = [number.rstrip(".,") for number in _NUMBER_LIKE.findall(block)]
-    if not written:
-        word = block.strip(_EDGE_MARKS).lower()
-        written = [str(_NUMBER_WORDS.index(word))] if word in _NUMBER_WORDS else []
-    if len(written) != 1:
+    tokens = [token.strip(_MARKS) for token in block.split()]
+    written = [token for token in tokens if any(character.isnumeric() for character in token)]
+    words = [token.lower() for token in tokens if token.lower() in _NUMBER_WORDS]
+    if not written and len(tokens) == 1:
+        written, words = [str(_NUMBER_WORDS.index(word)) for word in words], []
+    if len(written) != 1 or words:
         return None, "several" if written else "not_found"
-    return (int(written[0]), None) if _WHOLE_NUMBER.fullmatch(written[0]) else (None, "malformed")
+    if not _COUNT.fullmatch(written[0]) or any(token and not token.strip(_SIGNS) for token in tokens):
+        return None, "malformed"
+    return int(written[0]), None
 
 
 def read_name(block: str) -> tuple[str | None, str | None]:
@@ -155,12 +164,12 @@ def normal_name(name: str) -> str:
     >>> normal_name("Maine_Coon."), normal_name("maine coon")
     ('mainecoon', 'mainecoon')
     """
-    return _NO_PART_OF_NAME.sub("", name.strip(_EDGE_MARKS)).lower()
+    return _NO_PART_OF_NAME.sub("", unicodedata.normalize("NFC", name).strip(_EDGE_MARKS)).lower()
 
 
 def _read_object(text: str, with_label: bool) -> WrittenBox | None:
-    bracket = _BRACKETS.search(text)
-    numbers = _FOUR_NUMBERS.fullmatch(bracket.group(1)) if bracket else None
+    inside = map(_FOUR_NUMBERS.fullmatch, _BRACKETS.findall(text))
+    numbers = next((match for match in inside if match), None)  # not the brackets of a label: 'bow (tie)'
     if numbers is None:
         return None
     confidence = _CONFIDENCE.search(text)
@@ -172,7 +181,9 @@ def _read_object(text: str, with_label: bool) -> WrittenBox | None:
 
 
 def _read_bare_boxes(block: str) -> list[WrittenBox | None]:
-    inside = [text for text in _BRACKETS.findall(block) if text.strip()]
+    if alone := _FOUR_NUMBERS.fullmatch(block):
+        return [WrittenBox(_floats(alone.groups()), 1.0)]
+    inside = [text for text in _BRACKETS.findall(block) if any(character.isnumeric() for character in text)]
     matches = [_FOUR_NUMBERS.fullmatch(text) for text in inside]
     return [WrittenBox(_floats(match.groups()), 1.0) if match else None for match in matches]
 

@@ -21,9 +21,9 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import vrft
-from vrft.configure import config_folder, freeze, freeze_judging, plain
+from vrft.configure import config_folder, freeze, freeze_plain, plain
 from vrft.errors import UserError
-from vrft.schema import AuditConfig, JudgeConfig
+from vrft.schema import BuildConfig
 from vrft.wording import composition_message, suggestion
 
 GAMED, USER_ERROR, INTERRUPTED = 1, 2, 130
@@ -38,11 +38,14 @@ class Verb:
 
 
 VERBS = {
+    "build": Verb("annotations in, checked rows out", "vrft build dataset=coco dataset.path=GT.json out=rows/coco"),
+    "check": Verb("look at an experiment's rows before it runs", "vrft check experiment=digits_riddles"),
     "train": Verb("one whole experiment: evaluate, train, evaluate, report", "vrft train experiment=digits_riddles"),
     "evaluate": Verb("judge a model or a checkpoint", "vrft evaluate model.path=runs/NAME/checkpoints/best"),
     "predict": Verb("ask about one image", "vrft predict predict.image=scene.png predict.ask='two plus three'"),
     "judge": Verb("what completions earn", "vrft judge task=detection cases=completions.jsonl out=verdicts.jsonl"),
     "audit": Verb("can the reward be gamed?", "vrft audit task=detection reward=strict"),
+    "score": Verb("figures of any predictions", "vrft score annotations=GT.json detections=DT.json out=scores.json"),
     "report": Verb("write report.html again", "vrft report runs=runs/NAME"),
 }
 
@@ -103,7 +106,7 @@ def groups() -> dict[str, list[str]]:
 def run_verb(verb: str, overrides: list[str]) -> int:
     """Compose the verb's config with Hydra and do its job; every mistake becomes a message on stderr."""
     sys.argv = [f"vrft {verb}", *overrides]
-    is_debugging = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    asked = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print with a stack, and we word it
     if SweepFiles not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(SweepFiles)
@@ -116,10 +119,13 @@ def run_verb(verb: str, overrides: list[str]) -> int:
         print(f"vrft {verb}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except (HydraException, OmegaConfBaseException) as error:
-        if is_debugging:
+        if asked == "1":
             raise
         print(f"vrft {verb}: {composition_message(error)}", file=sys.stderr)
         return USER_ERROR
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        os.environ.update({"HYDRA_FULL_ERROR": asked} if asked is not None else {})
     return 0
 
 
@@ -179,26 +185,54 @@ def _report_job(config: DictConfig) -> None:
 
 
 @_in_users_words
-def _judge_job(config: DictConfig) -> None:
-    from vrft.judging import judge_file
+def _build_job(config: DictConfig) -> None:
+    from vrft.building import build
 
-    judge_file(freeze_judging(config, JudgeConfig))
+    build(freeze_plain(config, BuildConfig))
+
+
+@_in_users_words
+def _check_job(config: DictConfig) -> None:
+    from vrft.launching import find_device
+
+    frozen = freeze(config, device=find_device())
+    warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers: nobody here can act
+    from vrft.building import check  # torch: after the checks
+
+    check(frozen)
+
+
+@_in_users_words
+def _score_job(config: DictConfig) -> None:
+    from vrft.scoring import score_file
+
+    score_file(plain(config))
+
+
+@_in_users_words
+def _judge_job(config: DictConfig) -> None:
+    from vrft.judging import JudgeConfig, judge_file
+
+    judge_file(freeze_plain(config, JudgeConfig))
 
 
 @_in_users_words
 def _audit_job(config: DictConfig) -> None:
-    from vrft.judging import run_audit
+    from vrft.judging import AuditConfig, run_audit
 
-    if run_audit(freeze_judging(config, AuditConfig)):
+    if run_audit(freeze_plain(config, AuditConfig)):
         raise SystemExit(GAMED)
 
 
 _JOBS = {
+    "build": _build_job,
+    "check": _check_job,
     "train": _experiment_job,
     "evaluate": _experiment_job,
     "predict": _predict_job,
     "judge": _judge_job,
     "audit": _audit_job,
+    "score": _score_job,
     "report": _report_job,
 }
 

@@ -6,6 +6,7 @@ import copy
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ _AT_LEAST = {
     "run.seed": 0,
 }
 _ABOVE_ZERO = ("trainer.learning_rate", "trainer.epochs", "rollout.temperature", "rollout.top_p")
-_NOT_HASHED = ("run.dir", "run.name", "run.resume", "launch.threads", "logging", "derived")
+_NOT_HASHED = ("run.dir", "run.name", "run.resume", "launch.threads", "dataset.n_processes", "logging", "derived")
 
 
 def config_folder(name: str = "conf") -> Path:
@@ -67,11 +68,12 @@ def freeze(composed: DictConfig, *, device: str = "cpu", overrides: Sequence[str
     return config
 
 
-def freeze_judging(composed: DictConfig, schema: type) -> dict[str, Any]:
-    """The config of a verb that judges without a model, as plain values. Raises `UserError` that lists all faults."""
+def freeze_plain(composed: DictConfig, schema: type) -> dict[str, Any]:
+    """The config of a verb that needs no model, as plain values. Raises `UserError` that lists all faults."""
     config = plain(composed)
     raise_all(list(shape_faults(config, schema)), heading=_HEADING)
-    raise_all(list(judging_faults(config)), heading=_HEADING)
+    if "reward" in config:
+        raise_all(list(judging_faults(config)), heading=_HEADING)
     return config
 
 
@@ -209,8 +211,11 @@ def judging_faults(config: dict[str, Any]) -> Iterator[str]:
         for term, weight in weights.items():
             if term not in known and not is_own(term):
                 yield f"reward.{key} has {term!r}; {suggestion(term, known)}known terms: {', '.join(sorted(known))}"
-            elif not fits(weight, float):
-                yield f"reward.{key}.{term} is {weight!r}; a number is needed"
+            elif not fits(weight, float) or not 0 <= weight < math.inf:
+                yield f"reward.{key}.{term} is {weight!r}; a number from 0 is needed"
+    named = {*task_names(), *getattr(task, "tasks", {task.name: task})}
+    for name in set(for_tasks) - named:
+        yield f"reward.weights_for has {name!r}; {suggestion(name, named)}known tasks: {', '.join(sorted(named))}"
     for one in getattr(task, "tasks", {task.name: task}).values():
         if not _pays(reward, one):
             yield (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +36,7 @@ def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides
         for difference in drift:
             print(f"warning: {difference}", file=sys.stderr)
         rows = build_rows(config, run_dir / "data")
+        warn_of_frames(rows, config)
         record = provenance(
             config,
             choices=choices,
@@ -75,15 +75,16 @@ def write_reports(run_dirs: list[Path], *, out_dir: Path | None = None) -> None:
 
 
 @contextlib.contextmanager
-def fresh_run_dir(run_dir: Path, *, is_resuming: bool) -> Iterator[None]:
+def fresh_run_dir(run_dir: Path, *, is_resuming: bool, key: str = "run.dir") -> Iterator[None]:
     """Make the run directory; take it away again if what follows fails, so that the same command can be given again.
 
-    Raises `UserError` if it holds anything and the run is not resuming.
+    The cache of checked images stays, so that one bad row does not cost decoding all images again.
+    key: the config's key that names it. Raises `UserError` if it holds anything else and the run is not resuming.
     """
-    has_content = run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir()))
+    has_content = run_dir.exists() and (not run_dir.is_dir() or any(_files_but_cache(run_dir)))
     if has_content and not is_resuming:
         raise UserError(
-            f"run.dir is {run_dir}, which exists and is not empty; choose another, or go on in it with run.resume=true"
+            f"{key} is {run_dir}, which exists and is not empty; choose another, or go on in it with run.resume=true"
         )
     run_dir.mkdir(parents=True, exist_ok=True)
     is_done = False
@@ -92,7 +93,25 @@ def fresh_run_dir(run_dir: Path, *, is_resuming: bool) -> Iterator[None]:
         is_done = True
     finally:
         if not is_done and not has_content:
-            shutil.rmtree(run_dir, ignore_errors=True)
+            for path in _files_but_cache(run_dir):
+                path.unlink()
+            for folder in sorted((path for path in run_dir.rglob("*") if path.is_dir()), reverse=True):
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+            if not any(run_dir.iterdir()):
+                run_dir.rmdir()
+
+
+def _files_but_cache(folder: Path) -> list[Path]:
+    """All files below a folder but the cache of checked images and what it kept of them."""
+    from vrft.data.images import KEPT_FILE
+
+    caches = {path.parent for path in folder.rglob(KEPT_FILE)}
+    return [
+        path
+        for path in folder.rglob("*")
+        if not path.is_dir() and path.name != KEPT_FILE and not any(path.parent == c / "images" for c in caches)
+    ]
 
 
 def build_rows(config: dict[str, Any], data_dir: Path) -> dict[str, list[Row]]:
@@ -102,8 +121,7 @@ def build_rows(config: dict[str, Any], data_dir: Path) -> dict[str, list[Row]]:
     dataset, task = dict(config["dataset"]), load_task(**config["task"], trust_code=config["trust_code"])
     build = load_builder(dataset.pop("builder"))
     splits = build(dataset, task=task, out_dir=data_dir, seed=config["run"]["seed"])
-    check_rows(splits, task, needed=needed_splits(config))
-    warn_of_frames(splits, config)
+    check_rows(splits, task, needed=needed_splits(config) if "evaluate" in config else {})
     for split, rows in splits.items():
         write_rows(data_dir / f"{split}.jsonl", rows)
     return splits

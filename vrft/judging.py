@@ -4,26 +4,52 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
 from tqdm import tqdm
 
-from vrft.boxes import Frame
+from vrft.boxes import FRAMES, Frame
 from vrft.configure import config_folder
 from vrft.errors import UserError, raise_all
 from vrft.evaluate.score import plain
-from vrft.rows import Row, numbered_rows
+from vrft.rows import GoldBoxError, Row, labelled_boxes, numbered_rows
+from vrft.schema import Reward
 from vrft.tasks import MixedTask, Task, load_task
 from vrft.tasks.audit import audit
 from vrft.tasks.judge import Judge
 
 _UNBOUNDED = 10**9  # the side of an image of unknown size in pixels: boxes are not cut
-_SIDES = {"norm1000": 1000, "norm1": 1}
+
+
+@dataclass
+class JudgeConfig:
+    """A resolved config of the verb judge."""
+
+    task: dict
+    reward: Reward
+    trust_code: list[str]
+    cases: str
+    out: str
+    frame: Literal[FRAMES]
+
+
+@dataclass
+class AuditConfig:
+    """A resolved config of the verb audit."""
+
+    task: dict
+    reward: Reward
+    trust_code: list[str]
+    rows: str | None
+    out: str | None
+    frame: Literal[FRAMES]
 
 
 def judge_cases(
@@ -42,6 +68,7 @@ def judge_cases(
         of the image …). A case with `image` (a path from `root`) or `image_wh` has an image; one with `solution` needs
         none, and then both texts are in `frame`, which is also that of the answer.
     task, reward: names of files in `conf/`, or a task and a preset's content.
+    A gold box that cannot be right (swapped corners, outside the image) is judged as it stands, with a warning.
     Raises ValueError naming the first case that lacks something.
 
     >>> gold = "<answer>[{'Position': [0, 0, 500, 500], 'Confidence': 1}]</answer>"
@@ -53,9 +80,11 @@ def judge_cases(
     verdicts = []
     for number, case in enumerate(cases, 1):
         try:
-            row = row_of(case, task, frame=frame, root=root)
+            row, doubt = row_of(case, task, frame=frame, root=root)
         except ValueError as error:
             raise ValueError(f"case {number}: {error}") from None
+        if doubt:
+            warnings.warn(f"case {number}: {doubt}", stacklevel=2)
         verdicts.append(verdict_on(case, row, task, judge=judge, frame=frame))
     return verdicts
 
@@ -69,27 +98,51 @@ def preset(name: str) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def row_of(case: Mapping, task: Task | MixedTask, *, frame: str, root: Path) -> Row:
-    """The row that a case is about, with `gold` and `image_wh`. Raises ValueError saying what is missing or wrong."""
+def row_of(case: Mapping, task: Task | MixedTask, *, frame: str, root: Path) -> tuple[Row, str | None]:
+    """The row that a case is about, with `gold` and `image_wh`; and what is wrong with its solution's box, or None.
+
+    Raises ValueError saying what is missing or wrong.
+    """
     if not isinstance(case.get("completion"), str):
         raise ValueError(f"column 'completion' is {str(case.get('completion'))[:100]!r}; the model's text is needed")
-    row = {name: value for name, value in case.items() if name not in ("completion", "solution", "image")}
-    images = case.get("images") or ([case["image"]] if "image" in case else [])
-    if "image_wh" not in row:
-        side = _SIDES.get(frame, _UNBOUNDED)
-        row["image_wh"] = list(_image_wh(root / images[0])) if images else [side, side]
-    if images:
-        row["images"] = images
     if ("solution" in case) == ("gold" in case):
         raise ValueError(f"one of solution and gold is needed; the case has {', '.join(case)}")
+    row, has_image = _with_size(case, frame=frame, root=root)
+    own = task.for_row(row)
+    if not has_image and ("gold" in case or ("pixels" in frame and own.answer_kind == "point")):
+        raise ValueError("image or image_wh is needed, as the gold or a distance is measured in its pixels")
     if "solution" in case:
         if not isinstance(case["solution"], str):
             raise ValueError(f"column 'solution' is {str(case['solution'])[:100]!r}; a text is needed")
-        return row | {"gold": task.for_row(row).gold_of(case["solution"], _frame(frame, row))}
-    if not images and "image_wh" not in case:
-        raise ValueError("a case with gold needs image or image_wh, as gold is in pixels of the image")
-    task.check(row)
-    return row
+        row["gold"] = own.gold_of(case["solution"], _frame(frame, row))
+        row.setdefault("problem", "")
+        if getattr(own, "labelled", False):
+            row.setdefault("categories", sorted({label for _, label in labelled_boxes(row["gold"])}) or ["none"])
+    try:
+        own.check(row)
+    except GoldBoxError as error:
+        if "solution" not in case:
+            raise
+        return row, str(error)
+    return row, None
+
+
+def _with_size(case: Mapping, *, frame: str, root: Path) -> tuple[Row, bool]:
+    """The case's columns with `image_wh`, and whether that is of an image; without one it is the frame's own extent."""
+    row = {name: value for name, value in case.items() if name not in ("completion", "solution", "image")}
+    images = case.get("images") or ([case["image"]] if "image" in case else [])
+    has_image = bool(images) or "image_wh" in row
+    if images:
+        row["images"] = images
+        row.setdefault("image_wh", list(_image_wh(root / images[0])))
+    elif not has_image:
+        extent = Frame(frame, (1, 1), (1, 1)).extent_wh
+        row["image_wh"] = [_UNBOUNDED] * 2 if "pixels" in frame else [round(side) for side in extent]
+    for name in ("image_wh", "seen_wh") if frame == "seen_pixels" else ("image_wh",):
+        sides = row.get(name)
+        if not isinstance(sides, list) or len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+            raise ValueError(f"column {name!r} is {sides!r}; [width, height] in pixels is needed with frame={frame}")
+    return row, has_image
 
 
 def verdict_on(case: Mapping, row: Row, task: Task | MixedTask, *, judge: Judge, frame: str) -> dict:
@@ -104,14 +157,15 @@ def judge_file(config: dict[str, Any]) -> None:
 
     Everything is read before anything is written. Raises `UserError` that names every line that cannot be used.
     """
-    path, out = Path(config["cases"]), Path(config["out"])
+    path, out = Path(config["cases"]), _free_file(Path(config["out"]))
+    if out.resolve() == path.resolve():
+        raise UserError(f"cases and out are both {path}; give out another name, or the cases would be lost")
     task = load_task(**config["task"], trust_code=config["trust_code"])
     judge = Judge(task, config["reward"], trust_code=config["trust_code"], root=path.parent)
-    cases = list(_read_cases(path, task, frame=config["frame"]))
-    out.parent.mkdir(parents=True, exist_ok=True)
+    cases = _read_cases(path, task, frame=config["frame"])
     partial = out.with_name(out.name + ".partial")
     verdicts = []
-    with partial.open("w", encoding="utf-8") as file:
+    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:  # lone surrogates as JSON has them
         for case, row in tqdm(cases, desc="judge", unit="case", disable=not sys.stderr.isatty()):
             verdicts.append(verdict_on(case, row, task, judge=judge, frame=config["frame"]))
             file.write(json.dumps(verdicts[-1], ensure_ascii=False, allow_nan=False) + "\n")
@@ -121,50 +175,67 @@ def judge_file(config: dict[str, Any]) -> None:
 
 
 def run_audit(config: dict[str, Any]) -> int:
-    """The verb `audit`: print what each attack would earn; 1 if one earns more than honest work, else 0.
+    """The verb `audit`: print what each attack would earn; 1 if one succeeds, else 0.
 
     Raises `UserError` for rows that cannot be used.
     """
     task = load_task(**config["task"], trust_code=config["trust_code"])
-    frame, path = config["frame"], config["rows"]
+    frame, path, out = config["frame"], config["rows"], config["out"] and _free_file(Path(config["out"]))
     judge = Judge(task, config["reward"], trust_code=config["trust_code"], root=path and Path(path).parent)
+    rows = [row for _, row in _read_cases(Path(path), task, frame=frame, completion="")] if path else []
     outcomes = []
     for name, one in getattr(task, "tasks", {task.name: task}).items():
         if path:
-            rows = [row for _, row in _read_cases(Path(path), one, frame=frame, completion="")]
-            rows = [row for row in rows if row.get("task", name) == name]
+            own = [row for row in rows if row.get("task", name) == name]
         else:
-            rows = [{"row_id": f"example-{i}", "image_wh": [640, 480], **row} for i, row in enumerate(one.examples, 1)]
-        rows = [row | {"task": name} for row in rows]
-        found = audit(one, rows, judge=judge, frame_for_row=lambda row: _frame(frame, row))
+            own = [{"row_id": f"example-{i}", "image_wh": [640, 480], **row} for i, row in enumerate(one.examples, 1)]
+        own = [row | {"task": name} for row in own]
+        found = audit(one, own, judge=judge, frame_for_row=lambda row: _frame(frame, row)) if own else []
         known = tqdm(found, desc=f"audit {name}", unit="attack", disable=not sys.stderr.isatty(), leave=False)
         outcomes += [{"task": name, **outcome} for outcome in known]
     print(_audit_table(outcomes, reward=config["reward"]["name"], source=path or "the tasks' own examples"))
-    if config["out"]:
-        Path(config["out"]).write_text(json.dumps(outcomes, indent=2) + "\n", encoding="utf-8")
-        print(f"outcomes: {config['out']}")
+    if out:
+        out.write_text(json.dumps(outcomes, indent=2) + "\n", encoding="utf-8")
+        print(f"outcomes: {out}")
     return int(any(outcome["succeeds"] for outcome in outcomes))
+
+
+def _free_file(out: Path) -> Path:
+    """The path, its folder made. Raises `UserError` if it is a folder."""
+    if out.is_dir():
+        raise UserError(f"out is {out}, a folder; the name of a file is needed, such as {out / 'out.jsonl'}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out
 
 
 def _read_cases(
     path: Path, task: Task | MixedTask, *, frame: str, completion: str | None = None
-) -> Iterator[tuple[dict, Row]]:
-    """Yield each case of a JSON-lines file with its row. completion: what stands in for a missing one."""
+) -> list[tuple[dict, Row]]:
+    """Each case of a JSON-lines file with its row. completion: what stands in for a missing one."""
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; JSON lines are needed, each with completion and solution")
     faults: list[str] = []
-    found = []
+    found, doubts = [], []
     for number, case in numbered_rows(path, faults):
         if completion is not None:
             case.setdefault("completion", completion)
         try:
-            found.append((case, row_of(case, task, frame=frame, root=path.parent)))
+            row, doubt = row_of(case, task, frame=frame, root=path.parent)
         except ValueError as error:
             faults.append(f"{path}, line {number}: {error}")
+            continue
+        found.append((case, row))
+        doubts += [f"line {number}: {doubt}"] if doubt else []
     raise_all(faults, heading=f"{path} has lines that cannot be used:")
     if not found:
         raise UserError(f"{path} holds no case; at least one line is needed")
-    return iter(found)
+    if doubts:
+        print(
+            f"warning: the solutions of {len(doubts)} of {len(found)} cases hold boxes that cannot be right with "
+            f"frame={frame}; they are judged as they stand. The first: {doubts[0]}",
+            file=sys.stderr,
+        )
+    return found
 
 
 def _frame(name: str, row: Row) -> Frame:
@@ -194,7 +265,7 @@ def _summary(verdicts: Sequence[Mapping], judge: Judge) -> str:
 
 
 def _audit_table(outcomes: Sequence[Mapping], *, reward: str, source: str) -> str:
-    lines = [f"{'task':26}{'attack':26}{'earns':>8}{'honest':>8}   rows better   what it does"]
+    lines = [f"{'task':26}{'attack':26}{'earns':>8}{'honest':>8}   on rows       what it does"]
     for one in outcomes:
         mark = "!" if one["succeeds"] else " "
         better = f"{mark} {one['n_better']} of {one['n_rows']}"
@@ -202,7 +273,7 @@ def _audit_table(outcomes: Sequence[Mapping], *, reward: str, source: str) -> st
         lines.append(f"{one['task']:26}{one['attack']:26}{earns} {better:15} {one['what']}")
     n_successes = sum(one["succeeds"] for one in outcomes)
     lines.append(
-        f"reward={reward}, on {source}: {n_successes} of {len(outcomes)} attacks earn more than honest work"
+        f"reward={reward}, on {source}: {n_successes} of {len(outcomes)} attacks succeed"
         + (" (marked !): a model will learn them" if n_successes else "")
     )
     return "\n".join(lines)

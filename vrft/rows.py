@@ -78,6 +78,25 @@ def rows_hash(rows: Sequence[Row], root: Path) -> str:
     return digest.hexdigest()
 
 
+def labelled_boxes(gold: Sequence) -> list[tuple[Sequence[float], str]]:
+    """The boxes of a detection gold with their labels ("" for a bare box).
+
+    >>> labelled_boxes([[0, 0, 9, 9], {"label": "dog", "xyxy": [1, 1, 5, 5]}])
+    [([0, 0, 9, 9], ''), ([1, 1, 5, 5], 'dog')]
+    """
+    return [(entry["xyxy"], entry["label"]) if isinstance(entry, dict) else (entry, "") for entry in gold]
+
+
+class GoldBoxError(ValueError):
+    """A gold box that cannot be right."""
+
+
+def check_box(xyxy: Any, image_wh: Sequence[int]) -> None:
+    """Raise `GoldBoxError` with what is wrong with a gold box in pixels of its image."""
+    if fault := box_fault(xyxy, image_wh):
+        raise GoldBoxError(fault)
+
+
 def box_fault(xyxy: Any, image_wh: Sequence[int]) -> str | None:
     """What is wrong with a gold box in pixels of its image, or None.
 

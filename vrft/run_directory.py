@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +92,15 @@ def open_experiment(run_dir: Path) -> Experiment:
     """Read the frozen files of a run directory and load its processor (no weights). Raises `UserError` for long
     questions."""
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    model, memory = config["model"], config["memory"]
+    rows = {path.stem: read_rows(path) for path in sorted((run_dir / "data").glob("*.jsonl"))}
+    experiment = make_experiment(run_dir, config, rows)
+    check_question_lengths(experiment)
+    return experiment
+
+
+def make_experiment(run_dir: Path, config: dict, rows: dict[str, list[Row]]) -> Experiment:
+    """An experiment on rows that are at hand, its processor loaded (no weights)."""
+    model, memory, trusted = config["model"], config["memory"], config["trust_code"]
     processes = PartialState(cpu=config["derived"]["device"] == "cpu")
     processor = load_processor(
         model["path"],
@@ -101,39 +109,35 @@ def open_experiment(run_dir: Path) -> Experiment:
         revision=model["revision"],
         trust_remote_code=model["trust_remote_code"],
     )
-    trusted = config["trust_code"]
     task = load_task(**config["task"], trust_code=trusted)
     set_thought_opening(processor, is_prefilled=task.is_prefilled)
-    experiment = Experiment(
-        run_dir,
-        config,
-        {path.stem: read_rows(path) for path in sorted((run_dir / "data").glob("*.jsonl"))},
-        task,
-        Judge(task, config["reward"], trust_code=trusted, root=run_dir / "data"),
-        processor,
-        processes,
-    )
-    check_question_lengths(experiment)
-    return experiment
+    judge = Judge(task, config["reward"], trust_code=trusted, root=run_dir / "data")
+    return Experiment(run_dir, config, rows, task, judge, processor, processes)
+
+
+def question_lengths(experiment: Experiment, rows: Sequence[Row]) -> Iterator[tuple[int, int]]:
+    """Yield the tokens of each row's question, image tokens included, and how many of them one image takes."""
+    memory = experiment.config["memory"]
+    family = FAMILIES[experiment.config["model"]["family"]]
+    limits = {"min_pixels": memory["min_pixels"], "max_pixels": memory["max_pixels"]}
+    for row in rows:
+        question = experiment.task.question(row, experiment.frame_for_row(row))
+        prompt = render_prompt(experiment.processor, question, len(row["images"]))
+        width, height = seen_size(row["image_wh"], family, **limits)
+        n_image_tokens = width * height // family.pixel_factor**2
+        n_text_tokens = len(experiment.processor.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        yield n_text_tokens + len(row["images"]) * (n_image_tokens - 1), n_image_tokens
 
 
 def check_question_lengths(experiment: Experiment) -> None:
     """Refuse rows whose question, image tokens included, is longer than `memory.max_prompt_length`: it is never cut."""
     memory = experiment.config["memory"]
-    family = FAMILIES[experiment.config["model"]["family"]]
-    faults = []
-    for split, rows in experiment.rows.items():
-        for row in rows:
-            question = experiment.task.question(row, experiment.frame_for_row(row))
-            prompt = render_prompt(experiment.processor, question, len(row["images"]))
-            seen_wh = seen_size(
-                row["image_wh"], family, min_pixels=memory["min_pixels"], max_pixels=memory["max_pixels"]
-            )
-            n_image_tokens = seen_wh[0] * seen_wh[1] // family.pixel_factor**2
-            n_text_tokens = len(experiment.processor.tokenizer(prompt, add_special_tokens=False)["input_ids"])
-            n_tokens = n_text_tokens + len(row["images"]) * (n_image_tokens - 1)
-            if n_tokens > memory["max_prompt_length"]:
-                faults.append(f"{split}, row {row['row_id']}: {n_tokens} tokens, {n_image_tokens} of them for an image")
+    faults = [
+        f"{split}, row {row['row_id']}: {n_tokens} tokens, {n_image_tokens} of them for an image"
+        for split, rows in experiment.rows.items()
+        for row, (n_tokens, n_image_tokens) in zip(rows, question_lengths(experiment, rows), strict=True)
+        if n_tokens > memory["max_prompt_length"]
+    ]
     raise_all(
         faults,
         heading=f"Questions longer than memory.max_prompt_length={memory['max_prompt_length']}. "

@@ -123,12 +123,14 @@ class Logging:
 
 @dataclass
 class Protocol:
-    """n_resamples: of the bootstrap behind the intervals."""
+    """n_resamples: of the bootstrap behind the intervals. asked, polygons: what counts of questions, of masks."""
 
     name: str
     version: int
     scorer: str
     n_resamples: int
+    asked: Literal["all", "present", "exist_map"] | None = None
+    polygons: Literal["all", "first"] | None = None
 
 
 @dataclass
@@ -175,27 +177,22 @@ class Config:
 
 
 @dataclass
-class JudgeConfig:
-    """A resolved config of the verb judge."""
+class BuildRun:
+    """seed: of the draws. resume: True to go on in a folder in which a build was killed."""
 
-    task: dict
-    reward: Reward
-    trust_code: list[str]
-    cases: str
-    out: str
-    frame: Literal["norm1000", "seen_pixels", "pixels", "norm1"]
+    seed: int
+    resume: bool
 
 
 @dataclass
-class AuditConfig:
-    """A resolved config of the verb audit."""
+class BuildConfig:
+    """A resolved config of the verb build; task and dataset keys belong to their own modules."""
 
     task: dict
-    reward: Reward
+    dataset: dict
+    run: BuildRun
     trust_code: list[str]
-    rows: str | None
-    out: str | None
-    frame: Literal["norm1000", "seen_pixels", "pixels", "norm1"]
+    out: str
 
 
 def shape_faults(value: Any, kind: Any, key: str = "") -> Iterator[str]:

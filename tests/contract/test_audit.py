@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vrft.answers import normal_name
 from vrft.boxes import FRAMES, Frame
 from vrft.tasks import load_task, task_names
 from vrft.tasks.attacks import attacks, honest_answers
@@ -30,9 +31,8 @@ def outcomes_of(name: str, options: dict, preset: str, *, frame: str = "norm1000
     task = load_task(name, **options)
     rows = [{"row_id": str(i), "image_wh": [640, 480], **row} for i, row in enumerate(task.examples)]
     reward = yaml.safe_load((CONF / "reward" / f"{preset}.yaml").read_text(encoding="utf-8")) | changes
-    return list(
-        audit(task, rows, judge=Judge(task, reward), frame_for_row=lambda row: Frame(frame, (640, 480), (532, 392)))
-    )
+    judge = Judge(task, reward, trust_code=["test_audit"])
+    return list(audit(task, rows, judge=judge, frame_for_row=lambda row: Frame(frame, (640, 480), (532, 392))))
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,45 @@ def test_under_visual_rft_exactly_the_listed_attacks_pay(name, options):
     assert len(listed_in_readme()) == 6
 
 
-def test_the_audit_can_fail():
-    # Paying the form alone makes an empty answer worth as much as an honest one; paying the number of boxes, padding.
-    outcomes = outcomes_of("detection", {}, "strict", weights={"count": 1.0})
-    assert "zero_confidence_padding" in {one["attack"] for one in outcomes if one["succeeds"]}
+def all_pay(parsed, row, image_paths):
+    return 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "attack"),
+    [
+        ("detection", {"count": 1.0}, "zero_confidence_padding"),  # the number of boxes is no sign of where they are
+        ("detection", {"format": 1.0}, "empty_answer"),  # the form is all that is paid
+        ("classification", {"format": 1.0}, "common_class"),
+        ("grounding", {"test_audit.all_pay": 1.0}, "swapped_corners"),  # everything is paid
+        ("counting", {"test_audit.all_pay": 1.0, "format": 1.0}, "near_count"),
+    ],
+)
+def test_the_audit_can_fail(name, weights, attack):
+    reward = {"weights": weights, "weights_for": {}}
+    outcomes = outcomes_of(name, {}, "strict", **reward)
+    assert attack in {one["attack"] for one in outcomes if one["succeeds"]}
+
+
+def test_a_substring_for_a_class_would_be_found(monkeypatch):
+    def either_holds_the_other(pred, golds):  # the original's rule
+        return float(any(normal_name(pred) in normal_name(gold) or normal_name(gold) in normal_name(pred)
+                         for gold in golds))  # fmt: skip
+
+    monkeypatch.setattr("vrft.tasks.classification.same_name", either_holds_the_other)
+    found = {one["attack"] for one in outcomes_of("classification", {}, "strict") if one["succeeds"]}
+    assert {"all_classes", "part_of_name", "sentence", "one_character"} <= found
+
+
+@pytest.mark.parametrize("n_rows", [1, 3, 20])
+@pytest.mark.parametrize("n_gold", [1, 3, 5])
+def test_strict_holds_on_rows_of_any_number_of_boxes(n_rows, n_gold):
+    task = load_task("detection")
+    gold = [[10 + 100 * i, 10, 90 + 100 * i, 90] for i in range(n_gold)]
+    rows = [{"row_id": str(i), "image_wh": [640, 480], "category": "dog", "gold": gold} for i in range(n_rows)]
+    reward = yaml.safe_load((CONF / "reward" / "strict.yaml").read_text(encoding="utf-8"))
+    found = audit(task, rows, judge=Judge(task, reward), frame_for_row=lambda row: Frame("pixels", (640, 480), (1, 1)))
+    assert [one["attack"] for one in found if one["succeeds"]] == []
 
 
 def test_every_attack_applies_to_some_task():

@@ -10,27 +10,32 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
 
 from vrft.cli import VERBS, SweepFiles, groups, verb_help
-from vrft.configure import config_folder, freeze, freeze_judging
+from vrft.configure import config_folder, freeze, freeze_plain, plain
 from vrft.errors import UserError
+from vrft.judging import AuditConfig, JudgeConfig
 from vrft.rewards import RewardOptions
-from vrft.schema import AuditConfig, JudgeConfig
+from vrft.schema import shape_faults
+from vrft.scoring import ScoreConfig, config_faults
 from vrft.tasks import load_task, task_names
 from vrft.tasks.judge import Judge, weights_for
 
 GROUPS = groups()
 LEAST = {  # so that a glob that finds nothing cannot pass
     "dataset": 10, "debug": 1, "deepspeed": 5, "experiment": 12, "launch": 2, "logging": 4, "memory": 4, "model": 8,
-    "model/peft": 2, "protocol": 4, "recipe": 5, "reward": 4, "reward/options": 1, "rollout": 1,
+    "model/peft": 2, "protocol": 10, "recipe": 5, "reward": 4, "reward/options": 1, "rollout": 1,
     "sweep": 2, "task": 8, "trainer": 5,
 }  # fmt: skip
 PROTOCOLS = {
     "detection": "coco_present",
     "open_vocabulary_detection": "coco_present",
     "classification": "classification",
-    **dict.fromkeys(("counting", "pointing", "mixed"), "rows"),
+    **dict.fromkeys(("counting", "pointing", "mixed", "own"), "rows"),
 }
+JUDGED_BY = {"coco_all": "detection", "coco_exist_map": "detection", "counting": "counting"}
+SCORE_ONLY = ("lvis_federated", "reasonseg_lisa", "reasonseg_first_polygon")  # judge files of predictions, not rows
 HUB_MODEL = "model.path=SOME/MODEL"  # a hub name: no folder is looked for
 
 
@@ -61,12 +66,22 @@ def test_every_file_composes_and_passes(group, name):
     if group == "task" and name in PROTOCOLS:
         overrides.append(f"protocol={PROTOCOLS[name]}")
     if group == "protocol":
-        task = next((task for task, protocol in PROTOCOLS.items() if protocol == name), "grounding")
+        task = next(
+            (task for task, protocol in PROTOCOLS.items() if protocol == name), JUDGED_BY.get(name, "grounding")
+        )
         overrides.append(f"task={task}")
-    if group == "dataset" and name == "json":
+    if group == "dataset" and "dataset.path" in OmegaConf.missing_keys(compose("train", overrides)):
         overrides.append("dataset.path=rows.jsonl")
+    if name == "flowers":
+        overrides.append("dataset.classes=classes.txt")
+    if name == "own":
+        overrides += ["task.name=vrft.tasks.counting.CountingTask", "trust_code=[vrft.tasks.counting]"]
     if group == "model":
         overrides += ["trainer.max_steps=1", "deepspeed=zero2"]  # which the bfloat16 models need
+    if name in SCORE_ONLY:
+        with pytest.raises(UserError, match=f"protocol={name} .* cannot judge task=grounding"):
+            frozen(*overrides)
+        return
     config = frozen(*overrides)
     assert config["derived"]["per_device_train_batch_size"] >= 1
 
@@ -185,8 +200,8 @@ def test_every_preset_serves_every_task_that_it_pays(name):
 @pytest.mark.parametrize(("verb", "overrides"), [("judge", ["cases=a.jsonl", "out=b.jsonl"]), ("audit", [])])
 def test_verbs_without_a_model_check_task_and_reward(verb, overrides):
     schema = {"judge": JudgeConfig, "audit": AuditConfig}[verb]
-    for task in GROUPS["task"]:
-        assert freeze_judging(compose(verb, [*overrides, f"task={task}"]), schema)["reward"]["name"] == "strict"
+    for task in set(GROUPS["task"]) - {"own"}:
+        assert freeze_plain(compose(verb, [*overrides, f"task={task}"]), schema)["reward"]["name"] == "strict"
     for wrong, words in (
         ("reward=iou_only task=counting", "pays nothing for the answers of task=counting"),
         ("frame=norm100", "frame is 'norm100'"),
@@ -195,7 +210,16 @@ def test_verbs_without_a_model_check_task_and_reward(verb, overrides):
         ("+reward.weights_for.counting.cuont=1", "did you mean count?"),
     ):
         with pytest.raises(UserError, match=re.escape(words)):
-            freeze_judging(compose(verb, [*overrides, *wrong.split()]), schema)
+            freeze_plain(compose(verb, [*overrides, *wrong.split()]), schema)
+
+
+@pytest.mark.parametrize("name", GROUPS["protocol"])
+def test_every_protocol_is_known_to_score(name):
+    config = plain(compose("score", [f"protocol={name}", "out=scores.json"]))
+    assert config["protocol"]["name"] == name
+    assert list(shape_faults(config, ScoreConfig)) == []
+    assert len(config_faults(config)) >= 1  # what it reads is not given
+    assert all("must be given" in fault for fault in config_faults(config))
 
 
 def test_yaml_files_open_with_their_purpose():

@@ -90,11 +90,16 @@ def test_read_point(block, point, reason):
         ("3 dogs, 2", None, "several"),
         ("3 of 5", None, "several"),
         ("3 or 3", None, "several"),
-        ("3-4", None, "several"),  # a range
+        ("3-4", None, "malformed"),  # a range
         ("three", 3, None),
         ("Zero.", 0, None),
         ("TEN", 10, None),
-        ("3 dogs and one cat", 3, None),  # digits come before words
+        ("3 dogs and one cat", None, "several"),
+        ("3 or four", None, "several"),
+        ("- 3", None, "malformed"),
+        ("−3", None, "malformed"),  # a minus sign that is no hyphen
+        ("3½", None, "malformed"),
+        ("3²", None, "malformed"),
         ("two or three", None, "not_found"),
         ("There is no one here", None, "not_found"),  # a word counts alone
         ("twenty-one", None, "not_found"),

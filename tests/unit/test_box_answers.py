@@ -120,6 +120,12 @@ def test_read_boxes_says_why_not(block, reason):
         ("(1.5,2.5),(3.5,4.5)", (1.5, 2.5, 3.5, 4.5)),
         ("[100, 200, 300, 400]", (100, 200, 300, 400)),  # other notations of one box
         ("[{'bbox_2d': [100, 200, 300, 400]}]", (100, 200, 300, 400)),
+        ("(100,200,300,400)", (100, 200, 300, 400)),
+        ("100, 200, 300, 400", (100, 200, 300, 400)),  # alone
+        ("[[100,200],[300,400]]", (100, 200, 300, 400)),
+        ("(100,200) and (300,400)", (100, 200, 300, 400)),
+        ("the dog [left] is at [100, 200, 300, 400]", (100, 200, 300, 400)),
+        ("{'label': 'bow (tie)', 'bbox_2d': (100, 200, 300, 400)}", (100, 200, 300, 400)),
         ("{'Position': [1, 2, 3, 4], 'Label': 'a'} (5,6),(7,8)", (1, 2, 3, 4)),  # objects come first
         ("(300,400),(100,200)", (300, 400, 100, 200)),  # swapped corners: read, earn nothing
     ],
@@ -134,13 +140,12 @@ def test_read_box(block, box):
         ("(1,2),(3,4),(5,6),(7,8)", "several"),  # two boxes
         ("(1,2),(3,4),(1,2),(3,4)", "several"),  # the same twice
         ("[1,2,3,4],[5,6,7,8]", "several"),
-        ("(x1,y1),(x2,y2)", "not_found"),  # the form itself
-        ("(1,2),(3,NaN)", "not_found"),
-        (f"(0,0),({'9' * 5000},1)", "not_found"),
+        ("(x1,y1),(x2,y2)", "malformed"),  # the form itself
+        ("(1,2),(3,NaN)", "malformed"),
+        (f"(0,0),({'9' * 5000},1)", "malformed"),
         ("No Objects", "not_found"),
-        ("(1,2,3,4)", "not_found"),
         ("（1,2）,（3,4）", "not_found"),  # full-width brackets
-        ("(46e0,242),(892,844)", "not_found"),
+        ("(46e0,242),(892,844)", "malformed"),
     ],
 )
 def test_read_box_says_why_not(block, reason):

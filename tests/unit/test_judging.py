@@ -91,7 +91,8 @@ def test_a_file_is_judged_line_by_line_in_order(tmp_path, capsys):
         ('{"completion": 3, "solution": "x"}', "line 1: column 'completion' is '3'"),
         ('{"completion": "a"}', "line 1: one of solution and gold is needed"),
         (json.dumps(CASE) + '\n{"completion": "a", "solution": "no box"}', "line 2: solution 'no box' cannot be read"),
-        ('{"completion": "a", "gold": []}', "needs image or image_wh"),
+        ('{"completion": "a", "gold": []}', "image or image_wh is needed"),
+        (json.dumps(CASE | {"image_wh": [0, 0]}), "column 'image_wh' is [0, 0]"),
         ('{"completion": "a", "gold": [[5, 5, 1, 1]], "image_wh": [9, 9], "category": "x"}', "has no area"),
         ('{"completion": "a", "gold": [], "image": "no.png", "category": "x"}', "no.png"),
         ("nonsense", "line 1: not JSON"),
@@ -105,6 +106,38 @@ def test_bad_cases_are_named_and_nothing_is_written(tmp_path, lines, words):
         judge_file(config)
     assert words in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["cases.jsonl"]
+
+
+def test_a_gold_box_that_cannot_be_right_is_told_and_judged(tmp_path, capsys):
+    cases = [CASE, CASE | {"solution": BOX.replace("500, 500", "0, 0")}, CASE | {"completion": "\ud800"}]
+    config = CONFIG | {"cases": write_lines(tmp_path / "cases.jsonl", cases), "out": str(tmp_path / "out.jsonl")}
+    judge_file(config)
+    assert "1 of 3 cases" in (told := capsys.readouterr().err)
+    assert "line 2: box [0.0, 0.0, 0.0, 0.0] has no area" in told
+    assert [json.loads(line)["terms"]["iou"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [1, 0, 0]
+    with pytest.warns(UserWarning, match="case 2: box"):
+        judge_cases(cases)
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "words"),
+    [
+        ({"completion": "", "solution": "(1,2),(3,4)", "image_wh": [9, 9]}, {"frame": "seen_pixels"}, "seen_wh"),
+        ({"completion": "", "solution": "(1,2),(3,4)"}, {"task": "pointing", "frame": "pixels"}, "image_wh is needed"),
+        ({"completion": "", "solution": "dog", "aliases": "cat"}, {"task": "classification"}, "'aliases' is 'cat'"),
+    ],
+)
+def test_what_would_be_judged_wrongly_is_refused(case, options, words):
+    with pytest.raises(ValueError, match=f"case 1: .*{words}"):
+        judge_cases([case], **{"task": "grounding"} | options)
+
+
+def test_the_cases_are_not_overwritten(tmp_path):
+    path = write_lines(tmp_path / "cases.jsonl", [CASE])
+    with pytest.raises(UserError, match="would be lost"):
+        judge_file(CONFIG | {"cases": path, "out": path})
+    with pytest.raises(UserError, match="a folder; the name of a file"):
+        judge_file(CONFIG | {"cases": path, "out": str(tmp_path)})
 
 
 def many_cases() -> list[dict]:
@@ -133,7 +166,7 @@ def test_the_audit_prints_a_table_and_tells_by_its_exit_code(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     assert main(["audit", "task=grounding", "reward=strict", "out=outcomes.json"]) == 0
-    assert "0 of 25 attacks earn more than honest work" in capsys.readouterr().out
+    assert "0 of 25 attacks succeed" in capsys.readouterr().out
     assert {one["succeeds"] for one in json.loads((tmp_path / "outcomes.json").read_text())} == {False}
     rows = [{"category": "cup", "gold": [[1, 1, 30, 30], [40, 40, 60, 60]], "image_wh": [64, 64]}]
     write_lines(tmp_path / "rows.jsonl", rows * 2)

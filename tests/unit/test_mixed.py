@@ -74,7 +74,7 @@ def test_a_row_is_the_business_of_its_own_task(task):
     [
         (COUNT, "4", 4, None),
         (GROUND, "(0,0),(500,1000)", (0, 0, 100, 100), None),
-        (COUNT, "(0,0),(500,1000)", None, "several"),  # another task's answer
+        (COUNT, "(0,0),(500,1000)", None, "malformed"),  # another task's answer
         (GROUND, "4", None, "not_found"),
     ],
 )

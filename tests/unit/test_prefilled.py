@@ -24,8 +24,7 @@ DONE = "two pairs</think><answer>4</answer>"
         (DONE, f"<think>{DONE}", 4, None, 1),
         (f"\n{DONE}", f"<think>\n{DONE}", 4, None, 1),
         ("</think><answer>4</answer>", "<think></think><answer>4</answer>", 4, None, 1),  # an empty thought
-        (f"<think>{DONE}", f"<think>{DONE}", 4, None, 1),  # repeated: not written twice
-        (f"\n<think>{DONE}", f"\n<think>{DONE}", 4, None, 0),  # repeated after a blank: read, form not full
+        (f"<think>{DONE}", f"<think><think>{DONE}", 4, None, 0),  # repeated: read, form not full
         (f"So <think>{DONE}", f"<think>So <think>{DONE}", 4, None, 0),  # opened inside the thought
         ("<answer>4</answer>", "<think><answer>4</answer>", None, "no_answer", 0),  # still inside the thought
         ("two pai", "<think>two pai", None, "no_answer", 0),  # cut

@@ -57,9 +57,9 @@ def test_own_columns_are_kept_and_completed(data):
     )
     assert splits["validation"] == splits["test"] == []
     shared = {"image_wh": [64, 48], **BOX}
-    assert splits["train"] == [
-        {**shared, "row_id": "row-000001", "images": [str(data / "0.png")], "note": "mine"},
+    assert splits["train"] == [  # by their ids
         {**shared, "row_id": "7", "images": [str(data / "1.png"), str(data / "2.png")]},
+        {**shared, "row_id": "row-000001", "images": [str(data / "0.png")], "note": "mine"},
     ]
 
 

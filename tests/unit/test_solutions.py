@@ -49,7 +49,7 @@ def test_gold_of_a_solution(name, solution, gold):
         ("grounding", "<think>(0,0),(1,1)</think>", "no_answer"),
         ("counting", "2 or 3", r"several.*right: <answer>whole number"),
         ("counting", "<answer>3", "cut"),  # it may have been 30
-        ("pointing", "(250,500)", "not_found"),  # a point is no box
+        ("pointing", "(250,500)", r"malformed.*right: <answer>\(x1,y1\),\(x2,y2\)"),  # a point is no box
         ("classification", "<answer>rose", "cut"),
     ],
 )

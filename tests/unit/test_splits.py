@@ -1,6 +1,7 @@
 """Splits that share no image, few-shot draws, and mixtures of tasks."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -45,6 +46,77 @@ def test_few_shot_takes_as_many_of_each_class():
         few_shot(rows, 6, seed=0)
     with pytest.raises(UserError, match="row 0 has no class"):
         few_shot([Checked({"row_id": "0", "gold": [0, 0, 1, 1]}, ["0"])], 1, seed=0)
+
+
+def detection_rows(**n_rows):
+    """Rows of one category each; `no_cat=2`: two that ask for a cat in vain."""
+    return [
+        Checked(
+            {
+                "row_id": f"{name}-{n}",
+                "category": name.removeprefix("no_"),
+                "gold": [] if "no_" in name else [[0, 0, 1, 1]],
+            },
+            [f"{name} {n}"],
+        )
+        for name, number in n_rows.items()
+        for n in range(number)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("k_shot", "negatives", "n_kept"),
+    [
+        (2, 0.0, {"cat": 2, "dog": 2}),
+        (2, 0.5, {"cat": 2, "dog": 2, "no_cat": 1, "no_dog": 1}),
+        (3, 2.0, {"cat": 3, "dog": 3, "no_cat": 4, "no_dog": 3}),  # no more than there are
+        (2, 0.2, {"cat": 2, "dog": 2}),  # rounded
+    ],
+)
+def test_shots_may_bring_questions_without_an_object(k_shot, negatives, n_kept):
+    rows = detection_rows(cat=5, dog=4, no_cat=4, no_dog=3, no_cow=9)
+    kept = few_shot(rows, k_shot, seed=1, negatives=negatives)
+    assert Counter(item.row["row_id"].partition("-")[0] for item in kept) == n_kept
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_fewer_shots_are_among_more_shots_whatever_the_order_and_the_ids(seed):
+    rows = detection_rows(cat=9, dog=7, no_cat=8)
+    shots = [[item.contents[0] for item in few_shot(rows, k, seed=seed, negatives=1.0)] for k in range(1, 8)]
+    assert [len(part) for part in shots] == [3 * k for k in range(1, 8)]
+    assert all(set(fewer) < set(more) for fewer, more in pairwise(shots))
+    renamed = [Checked(item.row | {"row_id": str(n)}, item.contents) for n, item in enumerate(rows[::-1])]
+    again = [item.contents[0] for item in few_shot(renamed, 3, seed=seed, negatives=1.0)]
+    assert sorted(again) == sorted(shots[2])
+
+
+def test_a_row_of_several_labels_is_a_shot_of_each():
+    def row(number, *labels):
+        gold = [{"label": label, "xyxy": [0, 0, 1, 1]} for label in labels]
+        return Checked({"row_id": str(number), "categories": ["cat", "cow", "dog"], "gold": gold}, [str(number)])
+
+    rows = [row(0, "cat", "cat"), row(1, "dog"), row(2, "cat", "dog"), row(3)]
+    assert [item.row["row_id"] for item in few_shot(rows, 2, seed=0)] == ["0", "1", "2"]
+    with pytest.raises(UserError, match=r"cat: 2 rows\n.*dog: 2 rows"):
+        few_shot(rows, 3, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "is_same"),
+    [
+        ({}, True),
+        ({"row_id": "other"}, True),  # names of rows and files do not matter
+        ({"images": ["elsewhere.png"]}, True),
+        ({"gold": [[0, 0, 1, 2]]}, False),
+        ({"category": "dog"}, False),
+        ({"contents": ["another picture"]}, False),
+    ],
+)
+def test_a_fingerprint_is_of_what_a_row_says_and_shows(change, is_same):
+    row = {"row_id": "0", "images": ["a.png"], "category": "cat", "gold": [[0, 0, 1, 1]]}
+    changed = {name: value for name, value in change.items() if name != "contents"}
+    other = Checked(row | changed, change.get("contents", ["picture"]))
+    assert (Checked(row, ["picture"]).fingerprint == other.fingerprint) is is_same
 
 
 def task_rows(**n_rows):

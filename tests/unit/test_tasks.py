@@ -21,7 +21,7 @@ OPEN = {**DETECT, "category": "hydrant", "definition": "a street tap"}
 
 
 def test_each_task_is_found_by_its_module():
-    assert task_names() == [
+    assert task_names() == (
         "classification",
         "counting",
         "detection",
@@ -29,7 +29,7 @@ def test_each_task_is_found_by_its_module():
         "open_vocabulary_detection",
         "pointing",
         "reasoning_grounding",
-    ]
+    )
     for name in task_names():
         assert load_task(name).name == name
 

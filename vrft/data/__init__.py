@@ -8,7 +8,7 @@ from collections.abc import Callable
 from vrft.errors import UserError
 from vrft.rows import Row
 
-BUILDERS = ("digits", "records")
+BUILDERS = ("digits", "records", "built", "coco", "lvis", "folders", "reasonseg", "refcoco")
 
 
 def load_builder(name: str) -> Callable[..., dict[str, list[Row]]]:

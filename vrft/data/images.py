@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +23,8 @@ MAX_ASPECT_RATIO = 200
 """The image processors of Qwen's models refuse longer ones."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Not EPS, which Pillow hands to another program."""
+KEPT_FILE = ".checked_images"
+"""JSON lines, but not named so: every .jsonl file of a run's data folder is read as a split."""
 
 _EXIF_ORIENTATION = 0x0112
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error)
@@ -35,6 +39,14 @@ class ReadImage(NamedTuple):
     content: str
 
 
+class Unread(NamedTuple):
+    """An image still to be decoded. key: its file, or a hash of its bytes; state: its size and time of change."""
+
+    key: str
+    source: Path | bytes
+    state: tuple[int, int]
+
+
 class ImageReader:
     """Reads the images of one source of rows, each file once.
 
@@ -43,38 +55,121 @@ class ImageReader:
     to `out_dir`: transparent parts become white, 16 bits become 8.
 
     root: the folder that paths start from and may not leave; None: no path is followed, only embedded images are read.
+    is_kept: True notes what was read in `out_dir/.checked_images`, so that a later build decodes a file only if its
+        size or time of change is another, or its PNG is gone; a damaged image is looked at again.
     """
 
-    def __init__(self, *, root: Path | None, out_dir: Path) -> None:
+    def __init__(self, *, root: Path | None, out_dir: Path, is_kept: bool = False) -> None:
         self.root = None if root is None else Path(root).resolve()
         self.out_dir = Path(out_dir)
-        self._read: dict[str, ReadImage] = {}
+        self.is_kept = is_kept
+        self._located: dict[str, Path] = {}
+        self._read: dict[str, ReadImage | str] = {}
+        self._returned: set[str] = set()
+        self._earlier = _read_kept(self.out_dir) if is_kept else {}
 
     def read(self, value: Any) -> ReadImage:
         """The checked image of a row's value: a path, or `{"bytes", "path"}` as `datasets` stores it.
 
         Raises ValueError saying what is wrong with it.
         """
-        stored = value if isinstance(value, dict) else {"bytes" if isinstance(value, bytes) else "path": value}
-        data = stored.get("bytes") if isinstance(stored.get("bytes"), bytes) else None
-        path = locate(stored.get("path"), self.root) if data is None else None
-        key = str(path) if path else hashlib.sha256(data).hexdigest()
-        if key not in self._read:
-            try:
-                self._read[key] = self._keep(path, path.read_bytes() if path else data)
-            except ValueError as error:
-                raise ValueError(f"image {stored.get('path') or '(embedded)'!r} {error}") from None
-        return self._read[key]
+        key, source = self._source(value)
+        if key not in self._read and (unread := self._look_up(key, source)):
+            self.keep([unread], decode_images([unread], self.out_dir))
+        found = self._read[key]
+        if isinstance(found, str):
+            named = value.get("path") if isinstance(value, dict) else value if isinstance(source, Path) else None
+            raise ValueError(f"image {named or '(embedded)'!r} {found}")
+        return found
 
-    def _keep(self, path: Path | None, data: bytes) -> ReadImage:
-        image, is_as_stored = decode_upright(data)
-        content = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-        if path is not None and is_as_stored:
-            return ReadImage(str(path), image.size, content)
-        target = self.out_dir / "images" / f"{content[:32]}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        image.save(target)
-        return ReadImage(f"images/{target.name}", image.size, content)
+    def unread(self, values: Iterable[Any]) -> list[Unread]:
+        """The images among the values that no earlier call has returned and no earlier build has decoded, each once.
+
+        Values that are no image are passed over; `read` says so.
+        """
+        found = []
+        for value in values:
+            try:
+                key, source = self._source(value)
+            except ValueError:
+                continue
+            is_known = key in self._read or key in self._returned
+            if not is_known and (unread := self._look_up(key, source)):
+                self._returned.add(key)
+                found.append(unread)
+        return found
+
+    def keep(self, unread: Sequence[Unread], found: Sequence[ReadImage | str]) -> None:
+        """Take what `decode_images` has found."""
+        self._read.update((item.key, image) for item, image in zip(unread, found, strict=True))
+        good = [(item, image) for item, image in zip(unread, found, strict=True) if isinstance(image, ReadImage)]
+        if self.is_kept and good:
+            self.out_dir.mkdir(parents=True, exist_ok=True)
+            with (self.out_dir / KEPT_FILE).open("a", encoding="utf-8") as file:
+                file.write("".join("\n" + json.dumps([item.key, item.state, image]) for item, image in good))
+
+    def _look_up(self, key: str, source: Path | bytes) -> Unread | None:
+        """The image as one to decode; None if an earlier build has done so, which then counts as read."""
+        state, earlier = _state(source), self._earlier.get(key)
+        if earlier and earlier[0] == state and (self.out_dir / earlier[1].path).is_file():
+            self._read[key] = earlier[1]
+            return None
+        return Unread(key, source, state)
+
+    def _source(self, value: Any) -> tuple[str, Path | bytes]:
+        """What an image is known by here, and its file or its bytes. Raises ValueError where the value names none."""
+        stored = value if isinstance(value, dict) else {"bytes" if isinstance(value, bytes) else "path": value}
+        path, data = stored.get("path"), stored.get("bytes")
+        if isinstance(data, bytes):
+            return f"sha256:{hashlib.sha256(data).hexdigest()}", data
+        if not isinstance(path, str) or path not in self._located:
+            self._located[path] = locate(path, self.root)
+        return str(self._located[path]), self._located[path]
+
+
+def decode_images(unread: Iterable[Unread], out_dir: Path) -> list[ReadImage | str]:
+    """Each image, a PNG of it written where it cannot stay as it is; or what is wrong with it."""
+    found: list[ReadImage | str] = []
+    for item in unread:
+        try:
+            found.append(_decode(item.source, out_dir))
+        except OSError as error:
+            found.append(f"cannot be read ({error.strerror})")
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
+def _decode(source: Path | bytes, out_dir: Path) -> ReadImage:
+    image, is_as_stored = decode_upright(source if isinstance(source, bytes) else source.read_bytes())
+    content = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+    if isinstance(source, Path) and is_as_stored:
+        return ReadImage(str(source), image.size, content)
+    target = Path(out_dir) / "images" / f"{content[:32]}.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(f".{os.getpid()}.partial")  # two processes may meet the same picture
+    image.save(partial, "PNG")
+    partial.replace(target)
+    return ReadImage(f"images/{target.name}", image.size, content)
+
+
+def _state(source: Path | bytes) -> tuple[int, int]:
+    if isinstance(source, bytes):
+        return len(source), 0
+    status = source.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _read_kept(out_dir: Path) -> dict[str, tuple[tuple[int, int], ReadImage]]:
+    """What earlier builds have noted; a line that a kill has cut is passed over."""
+    kept, path = {}, out_dir / KEPT_FILE
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            key, (size, changed), (stored, (width, height), content) = json.loads(line)
+        except (ValueError, TypeError):
+            continue
+        kept[key] = (size, changed), ReadImage(stored, (width, height), content)
+    return kept
 
 
 def locate(path: Any, root: Path | None) -> Path:
@@ -144,7 +239,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy, a fifth of the whole time
 
 
 @contextmanager

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from vrft.errors import UserError, raise_all
 from vrft.rows import Row
+
+MANIFEST_FILE = "manifest.json"
 
 
 class Checked(NamedTuple):
@@ -15,6 +19,12 @@ class Checked(NamedTuple):
 
     row: Row
     contents: list[str]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, as a hex string, over what the row says and shows, wherever its images lie and whatever its id."""
+        said = {name: value for name, value in self.row.items() if name not in ("row_id", "images")}
+        return hashlib.sha256(json.dumps([said, self.contents], sort_keys=True).encode()).hexdigest()
 
 
 def cut(checked: Sequence[Checked], n_rows: int, *, seed: int) -> tuple[list[Checked], list[Checked]]:
@@ -55,26 +65,49 @@ def image_groups(contents: Iterable[Sequence[str]]) -> list[str]:
     return [root(images[0]) for images in contents]
 
 
-def few_shot(checked: Sequence[Checked], k_shot: int, *, seed: int) -> list[Checked]:
-    """`k_shot` rows of each class, drawn by seed, in the order given. Raises `UserError` where a class has fewer."""
-    classes: dict[str, list[Checked]] = {}
-    for item in checked:
-        name = item.row["gold"] if isinstance(item.row["gold"], str) else item.row.get("category")
-        if name is None:
-            raise UserError(
-                f"dataset.k_shot={k_shot}, and row {item.row['row_id']} has no class; "
-                "a column category is needed, or k_shot=null"
-            )
-        if item.row["gold"]:
-            classes.setdefault(name, []).append(item)
+def few_shot(checked: Sequence[Checked], k_shot: int, *, seed: int, negatives: float = 0.0) -> list[Checked]:
+    """`k_shot` rows of each class, in the order given: the first in an order that the seed and the rows' content give.
+
+    So fewer shots are always among more shots. A class is a gold that is a name, the category of a row with an object,
+    or each label of a row's boxes. negatives: so many rows without an object for each shot of their category.
+    Raises `UserError` where a class has fewer rows.
+    """
+    classes: dict[str, list[int]] = {}
+    without: dict[str, list[int]] = {}
+    for index, item in enumerate(checked):
+        for name in classes_of(item.row, k_shot):
+            classes.setdefault(name, []).append(index)
+        if not item.row["gold"] and "category" in item.row:
+            without.setdefault(item.row["category"], []).append(index)
     short = [f"{name}: {len(items)} rows" for name, items in sorted(classes.items()) if len(items) < k_shot]
     raise_all(short, heading=f"dataset.k_shot={k_shot}, and these classes have fewer training rows:")
-    kept = {
-        item.row["row_id"]
-        for items in classes.values()
-        for item in sorted(items, key=lambda item: _draw(item.row["row_id"], seed))[:k_shot]
-    }
-    return [item for item in checked if item.row["row_id"] in kept]
+
+    def first(indices: list[int], n_rows: int) -> list[int]:
+        """The first rows in the order that the seed gives."""
+        order = sorted(
+            indices, key=lambda index: (_draw(checked[index].fingerprint, seed), checked[index].row["row_id"])
+        )
+        return order[:n_rows]
+
+    kept = {index for indices in classes.values() for index in first(indices, k_shot)}
+    n_without = round(negatives * k_shot)
+    kept |= {index for name in classes for index in first(without.get(name, []), n_without)}
+    return [item for index, item in enumerate(checked) if index in kept]
+
+
+def classes_of(row: Row, k_shot: int) -> set[str]:
+    """The classes that a row is a shot of; none without an object. Raises `UserError` for a row that can have none."""
+    gold = row["gold"]
+    if isinstance(gold, str):
+        return {gold}
+    if "categories" in row:
+        return {box["label"] for box in gold}
+    if "category" not in row:
+        raise UserError(
+            f"dataset.k_shot={k_shot}, and row {row['row_id']} has no class; "
+            "a column category is needed, or k_shot=null"
+        )
+    return {row["category"]} if gold else set()
 
 
 def mix(rows: Sequence[Row], weights: Mapping[str, float], *, seed: int) -> list[Row]:
@@ -98,6 +131,41 @@ def mix(rows: Sequence[Row], weights: Mapping[str, float], *, seed: int) -> list
                 shuffled = sorted(own, key=lambda row: _draw(f"{turn}:{row['row_id']}", seed))
             drawn.append((f"{turn}:{task}:{position}", shuffled[place]))
     return [row for key, row in sorted(drawn, key=lambda item: _draw(item[0], seed))]
+
+
+def write_manifest(
+    out_dir: Path,
+    splits: Mapping[str, Sequence[Checked]],
+    *,
+    options: Mapping[str, Any],
+    seed: int,
+    notes: Mapping[str, Any],
+    n_skipped: int,
+) -> None:
+    """Write `manifest.json`: options, seed, counts, and of each row its id, its fingerprint and its images' content.
+
+    One line a row and no paths but those of the options, so that two builds are compared by comparing bytes.
+    """
+    head = {
+        "options": dict(options),
+        "seed": seed,
+        "n_rows": {split: len(part) for split, part in splits.items()},
+        "n_skipped": n_skipped,
+        "notes": dict(notes),
+    }
+    lines = [
+        f"{json.dumps(key)}: {json.dumps(value, sort_keys=True, ensure_ascii=False)},\n" for key, value in head.items()
+    ]
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with (out_dir / MANIFEST_FILE).open("w", encoding="utf-8") as file:
+        file.writelines(["{\n", *lines, '"splits": {'])
+        for number, (split, part) in enumerate(splits.items()):
+            file.write(f"{',' if number else ''}\n{json.dumps(split)}: [")
+            for position, item in enumerate(part):
+                line = {"row_id": item.row["row_id"], "row": item.fingerprint, "images": item.contents}
+                file.write(f"{',' if position else ''}\n{json.dumps(line, ensure_ascii=False)}")
+            file.write("\n]")
+        file.write("\n}\n}\n")
 
 
 def _draw(text: str, seed: int) -> str:

@@ -1,55 +1,39 @@
-"""Box AP and AR by the official `pycocotools`, with bootstrap intervals over images.
-
-The official evaluator matches once; a bootstrap resample only accumulates its matches again, all resamples at a time.
-
-Legend: `T` IoU thresholds, `R` resamples, `I` images, `D` detections of one category by falling score, `P` true
-positives among them.
-"""
+"""Box AP and AR by the official `pycocotools`, with bootstrap intervals over images (see `resamples`)."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from vrft.answers import normal_name
+from vrft.evaluate.resamples import (
+    COCO_FIGURES,
+    class_samples,
+    coco_matches,
+    draw_counts,
+    mean_samples,
+    percentile_interval,
+)
 from vrft.rows import Row
 
-OFFICIAL_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""The twelve figures of `COCOeval.summarize`, in its order."""
-
 NAMES = ("AP", "AP50", "AP75", "AR100")
-"""The figures that vrft reports, those that have a bootstrap interval."""
-
-_N_NUMBERS_AT_ONCE = 4_000_000  # of one temporary array in the bootstrap: 32 MB
+"""The figures that are reported of rows."""
 
 
-@dataclass(frozen=True)
-class CategoryMatches:
-    """The official matches of one category, of all areas and at most 100 detections an image.
-
-    image: (D,) index of each detection's image.
-    is_true, is_false: (T, D) True where the detection counts as a true or a false positive; neither if ignored.
-    n_gold: (I,) gold boxes that count in each image.
-    """
-
-    image: np.ndarray
-    is_true: np.ndarray
-    is_false: np.ndarray
-    n_gold: np.ndarray
-
-
-def evaluate_boxes(ground_truth: dict, detections: Sequence[dict]) -> COCOeval:
+def evaluate_boxes(
+    ground_truth: dict, detections: Sequence[dict], *, category_ids: Collection[int] | None = None
+) -> COCOeval:
     """The official evaluator of boxes after its `evaluate` and `accumulate`, without its prints.
 
     ground_truth: a COCO annotation file's content (`images`, `annotations` with ids from 1, `categories`).
     detections: a COCO result file's content (`image_id`, `category_id`, `bbox` as xywh, `score`); may be empty. Of
     equally scored detections the earlier one counts as the more confident.
+    category_ids: of the categories that are evaluated; None for all.
     Raises ValueError for a score that is not finite (the official code takes it in silence), and for an unknown image.
     """
     image_ids = {image["id"] for image in ground_truth["images"]}
@@ -63,6 +47,8 @@ def evaluate_boxes(ground_truth: dict, detections: Sequence[dict]) -> COCOeval:
         if detections:
             found = gold.loadRes([dict(detection) for detection in detections])
         evaluator = COCOeval(gold, found, iouType="bbox")
+        if category_ids is not None:
+            evaluator.params.catIds = sorted(category_ids)
         evaluator.evaluate()
         evaluator.accumulate()
     return evaluator
@@ -72,7 +58,7 @@ def official_figures(evaluator: COCOeval) -> dict[str, float | None]:
     """The twelve official figures by name, each in [0, 1]; None where there is no gold box to find."""
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator.summarize()
-    return {name: _known(value) for name, value in zip(OFFICIAL_NAMES, evaluator.stats, strict=True)}
+    return {name: _known(value) for name, value in zip(COCO_FIGURES, evaluator.stats, strict=True)}
 
 
 def average_precision(
@@ -87,7 +73,9 @@ def average_precision(
     Without any gold box the values are None.
     """
     n_images, figures, samples = _figures_and_samples(rows, found, n_resamples=n_resamples, seed=seed)
-    return {name: {"value": figures[name], "n": n_images, "interval": _interval(samples[name])} for name in NAMES}
+    return {
+        name: {"value": figures[name], "n": n_images, "interval": percentile_interval(samples[name])} for name in NAMES
+    }
 
 
 def average_precision_change(
@@ -100,82 +88,10 @@ def average_precision_change(
         name: {
             "value": None if old[name] is None else new[name] - old[name],
             "n": n_images,
-            "interval": _interval(new_samples[name] - old_samples[name]),
+            "interval": percentile_interval(new_samples[name] - old_samples[name]),
         }
         for name in NAMES
     }
-
-
-def resampled_figures(evaluator: COCOeval, *, n_resamples: int, seed: int) -> dict[str, np.ndarray]:
-    """The figures of `NAMES`, each (n_resamples,), for images drawn with replacement; NaN where no gold was drawn."""
-    n_images = len(evaluator.params.imgIds)
-    generator = np.random.default_rng(seed)
-    drawn = [generator.integers(n_images, size=n_images) for _ in range(n_resamples)]
-    counts = np.array([np.bincount(images, minlength=n_images) for images in drawn], float).reshape(-1, n_images)
-    return figures_of_resamples(category_matches(evaluator), counts, evaluator.params)
-
-
-def category_matches(evaluator: COCOeval) -> list[CategoryMatches]:
-    """What the official evaluator matched, category by category; those that no image has to do with are left out."""
-    parameters = evaluator.params
-    n_images, most = len(parameters.imgIds), parameters.maxDets[-1]
-    all_areas = parameters.areaRngLbl.index("all")
-    matches = []
-    for category in range(len(parameters.catIds)):
-        first = (category * len(parameters.areaRng) + all_areas) * n_images
-        by_image = [(i, e) for i, e in enumerate(evaluator.evalImgs[first : first + n_images]) if e is not None]
-        if by_image:
-            matches.append(_merge_images(by_image, n_images, most))
-    return matches
-
-
-def figures_of_resamples(matches: Sequence[CategoryMatches], counts: np.ndarray, parameters) -> dict[str, np.ndarray]:
-    """The figures of `NAMES`, each (R,), for images that occur `counts` (R, I) times; all ones: the official figures.
-
-    Copies of an image stand beside each other. As in the official code a category without gold is left out of the mean.
-    """
-    thresholds = np.asarray(parameters.iouThrs)
-    shape = (len(matches), len(counts), len(thresholds))
-    precision, recall = np.full(shape, np.nan), np.full(shape, np.nan)
-    for k, category in enumerate(matches):
-        n_at_once = max(1, _N_NUMBERS_AT_ONCE // max(1, len(category.image)))
-        for start in range(0, len(counts), n_at_once):
-            part = slice(start, start + n_at_once)
-            precision[k, part], recall[k, part] = _precision_and_recall(category, counts[part], parameters.recThrs)
-    return {
-        "AP": _mean_of_known(precision, (0, 2)),
-        "AP50": _mean_of_known(precision[..., np.isclose(thresholds, 0.5)], (0, 2)),
-        "AP75": _mean_of_known(precision[..., np.isclose(thresholds, 0.75)], (0, 2)),
-        "AR100": _mean_of_known(recall, (0, 2)),
-    }
-
-
-def _precision_and_recall(
-    category: CategoryMatches, counts: np.ndarray, recall_thresholds: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Interpolated precision (mean over recall thresholds) and recall of one category, each (R, T); NaN without gold.
-
-    Precision falls between true positives, so the official staircase needs only the points at them: each serves the
-    recall thresholds between the true positive before it and itself.
-    """
-    n_gold = counts @ category.n_gold  # (R,)
-    weights = counts[:, category.image]  # (R, D)
-    shape = (len(counts), len(category.is_true))
-    precision, recall = np.zeros(shape), np.zeros(shape)
-    for t, (is_true, is_false) in enumerate(zip(category.is_true, category.is_false, strict=True)):
-        if not is_true.any():
-            continue
-        n_true = np.cumsum(weights[:, is_true], axis=1)  # (R, P)
-        n_false = np.cumsum(weights * is_false, axis=1)[:, is_true]
-        heights = n_true / (n_false + n_true + np.spacing(1))
-        heights = np.maximum.accumulate(heights[:, ::-1], axis=1)[:, ::-1]
-        recalls = n_true / np.maximum(n_gold, 1)[:, None]
-        n_reached = np.searchsorted(recall_thresholds, recalls, side="right")
-        n_served = np.diff(n_reached, axis=1, prepend=0)
-        precision[:, t] = (heights * n_served).sum(axis=1) / len(recall_thresholds)
-        recall[:, t] = recalls[:, -1]
-    is_known = (n_gold > 0)[:, None]
-    return np.where(is_known, precision, np.nan), np.where(is_known, recall, np.nan)
 
 
 def _figures_and_samples(
@@ -187,19 +103,10 @@ def _figures_and_samples(
     if not ground_truth["annotations"]:
         return n_images, dict.fromkeys(NAMES), dict.fromkeys(NAMES, np.empty(0))
     evaluator = evaluate_boxes(ground_truth, detections)
-    return n_images, official_figures(evaluator), resampled_figures(evaluator, n_resamples=n_resamples, seed=seed)
-
-
-def _merge_images(by_image: list[tuple[int, dict]], n_images: int, most: int) -> CategoryMatches:
-    scores = np.concatenate([entry["dtScores"][:most] for _, entry in by_image])
-    order = np.argsort(-scores, kind="mergesort")  # stable, as in the official code: ties keep the order of images
-    matched = np.concatenate([entry["dtMatches"][:, :most] for _, entry in by_image], axis=1)[:, order] > 0
-    ignored = np.concatenate([entry["dtIgnore"][:, :most] for _, entry in by_image], axis=1)[:, order] > 0
-    image = np.concatenate([np.full(len(entry["dtScores"][:most]), i) for i, entry in by_image])[order].astype(int)
-    n_gold = np.zeros(n_images)
-    for i, entry in by_image:
-        n_gold[i] = np.count_nonzero(np.asarray(entry["gtIgnore"]) == 0)
-    return CategoryMatches(image, matched & ~ignored, ~matched & ~ignored, n_gold)
+    figures = {name: COCO_FIGURES[name] for name in NAMES}
+    counts = draw_counts(n_images, n_resamples=n_resamples, seed=seed)
+    samples = mean_samples(class_samples(coco_matches(evaluator), counts, figures), figures)
+    return n_images, official_figures(evaluator), samples
 
 
 def _as_coco(rows: Sequence[Row], found: Sequence[Sequence[tuple]]) -> tuple[dict, list[dict]]:
@@ -240,16 +147,3 @@ def _xywh(xyxy: Sequence[float]) -> list[float]:
 
 def _known(value: float) -> float | None:
     return None if value < 0 else float(value)
-
-
-def _mean_of_known(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    is_known = ~np.isnan(values)
-    n_known = is_known.sum(axis=axes)
-    total = np.where(is_known, values, 0.0).sum(axis=axes)
-    return np.divide(total, n_known, out=np.full(total.shape, np.nan), where=n_known > 0)
-
-
-def _interval(samples: np.ndarray) -> list[float] | None:
-    """The 95 % percentile interval of bootstrap values, or None where there are none."""
-    samples = samples[~np.isnan(samples)]
-    return [float(bound) for bound in np.percentile(samples, [2.5, 97.5])] if len(samples) else None

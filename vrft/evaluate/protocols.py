@@ -1,7 +1,9 @@
 """Protocols: named, versioned ways to judge the completions of a set of rows.
 
-A protocol's config is `{name, version, scorer, n_resamples}`. A scorer takes the rows and their parsed completions and
-returns `{metric: {"value", "n", "interval"}}`; `primary_metrics` are those by which results are compared.
+A protocol's config is `{name, version, scorer, n_resamples}`, and what else its scorer must know. The scorers `lvis`
+and `masks` judge files of predictions only (`vrft score`), `coco` and `classification` both. A scorer of rows takes the
+rows and their parsed completions and returns `{metric: {"value", "n", "interval"}}`; `primary_metrics` are those by
+which results are compared.
 """
 
 from __future__ import annotations
@@ -56,7 +58,10 @@ def scorer_for(protocol: Mapping, task: Task) -> Callable[..., dict[str, dict]]:
     """The scorer that the protocol names. Raises `UserError` if it is unknown, or cannot judge the task."""
     name = protocol["scorer"]
     if name not in SCORERS:
-        raise UserError(f"protocol.scorer is {name!r}; known scorers: {', '.join(SCORERS)}")
+        raise UserError(
+            f"protocol.scorer is {name!r}; known scorers of completions: {', '.join(SCORERS)} (lvis and masks judge "
+            "files of predictions: vrft score)"
+        )
     if name not in task.protocol_scorers:
         raise UserError(
             f"protocol={protocol['name']} judges by the scorer {name!r}, which does not fit task={task.name}; "

@@ -5,6 +5,7 @@ A module of this package that holds a task class as `TASK` is a task; its name i
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import pkgutil
@@ -15,12 +16,12 @@ from vrft.tasks.base import Task
 from vrft.tasks.mixed import MixedTask
 from vrft.tasks.own_code import load_own
 
-_NOT_TASKS = ("attacks", "audit", "base", "box_list", "judge", "mixed", "one_box", "own_code")
 
-
-def task_names() -> list[str]:
+@functools.cache
+def task_names() -> tuple[str, ...]:
     """The names of all tasks, sorted; a mixture of them is not one."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NOT_TASKS)
+    modules = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(name for name in modules if hasattr(importlib.import_module(f"vrft.tasks.{name}"), "TASK"))
 
 
 def load_task(name: str, *, trust_code: Sequence[str] = (), **options) -> Task | MixedTask:

@@ -10,6 +10,7 @@ from vrft.boxes import Frame
 from vrft.rows import Row
 from vrft.tasks.attacks import Attack, Honest, attacks, honest_answers
 from vrft.tasks.base import Task
+from vrft.tasks.box_list import BoxListTask
 from vrft.tasks.judge import Judge
 
 _TOLERANCE = 1e-9
@@ -18,15 +19,25 @@ _TOLERANCE = 1e-9
 def audit(task: Task, rows: Sequence[Row], *, judge: Judge, frame_for_row: Callable[[Row], Frame]) -> Iterator[dict]:
     """Yield `{"attack", "what", "earns", "honest", "n_rows", "n_better", "succeeds"}` for each attack that applies.
 
-    rows: all of the one task. earns, honest: means over the rows to which the attack applies. n_better: rows on which
-    it earns more than honest work. A guess succeeds if its mean is above honest work's (it may be right by luck on a
-    row), any other attack if it earns more on a single row.
+    rows: all of the one task. earns, honest: means over the rows to which the attack applies (an attack that comes out
+    as the honest answer does not apply). n_better: rows on which it succeeds by itself: a dressed one where it earns
+    more than honest work, a false or blind one where it earns as much.
+    A dressed or a false attack succeeds if it does on a single row. A blind one may be right by luck, and is measured
+    by its mean against the right answers' (honest: the gold itself). One that only changes confidences, which are right
+    on the average alone, by its mean against honest work's.
     """
-    honest = honest_answers(task, rows, [frame_for_row(row) for row in rows])
+    frames = [frame_for_row(row) for row in rows]
+    honest = honest_answers(task, rows, frames)
     fair = [_total(one, one.completion, judge) for one in honest]
-    for attack in attacks(task.answer_kind):
-        found = [(_total(one, text, judge), own) for one, own in zip(honest, fair, strict=True)
-                 if (text := attack.write(one)) is not None]  # fmt: skip
+    best = [_total(one, one.wrap(task.write(one.row["gold"], one.frame)), judge) for one in honest]
+    kind = task.answer_kind if task.answer_kind != "boxes" or isinstance(task, BoxListTask) else ""
+    for attack in attacks(kind):
+        texts = [attack.write(one) for one in honest]
+        found = [
+            (_total(one, text, judge), own)
+            for one, text, own in zip(honest, texts, best if attack.kind == "blind" else fair, strict=True)
+            if text is not None and text != one.completion
+        ]
         if found:
             yield _outcome(attack, np.array(found))
 
@@ -34,15 +45,23 @@ def audit(task: Task, rows: Sequence[Row], *, judge: Judge, frame_for_row: Calla
 def _outcome(attack: Attack, totals: np.ndarray) -> dict:
     """totals: (n, 2) what the attack and what honest work earns on each row."""
     earns, honest = totals.mean(axis=0)
-    n_better = int((totals[:, 0] > totals[:, 1] + _TOLERANCE).sum())
+    more = totals[:, 0] > totals[:, 1] + _TOLERANCE
+    as_much = totals[:, 0] >= totals[:, 1] - _TOLERANCE
+    is_better = as_much if attack.kind in ("false", "blind") else more
+    succeeds = {
+        "blind": earns >= honest - _TOLERANCE,
+        "doubt": earns > honest + _TOLERANCE,
+        "false": is_better.any(),
+        "dressed": is_better.any(),
+    }[attack.kind]
     return {
         "attack": attack.name,
         "what": attack.what,
         "earns": float(earns),
         "honest": float(honest),
         "n_rows": len(totals),
-        "n_better": n_better,
-        "succeeds": bool(earns > honest + _TOLERANCE) if attack.is_guess else n_better > 0,
+        "n_better": int(is_better.sum()),
+        "succeeds": bool(succeeds),
     }
 
 

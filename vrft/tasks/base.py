@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vrft.answers import read_answer_block
+from vrft.answers import normal_name, read_answer_block
 from vrft.boxes import Frame
 from vrft.rewards import RewardOptions, well_formed, within_length, without_repetition
 from vrft.rows import Row
@@ -54,8 +54,8 @@ class Task(ABC):
 
     name: ClassVar[str]
     answer_kind: ClassVar[str] = ""
-    """What an answer is (`boxes`, `box`, `point`, `count`, `name`), which says how it can be attacked and drawn; "" for
-    a kind of one's own."""
+    """What an answer is (`boxes`, of a `BoxListTask`; `box`, `point`, `count`, `name`), which says how it can be
+    attacked and drawn; "" for a kind of one's own."""
     protocol_scorers: ClassVar[tuple[str, ...]] = ("rows",)
     """The scorers of `vrft/evaluate/protocols.py` that can judge this task; the first is its usual one."""
     asked_column: ClassVar[str]
@@ -166,7 +166,7 @@ class Task(ABC):
 
     def parse(self, text: str, row: Row, frame: Frame, *, is_truncated: bool = False) -> Parsed:
         """The completion as training, evaluation and pictures all read it; never raises on any text."""
-        if self.is_prefilled and not text.lstrip().startswith("<think>"):
+        if self.is_prefilled:
             text = f"<think>{text}"
         block, reason = read_answer_block(text)
         answer = None
@@ -187,9 +187,13 @@ class Task(ABC):
         if is_open or (isinstance(gold, list) and any(block.count(a) != block.count(b) for a, b in ("{}", "[]", "()"))):
             gold, reason = None, "cut"
         if gold is None:
-            right = f"<answer>{self.answer_form(frame)}</answer>"
+            right = f"<answer>{self.solution_form(frame)}</answer>"
             raise ValueError(f"solution {solution[:200]!r} cannot be read ({reason}); right: {right}")
         return gold
+
+    def solution_form(self, frame: Frame) -> str:
+        """The form of a data set's `solution`."""
+        return self.answer_form(frame)
 
     def read_gold(self, block: str, frame: Frame) -> tuple[Any | None, str | None]:
         """As `read`, in the form of a row's gold."""
@@ -217,6 +221,14 @@ def require_texts(row: Row, column: str) -> list[str]:
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError(f"column {column!r} is {texts!r}; a list of texts is needed")
     return texts
+
+
+def require_distinct(names: list[str], column: str) -> None:
+    """Raise ValueError if two of the names are one name to the judge (case, blanks, hyphens, marks around aside)."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if (other := seen.setdefault(normal_name(name), name)) != name:
+            raise ValueError(f"column {column!r} has {other!r} and {name!r}, which are judged as one name; rename one")
 
 
 def require(row: Row, column: str, kind: type) -> Any:

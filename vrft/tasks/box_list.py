@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -22,8 +22,8 @@ from vrft.rewards import (
     precision,
     recall,
 )
-from vrft.rows import Row, box_fault
-from vrft.tasks.base import AnswerTerm, Metric, Parsed, Task, require, require_texts
+from vrft.rows import Row, check_box, labelled_boxes
+from vrft.tasks.base import AnswerTerm, Metric, Parsed, Task, require, require_distinct, require_texts
 
 
 class Detection(NamedTuple):
@@ -92,11 +92,11 @@ class BoxListTask(Task):
         elif "problem" not in row:
             require(row, "category", str)
         for xyxy in [entry["xyxy"] for entry in gold] if self.labelled else gold:
-            if fault := box_fault(xyxy, row["image_wh"]):
-                raise ValueError(fault)
+            check_box(xyxy, row["image_wh"])
 
     def _check_labels(self, row: Row) -> None:
         categories = {normal_name(name) for name in require_texts(row, "categories")}
+        require_distinct(row["categories"], "categories")
         for entry in row["gold"]:
             label = entry.get("label") if isinstance(entry, dict) else None
             if not isinstance(label, str) or normal_name(label) not in categories or "xyxy" not in entry:
@@ -131,11 +131,17 @@ class BoxListTask(Task):
         return f"[{{'Position': [x1, y1, x2, y2], 'Confidence': number{label}}}, ...]"
 
     def write(self, gold: list, frame: Frame) -> str:
-        return write_boxes([Detection(xyxy, 1.0, label) for xyxy, label in self.gold_boxes(gold)], frame)
+        return write_boxes([Detection(xyxy, 1.0, label) for xyxy, label in labelled_boxes(gold)], frame)
 
-    def gold_boxes(self, gold: list) -> list[tuple[list[float], str]]:
-        """The gold boxes, each with its label."""
-        return [(entry["xyxy"], entry["label"]) for entry in gold] if self.labelled else [(xyxy, "") for xyxy in gold]
+    def parse(self, text: str, row: Row, frame: Frame, *, is_truncated: bool = False) -> Parsed:
+        """As `Task.parse`; a label that is another name of one asked for is replaced by it, also for the scorers."""
+        parsed = super().parse(text, row, frame, is_truncated=is_truncated)
+        aliases = row.get("aliases")
+        if not self.labelled or not aliases or not parsed.answer:
+            return parsed
+        asked = {normal_name(alias): label for label, names in aliases.items() for alias in names}
+        answer = [box._replace(label=asked.get(normal_name(box.label), box.label)) for box in parsed.answer]
+        return replace(parsed, answer=answer)
 
     def read(self, block: str, frame: Frame) -> tuple[list[Detection] | None, str | None]:
         """Boxes cut to the image, in the order written; of boxes in the same place with the same label only the
@@ -169,7 +175,7 @@ class BoxListTask(Task):
             return last[2]
 
         def giou(answer: list[Detection], row: Row) -> float:
-            gold = [xyxy for xyxy, _ in self.gold_boxes(row["gold"])]
+            gold = [xyxy for xyxy, _ in labelled_boxes(row["gold"])]
             return detection_giou([d.xyxy for d in answer], gold, self.may_match(answer, row, options))
 
         return {
@@ -185,25 +191,19 @@ class BoxListTask(Task):
 
     def match(self, answer: list[Detection], row: Row, options: RewardOptions) -> Matched:
         """The answer's boxes matched with the row's golds."""
-        gold = [xyxy for xyxy, _ in self.gold_boxes(row["gold"])]
+        gold = [xyxy for xyxy, _ in labelled_boxes(row["gold"])]
         confidences = [d.confidence for d in answer]
         may_match = self.may_match(answer, row, options)
         iou = match_boxes([d.xyxy for d in answer], confidences, gold, options, may_match=may_match)
         return Matched(iou, confidences, len(gold))
 
     def may_match(self, answer: list[Detection], row: Row, options: RewardOptions) -> np.ndarray | None:
-        """(n_pred, n_gold) True where the labels agree, aliases included; None where labels do not matter."""
+        """(n_pred, n_gold) True where the labels agree; None where labels do not matter."""
         if not self.labelled or not options.label_aware:
             return None
-        aliases = row.get("aliases") or {}
-        golds = [
-            {normal_name(name) for name in (label, *aliases.get(label, ()))}
-            for _, label in self.gold_boxes(row["gold"])
-        ]
+        golds = [normal_name(label) for _, label in labelled_boxes(row["gold"])]
         labels = [normal_name(d.label) for d in answer]
-        return np.array([[label in names for names in golds] for label in labels], bool).reshape(
-            len(labels), len(golds)
-        )
+        return np.array([[label == gold for gold in golds] for label in labels], bool).reshape(len(labels), len(golds))
 
     @property
     def metrics(self) -> dict[str, Metric]:
@@ -231,6 +231,5 @@ def pick_rate(parsed: Parsed, row: Row) -> float | None:
     if not parsed.answer:
         return 0.0
     best = max(parsed.answer, key=lambda detection: detection.confidence)
-    golds = [entry["xyxy"] if isinstance(entry, dict) else entry for entry in row["gold"]]
-    asked = iou_matrix([best.xyxy], golds).max()
+    asked = iou_matrix([best.xyxy], [xyxy for xyxy, _ in labelled_boxes(row["gold"])]).max()
     return float(asked > iou_matrix([best.xyxy], row["distractors"]).max())

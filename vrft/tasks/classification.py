@@ -15,7 +15,7 @@ from vrft.answers import normal_name, read_name
 from vrft.boxes import Frame
 from vrft.rewards import RewardOptions, same_name
 from vrft.rows import Row
-from vrft.tasks.base import AnswerTerm, Metric, Task, require, require_texts
+from vrft.tasks.base import AnswerTerm, Metric, Task, require, require_distinct, require_texts
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class ClassificationTask(Task):
             raise ValueError(f"gold {gold!r} has no letter or digit, so that names cannot be compared with it")
         if "candidates" in row and gold not in require_texts(row, "candidates"):
             raise ValueError(f"gold {gold!r} is not among the candidates {row['candidates']!r}")
+        require_distinct(row.get("candidates", []), "candidates")
         if "aliases" in row:
             require_texts(row, "aliases")
 

@@ -52,6 +52,12 @@ class Judge:
         """`{"terms": {name: value in [0, 1]}, "total": float}`: terms unweighted, the total their weighted sum."""
         name = self.task.for_row(row).name
         values = {term: function(parsed, row) for term, function in self._terms[name].items()}
+        for term, value in values.items():
+            if not 0 <= value <= 1:  # of a task of the user's own; ours are tested
+                raise UserError(
+                    f"the term {term} of task={name} is {value} on row {row.get('row_id', '?')}; "
+                    "a number in [0, 1] is needed"
+                )
         return {"terms": values, "total": sum(self._weights[name][term] * value for term, value in values.items())}
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vrft.answers import read_box
 from vrft.boxes import Frame, clip_to_image, from_frame, iou_matrix, to_frame
 from vrft.rewards import RewardOptions, box_giou, box_iou
-from vrft.rows import Row, box_fault
+from vrft.rows import Row, check_box
 from vrft.tasks.base import AnswerTerm, Metric, Parsed, Task, require
 
 Box = tuple[float, float, float, float]
@@ -27,8 +27,7 @@ class OneBoxTask(Task):
     def check(self, row: Row) -> None:
         if "problem" not in row:
             require(row, "phrase", str)
-        if fault := box_fault(row.get("gold"), row["image_wh"]):
-            raise ValueError(fault)
+        check_box(row.get("gold"), row["image_wh"])
 
     def answer_form(self, frame: Frame) -> str:
         return "(x1,y1),(x2,y2)"

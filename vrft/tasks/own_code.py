@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import signal
 import sys
 import threading
 from collections import Counter
@@ -68,20 +69,49 @@ def guarded_term(name: str, term: OwnTerm, *, options: RewardOptions, root: Path
     return guarded
 
 
+class _TooLongError(BaseException):
+    """Not an Exception, so that the user's own `except Exception` does not swallow it."""
+
+
 def call_within(function: Callable[[], Any], timeout_s: float) -> tuple[Any, str | None]:
-    """`(value, None)`, or `(None, what went wrong)`. A call that hangs is left behind in its thread."""
-    outcome: list = [None, f"it took longer than reward.options.timeout_s={timeout_s:g} seconds"]
+    """`(value, None)`, or `(None, what went wrong)`.
+
+    In the main thread a call that takes too long is interrupted by a timer; elsewhere it is left behind in a thread.
+    """
+    too_long = f"it took longer than reward.options.timeout_s={timeout_s:g} seconds"
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
+        return _interrupted(function, timeout_s, too_long)
+    outcome: list = [None, too_long]
 
     def call() -> None:
-        try:
-            outcome[:] = function(), None
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's term may raise anything
-            outcome[:] = None, _words(error)
+        outcome[:] = _called(function)
 
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(timeout_s)
     return tuple(outcome)
+
+
+def _interrupted(function: Callable[[], Any], timeout_s: float, too_long: str) -> tuple[Any, str | None]:
+    def stop(*_: Any) -> None:
+        raise _TooLongError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, timeout_s)
+        return _called(function)
+    except _TooLongError:
+        return None, too_long
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _called(function: Callable[[], Any]) -> tuple[Any, str | None]:
+    try:
+        return function(), None
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's term may raise anything
+        return None, _words(error)
 
 
 def _value_fault(value: Any) -> str | None:

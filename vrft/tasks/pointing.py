@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from vrft.answers import read_box, read_point
 from vrft.boxes import Frame, from_frame, to_frame
 from vrft.rewards import RewardOptions, point_closeness, point_in_box
-from vrft.rows import Row, box_fault
+from vrft.rows import Row, check_box
 from vrft.tasks.base import AnswerTerm, Metric, Task, coordinate_words, require
 
 Point = tuple[float, float]
@@ -34,8 +34,7 @@ class PointingTask(Task):
     def check(self, row: Row) -> None:
         if "problem" not in row:
             require(row, "phrase", str)
-        if fault := box_fault(row.get("gold"), row["image_wh"]):
-            raise ValueError(fault)
+        check_box(row.get("gold"), row["image_wh"])
 
     def ask(self, row: Row, frame: Frame) -> str:
         return f"Point at this object in the image: {row['phrase']}. Give one point in {coordinate_words(frame)}."
@@ -52,6 +51,9 @@ class PointingTask(Task):
     def read(self, block: str, frame: Frame) -> tuple[Point | None, str | None]:
         point, reason = read_point(block)
         return (tuple(from_frame(point, frame)), None) if point else (None, reason)
+
+    def solution_form(self, frame: Frame) -> str:
+        return "(x1,y1),(x2,y2)"
 
     def read_gold(self, block: str, frame: Frame) -> tuple[list[float] | None, str | None]:
         """The box that must be hit: a solution holds a box, `(x1,y1),(x2,y2)`."""

@@ -1,0 +1,116 @@
+"""One row of a source: its columns and its images checked, and what is wrong with it said."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from vrft.boxes import Frame
+from vrft.data.images import ImageReader
+from vrft.data.sources import Located
+from vrft.data.splits import Checked
+from vrft.rows import Row, box_fault
+from vrft.tasks import Task
+
+_IMAGE_COLUMNS = ("image", "images", "image_path")
+_SPECIAL_TOKEN = re.compile(r"<\|\w+\|>")
+
+
+class Opened(NamedTuple):
+    """A row as its source gives it, its columns under their names here; `fault` says why it has none.
+
+    place: where it stands, for messages. values: of its image columns.
+    """
+
+    place: str
+    default_id: str
+    row: Row
+    values: list
+    fault: str | None = None
+
+
+def open_rows(located: Iterable[Located], names: dict[str, str], *, what: str) -> Iterator[Opened]:
+    """Yield each row of a source with its columns renamed; `what` begins the ids of those that have none."""
+    for position, (file, number, columns) in enumerate(located, 1):
+        place, default_id = f"{file}, row {number}", f"{what}-{position:06d}"
+        try:
+            row = {name: value for name, value in _renamed(columns, names).items() if value is not None}
+            yield Opened(place, default_id, row, _image_values(row))
+        except ValueError as error:
+            yield Opened(place, default_id, {}, [], str(error))
+
+
+def check_row(item: Opened, *, frame: str | None, task: Task, images: ImageReader) -> Checked:
+    """The row as vrft keeps it. Raises ValueError saying what is wrong with it."""
+    if item.fault:
+        raise ValueError(item.fault)
+    read, row = [images.read(value) for value in item.values], dict(item.row)
+    _check_columns(row)
+    image_wh = list(read[0].image_wh)
+    if row.setdefault("image_wh", image_wh) != image_wh:
+        raise ValueError(
+            f"image_wh is {row['image_wh']}, but upright the image has {image_wh}, to which boxes must refer"
+        )
+    row |= {"row_id": str(row.get("row_id", item.default_id)), "images": [image.path for image in read]}
+    if "solution" in row:
+        row["gold"] = _gold(row, task.for_row(row), frame)
+        del row["solution"]
+    task.check(row)
+    for xyxy in row.get("distractors", []):
+        if fault := box_fault(xyxy, image_wh):
+            raise ValueError(f"distractors: {fault}")
+    return Checked(row, [image.content for image in read])
+
+
+def _renamed(columns: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    row = dict(columns)
+    for name, name_there in names.items():
+        if name_there in columns:
+            row[name] = row.pop(name_there)
+        elif name_there != name:
+            raise ValueError(
+                f"column {name_there!r} (dataset.columns.{name}) is missing; the row has {', '.join(columns) or 'none'}"
+            )
+    return row
+
+
+def _image_values(row: Row) -> list:
+    """Take the image columns out of the row, as a list of at least one value."""
+    present = [name for name in _IMAGE_COLUMNS if name in row]
+    if len(present) != 1:
+        raise ValueError(f"one column of {', '.join(_IMAGE_COLUMNS)} is needed; the row has {', '.join(row) or 'none'}")
+    values = row.pop(present[0])
+    values = values if isinstance(values, list) else [values]
+    if not values:
+        raise ValueError(f"column {present[0]!r} is an empty list; at least one image is needed")
+    return values
+
+
+def _check_columns(row: Row) -> None:
+    """Raise ValueError for a column of a wrong type, one JSON cannot hold, a blank text, a special token."""
+    for name, kind in (("problem", str), ("solution", str), ("thought", str), ("distractors", list)):
+        if name in row and not isinstance(row[name], kind):
+            raise ValueError(f"column {name!r} is {str(row[name])[:100]!r}; a {kind.__name__} is needed")
+    for name, value in row.items():
+        try:
+            text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+            text.encode("utf-8")
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"column {name!r} is {str(value)[:100]!r}, which JSON cannot hold ({error})") from None
+        if isinstance(value, str) and not value.strip():
+            raise ValueError(f"column {name!r} is {value!r}; a text is needed, or no such column")
+        if token := _SPECIAL_TOKEN.search(text):
+            raise ValueError(f"column {name!r} holds the special token {token.group()!r}, which models obey; remove it")
+
+
+def _gold(row: Row, task: Task, frame_name: str | None) -> Any:
+    if "gold" in row:
+        raise ValueError("both gold and solution are there; keep one of them")
+    gold = task.gold_of(row["solution"], Frame(frame_name or "pixels", row["image_wh"], row["image_wh"]))
+    if frame_name is None and not isinstance(gold, str | int):
+        raise ValueError(
+            "the boxes of its solution are in a frame that dataset.frame must name: norm1000, pixels or norm1"
+        )
+    return gold

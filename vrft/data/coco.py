@@ -1,0 +1,236 @@
+"""Rows from COCO annotation files, and from LVIS's, which are of the same form.
+
+    detection              a row for each image and category in it: {"category": "dog", "gold": [boxes]}
+    detection, labelled    a row for each image: {"categories": ["cat", "dog"], "gold": [{"label": "dog", "xyxy": box}]}
+    counting               a row for each image and category in it: {"category": "dog", "gold": 2}
+
+Boxes around crowds are no gold, and a category of which an image has nothing else makes no row and no negative. Every
+row has `image_id`, and one of a single category `category_id`, as in the file; its `row_id` is made of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vrft.answers import normal_name
+from vrft.data.annotations import Annotations, read_annotations
+from vrft.data.assemble import build_splits
+from vrft.data.sources import Located
+from vrft.errors import UserError, raise_all
+from vrft.rows import Row
+from vrft.tasks import Task
+
+LISTS = Path(__file__).parent / "category_lists"
+NOT_EXHAUSTIVE = "rows were left out because not all objects of their category have boxes"
+
+_Names = list[str] | str | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keys of `dataset` that this source takes.
+
+    path, test_path: annotation files; the second null: `n_test` rows of the first are set apart.
+    classes: the categories that are asked for: names, the name of a list in `category_lists`, or a file with one a
+        line; null: all. Case and underscores do not matter; rows have the names of the annotation file.
+    exclude_classes: those that are not; the same.
+    test_classes: as `classes`, of a test set of its own; null: the same as of the training rows.
+    negatives: so many questions without an object for each with one (with labels: categories asked for in vain for
+        each that is there); of LVIS only categories that the file says are absent.
+    distractors: True gives each detection row the boxes of other categories in its image.
+    federated: True for LVIS.
+    not_exhaustive: False leaves out the rows of which LVIS says that some objects have no box. Counting never has them.
+    """
+
+    path: str
+    test_path: str | None = None
+    classes: _Names = None
+    exclude_classes: _Names = None
+    test_classes: _Names = None
+    negatives: float = 0.0
+    distractors: bool = False
+    federated: bool = False
+    not_exhaustive: bool = True
+
+    @property
+    def has_own_test(self) -> bool:
+        return self.test_path is not None
+
+    def faults(self) -> list[str]:
+        """What is wrong with the keys together."""
+        faults = []
+        if not 0 <= self.negatives < 1e6:
+            faults.append(f"dataset.negatives is {self.negatives}; a number from 0 is right")
+        if self.test_classes is not None and self.test_path is None:
+            faults.append(
+                "dataset.test_classes is given, and dataset.test_path is null; it needs a test set of its own"
+            )
+        return faults
+
+
+def build(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, list[Row]]:
+    """The rows as `{"train", "validation", "test"}`. Raises `UserError` that lists all that is wrong with them."""
+    if getattr(task, "answer_kind", None) not in ("boxes", "count"):
+        raise UserError(
+            f"task={task.name} has no rows in COCO or LVIS annotations, which hold boxes; tasks that fit: detection, "
+            "open_vocabulary_detection, counting"
+        )
+    notes: dict[str, int] = {}
+    bound = partial(read, task=task, seed=seed, image_roots=_image_roots(options), notes=notes)
+    return build_splits(options, own=Options, read=bound, task=task, out_dir=out_dir, seed=seed, notes=notes)
+
+
+def _image_roots(options: dict) -> tuple[str | None, str | None]:
+    own = options.get("image_root")
+    return own, options.get("test_image_root") or own
+
+
+def read(
+    options: Options,
+    *,
+    is_test: bool,
+    faults: list[str],
+    task: Task,
+    seed: int = 0,
+    image_roots: tuple[str | None, str | None] = (None, None),
+    notes: dict[str, int] | None = None,
+) -> tuple[Iterator[Located], Path | None]:
+    """The rows of the training or the test file, by image and category id, and the folder that image paths start from.
+
+    notes: counts of what was passed over. Raises `UserError` for a file or a class that there is not.
+    """
+    path, key = Path(options.path), "dataset.path"
+    if is_test and options.test_path is not None:
+        path, key = Path(options.test_path), "dataset.test_path"
+    notes = {} if notes is None else notes
+    found = read_annotations(path, key=key, is_federated=options.federated, faults=faults, notes=notes)
+    rows = _Rows(found, options, _asked_ids(found, options, is_test=is_test), task, seed, notes)
+    folder = Path(image_roots[is_test] or path.parent)
+    return rows.located(folder, prefix="test-" if is_test else ""), folder
+
+
+@dataclass
+class _Rows:
+    """The rows of one file. asked: the ids of the categories that are asked for."""
+
+    found: Annotations
+    options: Options
+    asked: frozenset[int]
+    task: Task
+    seed: int
+    notes: dict[str, int]
+
+    def located(self, folder: Path, *, prefix: str) -> Iterator[Located]:
+        of_image = self._labelled if getattr(self.task, "labelled", False) else self._single
+        n_positive, n_negative = 0, 0
+        for image_id in sorted(self.found.images):
+            image, present = self.found.images[image_id], self.found.present.get(image_id, set())
+            golds = self._golds(image_id)
+            n_positive += len(golds)
+            wanted = round(self.options.negatives * n_positive) - n_negative
+            absent = (image.negative_ids & self.asked if self.options.federated else self.asked) - present
+            absent = sorted(number for number in absent if (image_id, number) not in self.found.faulty)
+            drawn = random.Random(f"{self.seed}:{image_id}").sample(absent, min(wanted, len(absent))) if golds else []
+            n_negative += len(drawn)
+            file = next((name for name in image.files if (folder / name).is_file()), image.files[0])
+            for name, columns in of_image(image_id, golds | {number: [] for number in drawn}):
+                shared = {"image": file, "image_id": image_id, "image_wh": list(image.wh)}
+                yield self.found.name, f"{prefix}{name}", {"row_id": f"{prefix}{name}", **shared, **columns}
+        if (missing := round(self.options.negatives * n_positive) - n_negative) > 0:
+            self.notes["questions without an object could not be drawn: too few categories are known to be absent"] = (
+                missing
+            )
+
+    def _golds(self, image_id: int) -> dict[int, list[list[float]]]:
+        """The boxes of each category that is asked for and can be, by id."""
+        golds: dict[int, list[list[float]]] = {}
+        for category_id, xyxy in self.found.boxes.get(image_id, ()):
+            if category_id in self.asked and (image_id, category_id) not in self.found.faulty:
+                golds.setdefault(category_id, []).append(list(xyxy))
+        for category_id in self.found.images[image_id].not_exhaustive_ids & golds.keys():
+            if self.task.answer_kind == "count" or not self.options.not_exhaustive:
+                del golds[category_id]
+                self.notes[NOT_EXHAUSTIVE] = self.notes.get(NOT_EXHAUSTIVE, 0) + 1
+        return dict(sorted(golds.items()))
+
+    def _single(self, image_id: int, golds: dict[int, list]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for category_id, boxes in sorted(golds.items()):
+            category = self.found.categories[category_id]
+            columns: dict[str, Any] = {"category_id": category_id, "category": category["name"]}
+            if self.task.answer_kind == "count":
+                yield f"{image_id}-{category_id}", columns | {"gold": len(boxes)}
+                continue
+            if self.options.federated:
+                columns["is_exhaustive"] = category_id not in self.found.images[image_id].not_exhaustive_ids
+            if self.options.distractors:
+                others = self.found.boxes.get(image_id, ())
+                columns["distractors"] = [list(xyxy) for other, xyxy in others if other != category_id]
+            if self.task.name == "open_vocabulary_detection" and isinstance(category.get("def"), str):
+                columns["definition"] = category["def"]
+            yield f"{image_id}-{category_id}", columns | {"gold": boxes}
+
+    def _labelled(self, image_id: int, golds: dict[int, list]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """One row, unless an annotation of the image that is asked for is faulty: its gold would lack an object."""
+        is_faulty = (
+            any((image_id, number) in self.found.faulty for number in self.asked) if self.found.faulty else False
+        )
+        if is_faulty or not any(golds.values()):
+            return
+        names = {category_id: self.found.categories[category_id]["name"] for category_id in golds}
+        gold = [{"label": names[number], "xyxy": xyxy} for number, boxes in sorted(golds.items()) for xyxy in boxes]
+        yield str(image_id), {"categories": sorted(names.values()), "gold": gold}
+
+
+def _asked_ids(found: Annotations, options: Options, *, is_test: bool) -> frozenset[int]:
+    """The ids of the categories that the options choose. Raises `UserError` for a list or a name that there is not."""
+    key = "test_classes" if is_test and options.test_classes is not None else "classes"
+    chosen = _ids_of(getattr(options, key), found, key=f"dataset.{key}")
+    excluded = _ids_of(options.exclude_classes or [], found, key="dataset.exclude_classes")
+    if not chosen - excluded:
+        raise UserError(
+            f"dataset.{key} without dataset.exclude_classes leaves no category of {found.name}; name others"
+        )
+    return frozenset(chosen - excluded)
+
+
+def _ids_of(names: _Names, found: Annotations, *, key: str) -> set[int]:
+    if names is None:
+        return set(found.categories)
+    listed = names_of_list(names, key=key) if isinstance(names, str) else names
+    ids = {normal_name(category["name"]): number for number, category in found.categories.items()}
+    faults = []
+    for name in listed:
+        if normal_name(name) not in ids:
+            near = difflib.get_close_matches(normal_name(name), ids, n=3)
+            meant = ", ".join(repr(found.categories[ids[one]]["name"]) for one in near)
+            faults.append(
+                f"{key} has {name!r}, no category of {found.name}" + (f"; did you mean {meant}?" if near else "")
+            )
+    some = ", ".join(category["name"] for category in list(found.categories.values())[:100])
+    raise_all(faults, heading=f"Categories that there are not; {found.name} has {len(found.categories)}: {some}")
+    return {ids[normal_name(name)] for name in listed}
+
+
+def names_of_list(name: str, *, key: str) -> list[str]:
+    """The names in a list that is shipped, or in a file with one a line. Raises `UserError` where there is neither."""
+    shipped = LISTS / f"{name}.txt"
+    path = shipped if shipped.is_file() and shipped.parent == LISTS else Path(name)
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in LISTS.glob("*.txt")))
+        raise UserError(f"{key} is {name!r}, no list and no file; a list of names, a file, or one of {known} is right")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{key}: {path} is not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8") from None
+    names = [line.strip() for line in lines if line.strip()]
+    if not names or len(set(names)) < len(names):
+        raise UserError(
+            f"{key}: {path} has {len(names)} names, {len(set(names))} of them different; one a line is right"
+        )
+    return names

@@ -1,0 +1,240 @@
+"""Class folders, lists of labelled images, and the published layouts of four sets: rows `{image, gold: class name}`.
+
+    folders    PATH/[SPLIT/]CLASS/…/NAME.jpg
+    list       a list of `image label` (blank, tab or comma; a label is a name, or its number in `classes`), or a .pth
+               of `[{image path: {"label": number, "pred_class": [numbers]}}]`
+    flowers    Oxford Flowers 102: jpg/image_00001.jpg, imagelabels.mat, setid.mat; names only by `classes`
+    aircraft   FGVC-Aircraft: data/images, data/images_LEVEL_SPLIT.txt
+    cars       Stanford Cars: cars_SPLIT/, devkit/cars_meta.mat, cars_SPLIT_annos.mat, cars_test_annos_withlabels.mat
+    pets       Oxford-IIIT Pets: images/, annotations/SPLIT.txt; names by the file names
+
+Layouts as in the documentation of torchvision.datasets.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vrft.answers import normal_name
+from vrft.data.assemble import build_splits
+from vrft.data.class_names import ClassNames, Labelled, read_class_list, read_lines
+from vrft.data.published_layouts import aircraft, cars, flowers, pets
+from vrft.data.sources import Located
+from vrft.errors import UserError
+from vrft.rows import Row
+from vrft.tasks import Task
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+AIRCRAFT_LEVELS = ("variant", "family", "manufacturer")
+_LEFT_BY_SYSTEMS = ("thumbs.db", "desktop.ini")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keys of `dataset` of this source.
+
+    path, layout: the folder (of `list`: the file), and how it is laid out.
+    split, test_split: which parts to train and to test on, by the layout's own names; null: there is but one part, or
+        no test set of its own. Class folders have these parts where PATH/SPLIT is a folder of folders, lists none.
+    test_path: a test set of its own in another place, of the same layout.
+    classes: a file of class names, one a line, to which labels are compared or count from `first_label` (flowers: 1).
+    class_depth: how many folder names make up a class ("animals/dog" has 2).
+    path_parts: how many parts of a listed image path are kept, from its end; null: all.
+    level: what aircraft are told apart by: variant, family or manufacturer.
+    blank_underscores: True writes the underscores of folder and file names as blanks.
+    candidates: True gives each row all class names, and so asks for one of them.
+    """
+
+    path: str
+    layout: str = "folders"
+    split: str | None = None
+    test_split: str | None = None
+    test_path: str | None = None
+    classes: str | None = None
+    first_label: int = 0
+    class_depth: int = 1
+    path_parts: int | None = None
+    level: str = "variant"
+    blank_underscores: bool = True
+    candidates: bool = False
+
+    @property
+    def has_own_test(self) -> bool:
+        if self.test_path is not None or self.layout == "list":
+            return self.test_path is not None
+        if self.layout == "folders":
+            return _part(Path(self.path), self.test_split) is not None
+        return self.test_split is not None
+
+    def faults(self) -> list[str]:
+        """What is wrong with the values."""
+        found = []
+        for key, known in (("layout", tuple(LAYOUTS)), ("level", AIRCRAFT_LEVELS)):
+            if getattr(self, key) not in known:
+                found.append(f"dataset.{key} is {getattr(self, key)!r}; known: {', '.join(known)}")
+        if self.layout == "flowers" and self.classes is None:
+            found.append("dataset.classes is null, and flowers have numbers alone; a file of 102 names is needed")
+        for key, value, least in (
+            ("class_depth", self.class_depth, 1),
+            ("path_parts", 1 if self.path_parts is None else self.path_parts, 1),
+            ("first_label", self.first_label, 0),
+        ):
+            if type(value) is not int or value < least:
+                found.append(f"dataset.{key} is {value!r}; a whole number from {least} is right")
+        return found
+
+
+def build(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, list[Row]]:
+    """The rows of every split (see `vrft.data.assemble`). Raises `UserError` for a task that asks for no name."""
+    if getattr(task, "answer_kind", "mixed") not in ("name", ""):
+        raise UserError(f"task={task.name} has no rows in folders of classes; task=classification has")
+    return build_splits(options, own=Options, read=read, task=task, out_dir=out_dir, seed=seed)
+
+
+def read(options: Options, *, is_test: bool, faults: list[str]) -> tuple[Iterator[Located], Path]:
+    """The rows of the training or the test source as they stand, and the folder that their image paths start from.
+
+    What is wrong with a file or a line is appended to `faults`. Raises `UserError` for what leaves no rows at all.
+    """
+    key = "dataset.test_path" if is_test and options.test_path else "dataset.path"
+    path = Path((options.test_path if is_test else None) or options.path)
+    split = (options.test_split if is_test else None) or options.split
+    is_found = path.is_file() if options.layout == "list" else path.is_dir()
+    if not is_found:
+        raise UserError(f"{key} is {str(path)!r}: there is no such {'file' if options.layout == 'list' else 'folder'}")
+    names = read_class_list(Path(options.classes)) if options.classes else None
+    labelled = LAYOUTS[options.layout](path, split, ClassNames(options, names, faults))
+    prefix = "test:" if is_test and options.test_path else ""
+    candidates = {"candidates": names or sorted({item.name for item in labelled})} if options.candidates else {}
+    rows = (
+        (file, number, {"row_id": prefix + image, "image": image, "gold": name, **(more or {}), **candidates})
+        for image, name, file, number, more in labelled
+    )
+    return rows, path.parent if options.layout == "list" else path
+
+
+def _class_folders(path: Path, split: str | None, classes: ClassNames) -> list[Labelled]:
+    top, depth, faults = _part(path, split) or path, classes.options.class_depth, classes.faults
+    if top == path and (parts := [part for part in ("train", "val", "valid", "test") if _part(path, part)]):
+        raise UserError(f"{path} has the parts {', '.join(parts)}, and the split is {split!r}; name one of them")
+    labelled, stems, full = [], {}, set()
+    for file in _files_below(top):
+        image, folders = file.relative_to(path).as_posix(), file.relative_to(top).parts[:-1]
+        full.update(folders[:1])
+        if file.suffix.lower() not in IMAGE_SUFFIXES:
+            faults.append(f"{image} is no image file ({', '.join(IMAGE_SUFFIXES)}); move it out of {path}")
+        elif len(folders) < depth:
+            faults.append(f"{image} lies in no class folder; right is {'CLASS/' * depth}{file.name}")
+        elif (first := stems.setdefault(image.removesuffix(file.suffix), image)) != image:
+            faults.append(f"{image} and {first} differ in their endings alone; keep one")
+        elif name := classes.named(classes.written("/".join(folders[:depth])), image):
+            labelled.append(Labelled(image, name, image, 1))
+    subfolders = _subfolders(top)
+    empty = [folder.name for folder in subfolders if folder.name not in full]
+    faults += [f"the class folder {name} is empty; fill or remove it" for name in empty]
+    first_of: dict[str, str] = {}
+    for folder in dict.fromkeys(Path(item.image).relative_to(top.relative_to(path)).parts[:depth] for item in labelled):
+        name = "/".join(folder)
+        if (other := first_of.setdefault(normal_name(name), name)) != name:
+            faults.append(f"the class folders {other!r} and {name!r} are one class to who compares names; rename one")
+    if not subfolders and not labelled:
+        raise UserError(f"{top} holds no class folders; right is {top.name}/CLASS/NAME.jpg")
+    return labelled
+
+
+def _list(path: Path, split: str | None, classes: ClassNames) -> list[Labelled]:
+    entries = _pth_entries(path, classes.faults) if path.suffix == ".pth" else _text_entries(path, classes.faults)
+    labelled, first = [], {}
+    for number, image, label, more in entries:
+        where = f"{path.name}, row {number}"
+        if first.setdefault(image, number) != number:
+            classes.faults.append(f"{where}: the image {image!r} is that of row {first[image]}; keep one")
+        elif name := classes.labelled(label, where):
+            predicted = {key: classes.labelled(value, where) for key, value in more.items()}
+            parts = classes.options.path_parts
+            kept = "/".join(Path(image).parts[-parts:]) if parts else image
+            labelled.append(Labelled(kept, name, path.name, number, predicted))
+    return labelled
+
+
+def _pth_entries(path: Path, faults: list[str]) -> Iterator[tuple[int, str, int, dict[str, int]]]:
+    """`(number, image, label, {"prediction": the first predicted label})` of each entry."""
+    import pickle
+
+    import torch
+
+    try:
+        entries = torch.load(path, map_location="cpu", weights_only=True)  # True: tensors and containers, no code
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"names {named.group(1)}, which is never run" if named else str(error)[:200]
+        raise UserError(f"{path} cannot be read as tensors and lists alone ({what})") from None
+    if not isinstance(entries, list):
+        raise UserError(f"{path} holds a {type(entries).__name__}; a list of {{image path: {{label}}}} is right")
+    for number, entry in enumerate(entries, 1):
+        try:
+            [(image, facts)] = entry.items()
+            label, predicted = int(facts["label"]), facts.get("pred_class")
+            more = {} if predicted is None else {"prediction": int(torch.as_tensor(predicted).flatten()[0])}
+        except (AttributeError, ValueError, TypeError, KeyError, IndexError, RuntimeError):
+            faults.append(f"{path.name}, row {number}: {str(entry)[:100]} is not {{image path: {{label: number}}}}")
+        else:
+            yield number, str(image), label, more
+
+
+def _text_entries(path: Path, faults: list[str]) -> Iterator[tuple[int, str, str, dict]]:
+    """`(line, image, label, {})` of each line. All lines have one separator: tab, else comma, else the first blank."""
+    lines = [(n, line) for n, line in enumerate(read_lines(path, key="dataset.path"), 1) if line.strip()]
+    mark = next((mark for mark in "\t," if all(mark in line for _, line in lines)), None)
+    for position, (number, line) in enumerate(lines):
+        fields = next(csv.reader([line], delimiter=mark)) if mark else line.split(maxsplit=1)
+        fields = [field.strip() for field in fields]
+        if position == 0 and fields[1:] == ["label"] and fields[0] in ("image", "path"):
+            continue
+        if len(fields) == 2 and all(fields):
+            yield number, *fields, {}
+        else:
+            faults.append(
+                f"{path.name}, row {number}: {line[:100]!r} is not an image and a label, with a {mark or ' '!r} between"
+            )
+    if not lines:
+        raise UserError(f"{path} is empty; lines of `image label` are needed")
+
+
+LAYOUTS: dict[str, Callable[..., list[Labelled]]] = {
+    "folders": _class_folders,
+    "list": _list,
+    "flowers": flowers,
+    "aircraft": aircraft,
+    "cars": cars,
+    "pets": pets,
+}
+
+
+def _part(path: Path, split: str | None) -> Path | None:
+    """PATH/SPLIT where it is a folder of folders."""
+    part = path / split if split else None
+    return part if part is not None and part.is_dir() and _subfolders(part) else None
+
+
+def _subfolders(path: Path) -> list[Path]:
+    return sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+
+
+def _files_below(top: Path) -> list[Path]:
+    """The files in order, without hidden ones; linked folders are followed, each once."""
+    found, seen = [], set()
+    for folder, folders, files in os.walk(top, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if (real := os.path.realpath(folder)) in seen:
+            folders[:] = []
+            continue
+        seen.add(real)
+        kept = [name for name in files if not name.startswith(".") and name.lower() not in _LEFT_BY_SYSTEMS]
+        found += [Path(folder, name) for name in kept]
+    return sorted(found)

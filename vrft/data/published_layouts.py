@@ -1,0 +1,93 @@
+"""The published layouts of Flowers 102, FGVC-Aircraft, Stanford Cars and Oxford-IIIT Pets.
+
+Layouts as in the documentation of torchvision.datasets.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+from vrft.data.class_names import ClassNames, Labelled, read_class_list, read_lines
+from vrft.errors import UserError
+
+_DAMAGED_MAT = (OSError, ValueError, TypeError, LookupError, NotImplementedError, EOFError, struct.error, zlib.error)
+"""What scipy raises on damaged files, beside its own error."""
+
+
+def flowers(path: Path, split: str | None, classes: ClassNames) -> list[Labelled]:
+    """The images of Oxford Flowers 102; a class is a number, whose name `dataset.classes` has."""
+    part = {"train": "trnid", "val": "valid", "test": "tstid"}.get(split or "train")
+    if part is None:
+        raise UserError(f"the split is {split!r}; flowers have train, val and test")
+    labels, labelled = _mat(path / "imagelabels.mat", "labels"), []
+    for number in sorted(int(number) for number in _mat(path / "setid.mat", part)):
+        if not 1 <= number <= len(labels):
+            classes.faults.append(f"setid.mat, {part}: there is no image {number}; imagelabels.mat has {len(labels)}")
+        elif name := classes.numbered(int(labels[number - 1]), f"imagelabels.mat, row {number}", first=1):
+            labelled.append(Labelled(f"jpg/image_{number:05d}.jpg", name, "imagelabels.mat", number))
+    return labelled
+
+
+def aircraft(path: Path, split: str | None, classes: ClassNames) -> list[Labelled]:
+    """The images of FGVC-Aircraft, named by variant, family or manufacturer."""
+    inner, level = "data/" if (path / "data").is_dir() else "", classes.options.level
+    listed = path / inner / {"variant": "variants", "family": "families", "manufacturer": "manufacturers"}[level]
+    if classes.names is None and listed.with_suffix(".txt").is_file():
+        classes.use(read_class_list(listed.with_suffix(".txt")))
+    file, labelled = path / inner / f"images_{level}_{split or 'train'}.txt", []
+    for number, line in enumerate(read_lines(file, key="dataset.split"), 1):
+        image, _, name = line.strip().partition(" ")
+        if not name:
+            classes.faults.append(f"{file.name}, row {number}: {line[:100]!r} is not an image and a {level}")
+        elif name := classes.named(name, f"{file.name}, row {number}"):
+            labelled.append(Labelled(f"{inner}images/{image}.jpg", name, file.name, number))
+    return labelled
+
+
+def cars(path: Path, split: str | None, classes: ClassNames) -> list[Labelled]:
+    """The images of Stanford Cars."""
+    split = split or "train"
+    name = "cars_test_annos_withlabels.mat" if split == "test" else f"cars_{split}_annos.mat"
+    file = next((folder / name for folder in (path, path / "devkit") if (folder / name).is_file()), path / name)
+    if classes.names is None:
+        classes.use([str(text) for text in _mat(path / "devkit" / "cars_meta.mat", "class_names")])
+    entries, labelled = _mat(file, "annotations"), []
+    if missing := {"fname", "class"} - set(entries.dtype.names or ()):
+        raise UserError(f"{file}: the annotations have no {' and no '.join(sorted(missing))}; labels are needed")
+    for number, (image, label) in enumerate(zip(entries["fname"], entries["class"], strict=True), 1):
+        if found := classes.numbered(int(label), f"{name}, row {number} ({image})", first=1):
+            labelled.append(Labelled(f"cars_{split}/{image}", found, name, number))
+    return labelled
+
+
+def pets(path: Path, split: str | None, classes: ClassNames) -> list[Labelled]:
+    """The images of Oxford-IIIT Pets, whose class stands in the file's name."""
+    file, labelled, of_number = path / "annotations" / f"{split or 'trainval'}.txt", [], {}
+    for number, line in enumerate(read_lines(file, key="dataset.split"), 1):
+        if line.startswith("#") or not line.strip():
+            continue
+        image, *numbers = line.split()
+        name, where = classes.written(image.rpartition("_")[0]), f"{file.name}, row {number}"
+        if not name or not numbers or not numbers[0].isdecimal():
+            classes.faults.append(f"{where}: {line[:100]!r} is not `CLASS_NUMBER class species breed`")
+        elif (other := of_number.setdefault(numbers[0], name)) != name:
+            classes.faults.append(f"{where}: class {numbers[0]} is {other!r} above, and {name!r} here")
+        elif name := classes.named(name, where):
+            labelled.append(Labelled(f"images/{image}.jpg", name, file.name, number))
+    return labelled
+
+
+def _mat(path: Path, key: str):
+    """A variable of a MATLAB file, as a flat array."""
+    from scipy.io import loadmat, whosmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        holds = [name for name, *_ in whosmat(path)]
+        if key in holds:
+            return loadmat(path, variable_names=[key], squeeze_me=True)[key].reshape(-1)
+    except (MatReadError, *_DAMAGED_MAT) as error:
+        raise UserError(f"{path} cannot be read as a MATLAB file ({str(error)[:200]})") from None
+    raise UserError(f"{path} has no variable {key!r}; it holds {', '.join(holds) or 'none'}")

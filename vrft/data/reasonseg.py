@@ -1,0 +1,221 @@
+"""ReasonSeg, as LISA published it: NAME.jpg beside NAME.json in LabelMe's form, one row a text.
+
+    {"text": ["what one drinks from"], "is_sentence": true, "shapes": [{"label": "target", "points": [[3, 4], …]}, …]}
+
+A row has `phrase`, `gold` (the bounding box of all target polygons, in pixels), `is_sentence`, and for masks
+`target_polygons` and `ignore_polygons`, lists of [[x, y], …] as in the file. Shapes called `flag` count for nothing;
+those with `ignore` in their name are no part of the mask or of its background, as in LISA (arXiv:2308.00692).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vrft.data.assemble import build_splits
+from vrft.data.images import FORMATS, locate
+from vrft.data.sources import Located
+from vrft.errors import UserError
+from vrft.rows import Row
+from vrft.tasks import Task
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_EXIF_ORIENTATION = 0x0112
+_LYING = (5, 6, 7, 8)  # EXIF orientations in which width and height change places
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keys of `dataset` of this source.
+
+    path: the folder of the pairs, or one with a folder for each split.
+    split, test_split: the folders to train and to test on, where PATH has such; null: PATH itself, and no test set.
+    test_path: a test set of its own in another place.
+    """
+
+    path: str
+    split: str | None = None
+    test_split: str | None = None
+    test_path: str | None = None
+
+    @property
+    def has_own_test(self) -> bool:
+        return self.test_path is not None or self.test_split is not None
+
+
+def build(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, list[Row]]:
+    """The rows of every split (see `vrft.data.assemble`). Raises `UserError` for a task whose answer is no place."""
+    refuse_other_tasks(task, source="ReasonSeg")
+    return build_splits(options, own=Options, read=read, task=task, out_dir=out_dir, seed=seed)
+
+
+def refuse_other_tasks(task: Task, *, source: str) -> None:
+    """Raise `UserError` for a task that rows of a phrase and one box do not fit."""
+    if getattr(task, "answer_kind", "mixed") not in ("box", "point", ""):
+        raise UserError(
+            f"task={task.name} has no rows in {source}; right are grounding, reasoning_grounding and pointing"
+        )
+
+
+def read(options: Options, *, is_test: bool, faults: list[str]) -> tuple[Iterator[Located], Path]:
+    """The rows of the training or the test source as they stand, and the folder that their image paths start from.
+
+    What is wrong with a pair is appended to `faults`. Raises `UserError` for a folder without any.
+    """
+    path = Path((options.test_path if is_test else None) or options.path)
+    split = (options.test_split if is_test else None) or options.split
+    folder = path / split if split else path
+    if not folder.is_dir():
+        key = "dataset.test_path" if is_test and options.test_path else "dataset.path"
+        raise UserError(
+            f"{key} and the split {split!r} give {str(folder)!r}: there is no such folder; "
+            "for pairs in the folder itself the split is null"
+        )
+    images = _images_by_stem(folder, faults)
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".json")
+    if not files:
+        raise UserError(f"{folder} has no .json file; NAME.json beside each NAME.jpg is right")
+    faults += [
+        f"{images[stem].name} has no {stem}.json" for stem in sorted(images.keys() - {file.stem for file in files})
+    ]
+    prefix = ("test:" if is_test and options.test_path else "") + (f"{split}/" if split else "")
+    return _rows(files, images, root=path, prefix=prefix, faults=faults), path
+
+
+def _rows(
+    files: list[Path], images: dict[str, Path], *, root: Path, prefix: str, faults: list[str]
+) -> Iterator[Located]:
+    for file in files:
+        if file.stem not in images:
+            faults.append(f"{file.name}: there is no image {file.stem}.jpg beside it")
+            continue
+        image = images[file.stem].relative_to(root).as_posix()
+        try:
+            columns, texts = read_label_file(file, image_wh=upright_wh(image, root))
+        except ValueError as error:
+            faults.append(f"{file.name}: {error}")
+            continue
+        for number, text in enumerate(texts, 1):
+            row_id = f"{prefix}{file.stem}-{number}"
+            yield file.name, number, {"row_id": row_id, "image": image, "phrase": text, **columns}
+
+
+def read_label_file(file: Path, *, image_wh: Sequence[int] | None) -> tuple[dict[str, Any], list[str]]:
+    """The columns that all rows of a file share, and its texts. image_wh: None leaves the box as it is.
+
+    Raises ValueError saying what is wrong with the file.
+    """
+    label = _json_object(file)
+    texts = [label["text"]] if isinstance(label.get("text"), str) else label.get("text")
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"text is {shown(texts)}; a list of at least one text, none of them blank, is needed")
+    shapes = label.get("shapes")
+    if not isinstance(shapes, list):
+        raise ValueError(f"shapes is {shown(shapes)}; a list of {{label, points}} is needed")
+    polygons: dict[str, list] = {"target": [], "ignore": [], "flag": []}
+    for number, shape in enumerate(shapes, 1):
+        kind = _kind(shape, number)
+        if kind != "flag":
+            polygons[kind].append(_polygon(shape, number))
+    if not polygons["target"]:
+        raise ValueError("no shape has the label target; at least one is needed")
+    points = [point for polygon in polygons["target"] for point in polygon]
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    columns = {
+        "gold": clip_by_a_pixel([min(xs), min(ys), max(xs), max(ys)], image_wh),
+        "target_polygons": polygons["target"],
+        "ignore_polygons": polygons["ignore"],
+    }
+    if isinstance(label.get("is_sentence"), bool):
+        columns["is_sentence"] = label["is_sentence"]
+    return columns, texts
+
+
+def clip_by_a_pixel(xyxy: list[float], image_wh: Sequence[int] | None) -> list[float]:
+    """The box without what rounding put at most one pixel outside; one that lies further out stays as it is.
+
+    >>> clip_by_a_pixel([-0.5, 2, 64.75, 50], (64, 48))
+    [0, 2, 64, 50]
+    """
+    if image_wh is None:
+        return xyxy
+    width, height = image_wh
+    limits = ((0, width), (0, height)) * 2
+    return [
+        low if low - 1 <= value < low else high if high < value <= high + 1 else value
+        for value, (low, high) in zip(xyxy, limits, strict=True)
+    ]
+
+
+def upright_wh(image: str, root: Path) -> tuple[int, int] | None:
+    """Width and height of the upright image, by its header alone; None where it cannot be read, which is said of its
+    row later."""
+    try:
+        with Image.open(locate(image, root.resolve()), formats=FORMATS) as header:
+            width, height = header.size
+            is_lying = header.getexif().get(_EXIF_ORIENTATION) in _LYING
+    except (OSError, ValueError, SyntaxError, TypeError, LookupError, Image.DecompressionBombError):
+        return None
+    return (height, width) if is_lying else (width, height)
+
+
+def _images_by_stem(folder: Path, faults: list[str]) -> dict[str, Path]:
+    images: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        is_image = file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+        if is_image and (first := images.setdefault(file.stem, file)) != file:
+            faults.append(f"{first.name} and {file.name} both belong to {file.stem}.json; keep one")
+    return images
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    """The object of a file in UTF-8, or in the Windows code page that old files were saved in."""
+    data = file.read_bytes()
+    for encoding in ("utf-8-sig", "cp1252", "latin-1"):
+        try:
+            text = data.decode(encoding)
+            break
+        except UnicodeDecodeError:
+            continue
+    try:
+        label = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error}); one object in LabelMe's form is right") from None
+    if not isinstance(label, dict):
+        raise ValueError(f"holds a {type(label).__name__}; one object in LabelMe's form is right")
+    return label
+
+
+def _kind(shape: Any, number: int) -> str:
+    """`target`, `ignore` or `flag`, by the label of a shape."""
+    name = shape.get("label") if isinstance(shape, dict) else None
+    if isinstance(name, str):
+        name = name.strip().lower()
+        if name in ("target", "flag"):
+            return name
+        if "ignore" in name:
+            return "ignore"
+    raise ValueError(f"shape {number} has the label {shown(name)}; target, ignore and flag are known")
+
+
+def _polygon(shape: dict[str, Any], number: int) -> list[list[float]]:
+    points = shape.get("points")
+    if not isinstance(points, list) or len(points) < 3:
+        raise ValueError(f"shape {number} has the points {shown(points)}; a polygon of at least 3 [x, y] is needed")
+    for point in points:
+        is_pair = isinstance(point, list) and len(point) == 2
+        if not is_pair or not all(type(v) in (int, float) and abs(v) < 1e9 for v in point):
+            raise ValueError(f"shape {number} has the point {shown(point)}; two finite numbers [x, y] are needed")
+    return points
+
+
+def shown(value: Any) -> str:
+    """A value for a message; what may be nested without end is called by its type."""
+    if value is None or isinstance(value, str | bool | float) or (isinstance(value, int) and abs(value) < 10**18):
+        return repr(value)[:100]
+    return f"a {type(value).__name__}"

@@ -1,0 +1,215 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg: one row a sentence, its box from the COCO annotations beside it.
+
+    refs(unc).p      a pickled list of {ref_id, ann_id, image_id, split, sentences: [{sent, raw}], …}; or it as JSON
+    instances.json   images {id, width, height, file_name} and annotations {id, image_id, bbox: [x, y, width, height]}
+
+A pickle can run code when it is read, so this one may hold nothing but containers, numbers and texts: one that names
+anything else is refused with that name. Images are those of the annotations; a ref's own `file_name` is no file.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vrft.data.assemble import build_splits
+from vrft.data.reasonseg import clip_by_a_pixel, refuse_other_tasks, shown
+from vrft.data.sources import Located
+from vrft.errors import UserError
+from vrft.rows import Row
+from vrft.tasks import Task
+
+TEXTS = ("sent", "raw")
+_BROKEN_PICKLE = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
+"""What the unpickler raises on damaged data, beside its own error."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keys of `dataset` of this source.
+
+    path: refs(unc).p, or such a list as JSON. instances: the COCO annotations; null: instances.json beside it.
+    split, test_split: which of the refs to train and to test on (train, val, testA, testB, test); a null `test_split`
+        is no test set of its own. test_path: other refs for it.
+    text: which text of a sentence is the phrase: `sent`, in lower case without marks, or `raw`.
+    """
+
+    path: str
+    instances: str | None = None
+    split: str = "train"
+    test_split: str | None = None
+    test_path: str | None = None
+    text: str = "sent"
+
+    @property
+    def has_own_test(self) -> bool:
+        return self.test_path is not None or self.test_split is not None
+
+    def faults(self) -> list[str]:
+        """What is wrong with the values."""
+        return [] if self.text in TEXTS else [f"dataset.text is {self.text!r}; known: {', '.join(TEXTS)}"]
+
+
+def build(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, list[Row]]:
+    """The rows of every split (see `vrft.data.assemble`). Raises `UserError` for a task whose answer is no place."""
+    refuse_other_tasks(task, source="RefCOCO")
+    return build_splits(options, own=Options, read=read, task=task, out_dir=out_dir, seed=seed)
+
+
+def read(options: Options, *, is_test: bool, faults: list[str]) -> tuple[Iterator[Located], Path]:
+    """The rows of the training or the test source as they stand, and the folder that their image paths start from.
+
+    What is wrong with a ref is appended to `faults`. Raises `UserError` for files that cannot be read, or a split that
+    is not there.
+    """
+    key = "dataset.test_path" if is_test and options.test_path else "dataset.path"
+    path = Path((options.test_path if is_test else None) or options.path)
+    split = (options.test_split if is_test else None) or options.split
+    refs = read_refs(path, key=key)
+    n_refs = Counter(ref["split"] for ref in refs if isinstance(ref, dict) and isinstance(ref.get("split"), str))
+    if split not in n_refs:
+        found = ", ".join(f"{name} ({n})" for name, n in sorted(n_refs.items())) or "none"
+        raise UserError(f"the split is {split!r}, and {path} has refs of the splits {found}")
+    instances = Path(options.instances) if options.instances else path.parent / "instances.json"
+    pictures, boxes = _read_instances(instances)
+    return _rows(path.name, refs, split, text=options.text, pictures=pictures, boxes=boxes, faults=faults), path.parent
+
+
+def _rows(
+    name: str, refs: list, split: str, *, text: str, pictures: dict, boxes: dict, faults: list[str]
+) -> Iterator[Located]:
+    seen: set[int] = set()
+    for number, ref in enumerate(refs, 1):
+        if isinstance(ref, dict) and isinstance(ref.get("split"), str) and ref["split"] != split:
+            continue
+        where = f"{name}, row {number}"
+        try:
+            where = f"{name}, row {number} (ref_id {_whole(ref, 'ref_id')})"
+            columns = _columns(ref, pictures, boxes)
+            sentences = _sentences(ref, text)
+            if ref["ref_id"] in seen:
+                raise ValueError("its ref_id stands in a row above; it must be unique")
+        except ValueError as error:
+            faults.append(f"{where}: {error}")
+            continue
+        seen.add(ref["ref_id"])
+        for sentence, phrase in enumerate(sentences, 1):
+            yield name, number, {"row_id": f"{ref['ref_id']}-{sentence}", "phrase": phrase, **columns}
+
+
+def _columns(ref: dict, pictures: dict, boxes: dict) -> dict[str, Any]:
+    """What all sentences of a ref share. Raises ValueError for one that does not fit the annotations."""
+    ann_id, image_id = _whole(ref, "ann_id"), _whole(ref, "image_id")
+    if not isinstance(ref.get("split"), str):
+        raise ValueError(f"split is {shown(ref.get('split'))}; train, val, testA, testB or test is right")
+    if ann_id not in boxes:
+        raise ValueError(f"ann_id is {ann_id}; instances has no such annotation")
+    of_image, xywh = boxes[ann_id]
+    if image_id not in pictures:
+        raise ValueError(f"image_id is {image_id}; instances has no such image")
+    if of_image != image_id:
+        raise ValueError(f"image_id is {image_id}, and its annotation {ann_id} is of image {shown(of_image)}")
+    file_name, *image_wh = pictures[image_id]
+    if not isinstance(file_name, str) or not all(type(side) is int and side > 0 for side in image_wh):
+        raise ValueError(f"image {image_id} of instances lacks file_name, width or height")
+    is_box = isinstance(xywh, list) and len(xywh) == 4
+    if not is_box or not all(type(v) in (int, float) and abs(v) < 1e9 for v in xywh):
+        raise ValueError(f"annotation {ann_id} has the bbox {xywh!r:.100}; four finite numbers are right")
+    x, y, width, height = xywh
+    gold = clip_by_a_pixel([x, y, x + width, y + height], image_wh)
+    return {"image": file_name, "image_wh": image_wh, "image_id": image_id, "gold": gold}
+
+
+def _sentences(ref: dict, text: str) -> list[str]:
+    sentences = ref.get("sentences")
+    if not isinstance(sentences, list) or not sentences:
+        raise ValueError(f"sentences is {shown(sentences)}; a list of at least one {{{text}}} is needed")
+    phrases = [sentence.get(text) if isinstance(sentence, dict) else None for sentence in sentences]
+    for number, phrase in enumerate(phrases, 1):
+        if not isinstance(phrase, str) or not phrase.strip():
+            raise ValueError(f"sentence {number} has the {text} {shown(phrase)}; a text is needed")
+    return phrases
+
+
+def _whole(ref: Any, key: str) -> int:
+    value = ref.get(key) if isinstance(ref, dict) else None
+    if type(value) is not int:
+        raise ValueError(f"{key} is {shown(value)}; a whole number is needed")
+    return value
+
+
+class _ContainersAlone(pickle.Unpickler):
+    """Reads containers, numbers and texts, and refuses whatever would need an import."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which could run code")
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise pickle.UnpicklingError("it refers to something outside itself")
+
+
+def read_refs(path: Path, *, key: str) -> list:
+    """The refs of a pickle, or of a JSON file. Raises `UserError` where there is no list of them."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{key} is {str(path)!r}, which cannot be read ({error.strerror})") from None
+    try:
+        refs = json.loads(data.decode("utf-8-sig")) if path.suffix == ".json" else _unpickle(data)
+    except (UnicodeDecodeError, *_BROKEN_PICKLE) as error:
+        kind = "JSON" if path.suffix == ".json" else "a pickle of containers, numbers and texts alone"
+        raise UserError(f"{path} is not {kind}: {str(error)[:200] or type(error).__name__}") from None
+    if not isinstance(refs, list) or not refs:
+        raise UserError(f"{path} holds {shown(refs) if refs else 'nothing'}; a list of refs is right")
+    return refs
+
+
+def _unpickle(data: bytes) -> Any:
+    try:
+        return _ContainersAlone(io.BytesIO(data), encoding="utf-8").load()
+    except UnicodeDecodeError:  # texts of Python 2 in the code page of who wrote them
+        return _ContainersAlone(io.BytesIO(data), encoding="latin-1").load()
+
+
+def _read_instances(path: Path) -> tuple[dict[int, tuple], dict[int, tuple]]:
+    """`{image id: (file name, width, height)}` and `{annotation id: (image id, bbox)}`, without the outlines."""
+
+    def without_outline(item: dict) -> dict:
+        item.pop("segmentation", None)  # most of the file, and never looked at
+        return item
+
+    try:
+        held = json.loads(path.read_bytes().decode("utf-8-sig"), object_hook=without_outline)
+        pictures = {
+            item["id"]: (item.get("file_name"), item.get("width"), item.get("height")) for item in held["images"]
+        }
+        boxes = {item["id"]: (item.get("image_id"), item.get("bbox")) for item in held["annotations"]}
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); dataset.instances names the annotations of the refs"
+        ) from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a file of `images` and `annotations`, each with an id ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error})") from None
+    for what, items in (("images", pictures), ("annotations", boxes)):
+        if len(items) != len(held[what]):
+            raise UserError(f"{path}: {len(held[what]) - len(items)} of the {what} repeat an id; each must be unique")
+    return pictures, boxes

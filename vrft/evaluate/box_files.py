@@ -1,0 +1,129 @@
+"""Result files of COCO and LVIS against their annotations: figures with intervals, by class, and what was left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vrft.evaluate.annotations import Truth, read_class_names, read_truth
+from vrft.evaluate.detections import count_detections, only_asked, read_detections, read_exist_map
+from vrft.evaluate.official import COCO_LIMIT, LVIS_LIMIT, Evaluation, evaluate_coco, evaluate_lvis
+from vrft.evaluate.resamples import (
+    COCO_FIGURES,
+    LVIS_FIGURES,
+    Figure,
+    class_samples,
+    draw_counts,
+    mean_samples,
+    percentile_interval,
+)
+
+
+def score_coco_file(
+    annotations: Path,
+    detections: Sequence[Path],
+    *,
+    asked: str = "all",
+    exist_map: Path | None = None,
+    classes: str | Sequence[str] | None = None,
+    engine: str = "official",
+    n_resamples: int = 1000,
+) -> dict:
+    """`{"metrics", "per_class", "absent_classes", "counts"}`: COCO's twelve figures of boxes.
+
+    asked: which questions count, see `only_asked`. classes: names, or a file of them, to which figures are restricted.
+    A class without gold (crowds aside) is listed as absent and is in no mean. Images are resampled for the intervals;
+    engine=`faster` gives none. Raises `UserError` that lists what is wrong with the files.
+    """
+    truth = read_truth(annotations, is_federated=False)
+    found = read_detections(detections, truth)
+    counts = count_detections(found, truth, most=COCO_LIMIT, is_per_class=True)
+    counts["crowd_annotations"] = sum(bool(one.get("iscrowd")) for one in truth.dataset["annotations"])
+    pairs, about_map = read_exist_map(exist_map, truth) if asked == "exist_map" else (None, {})
+    kept = only_asked(found, truth, asked=asked, exist_map=pairs)
+    counts |= about_map | {"detections_not_asked": len(found) - len(kept)}
+    category_ids = _chosen(classes, truth)
+    evaluation = evaluate_coco(truth.dataset, kept, category_ids, engine=engine)
+    result = _result(evaluation, COCO_FIGURES, truth, kept, category_ids, n_resamples=n_resamples)
+    return {**result, "counts": counts | _outside(kept, category_ids)}
+
+
+def score_lvis_file(
+    annotations: Path,
+    detections: Sequence[Path],
+    *,
+    classes: str | Sequence[str] | None = None,
+    engine: str = "official",
+    n_resamples: int = 1000,
+) -> dict:
+    """As `score_coco_file`: LVIS's thirteen figures of boxes under its federated rule.
+
+    Only categories that are annotated in an image or listed as absent from it count there; detections of others are
+    left out, and counted. Where a category is not annotated exhaustively, a box that matches nothing is ignored.
+    """
+    truth = read_truth(annotations, is_federated=True)
+    found = read_detections(detections, truth)
+    counts = count_detections(found, truth, most=LVIS_LIMIT, is_per_class=False)
+    verified = truth.present | {
+        (image["id"], number) for image in truth.dataset["images"] for number in image["neg_category_ids"]
+    }
+    not_verified = sum((one["image_id"], one["category_id"]) not in verified for one in found)
+    category_ids = _chosen(classes, truth)
+    evaluation = evaluate_lvis(truth.dataset, found, category_ids, engine=engine)
+    result = _result(evaluation, LVIS_FIGURES, truth, found, category_ids, n_resamples=n_resamples)
+    counts |= {"detections_not_verified": not_verified} | _outside(found, category_ids)
+    return {**result, "counts": counts}
+
+
+def _chosen(classes: str | Sequence[str] | None, truth: Truth) -> list:
+    """The ids of the chosen classes by rising id, of all where none are chosen."""
+    names = read_class_names(classes)
+    source = f"classes={classes}" if isinstance(classes, str) else "classes"
+    return sorted(truth.class_names if names is None else truth.ids_of(names, source))
+
+
+def _outside(detections: Sequence[dict], category_ids: Collection) -> dict[str, int]:
+    return {"detections_of_other_classes": sum(one["category_id"] not in category_ids for one in detections)}
+
+
+def _result(
+    evaluation: Evaluation,
+    figures: Mapping[str, Figure],
+    truth: Truth,
+    detections: Sequence[dict],
+    category_ids: list,
+    *,
+    n_resamples: int,
+) -> dict:
+    n_images, intervals, class_intervals = len(truth.image_ids), {}, {}
+    frequency_of = {one["id"]: one.get("frequency", "") for one in truth.dataset["categories"]}
+    if evaluation.matches is not None and n_images:
+        counts = draw_counts(n_images, n_resamples=n_resamples)
+        samples = class_samples(evaluation.matches, counts, figures)
+        means = mean_samples(samples, figures, [frequency_of[number] for number in category_ids])
+        intervals = {name: percentile_interval(values) for name, values in means.items()}
+        class_intervals = {name: list(map(percentile_interval, values)) for name, values in samples.items()}
+    metrics = {name: _metric(evaluation.figures[name], n_images, intervals.get(name)) for name in figures}
+    n_gold = Counter(one["category_id"] for one in truth.dataset["annotations"] if not one.get("iscrowd"))
+    n_found = Counter(one["category_id"] for one in detections)
+    shown = ("AP", "AP50", "AP75", next(name for name in figures if name in ("AR100", "AR@300")))
+    per_class = {}
+    for k, number in enumerate(category_ids):
+        if np.isnan(evaluation.by_class["AP"][k]):
+            continue
+        own = {
+            name: _metric(float(evaluation.by_class[name][k]), n_images, class_intervals.get(name, {k: None})[k])
+            for name in shown
+        }
+        extra = {"frequency": frequency_of[number]} if frequency_of[number] else {}
+        n_boxes = {"n_gold": n_gold[number], "n_detections": n_found[number]}
+        per_class[truth.class_names[number]] = {**own, **n_boxes, **extra}
+    absent = [name for number, name in truth.class_names.items() if number in category_ids and name not in per_class]
+    return {"metrics": metrics, "per_class": per_class, "absent_classes": absent}
+
+
+def _metric(value: float | None, n: int, interval: list[float] | None) -> dict:
+    return {"value": value, "n": n, "interval": interval}

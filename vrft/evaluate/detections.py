@@ -1,0 +1,150 @@
+"""COCO and LVIS result files, read and checked against their ground truth, and what a protocol leaves out of them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vrft.errors import UserError, raise_all
+from vrft.evaluate.annotations import Truth, box_fault, is_in, is_number, nearest, read_json
+
+_FORM = "[{image_id, category_id, bbox: [x, y, width, height], score}, …]"
+_SHARD = re.compile(r"(\d+)[-_]of[-_](\d+)")
+
+
+def read_detections(paths: Sequence[Path], truth: Truth) -> list[dict]:
+    """The detections of one results file, or of several that share the images out among them, in their order.
+
+    Each is `{image_id, category_id, bbox, score}`; an empty list is allowed, and duplicates stay. Raises `UserError`
+    that lists what is wrong, by file and number from 0: a score that is not finite, a box of no size, an unknown image
+    or category, an image in two files, a file that is given twice, and one missing of NAME-1-of-3, NAME-2-of-3, ….
+    """
+    faults = list(_shard_faults(paths))
+    detections: list[dict] = []
+    file_of: dict[Any, str] = {}
+    image_ids, category_ids = truth.image_ids, truth.class_names
+    for path in paths:
+        content = read_json(path)
+        if not isinstance(content, list):
+            keys = f" with {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else ""
+            raise UserError(f"detections={path} holds a {type(content).__name__}{keys}; a list is needed: {_FORM}")
+        shared = Counter()
+        for number, one in enumerate(content):
+            own = list(_detection_faults(one, image_ids, category_ids, truth.source))
+            faults += [f"{path.name}, detection {number}: {fault}" for fault in own]
+            if own:
+                continue
+            if file_of.setdefault(one["image_id"], str(path)) != str(path):
+                shared[one["image_id"]] += 1
+            detections.append({key: one[key] for key in ("image_id", "category_id", "bbox", "score")})
+        faults += [
+            f"{path.name}, image {image_id}: {n} detections here, and more in {file_of[image_id]}; one file must hold "
+            "all of an image"
+            for image_id, n in shared.items()
+        ]
+    raise_all(faults, heading=f"detections={', '.join(map(str, paths))} cannot be scored:")
+    return detections
+
+
+def count_detections(detections: Sequence[Mapping], truth: Truth, *, most: int, is_per_class: bool) -> dict[str, int]:
+    """What there is to know of a list of detections beside its figures.
+
+    `duplicate_detections` have image, class, box and score of an earlier one: they stay. `detections_beyond_limit` are
+    those that the scorer drops: it takes the `most` surest of an image, or of an image and class if `is_per_class`.
+    """
+    kinds = Counter((one["image_id"], one["category_id"], *one["bbox"], one["score"]) for one in detections)
+    keys = ("image_id", "category_id") if is_per_class else ("image_id",)
+    crowds = Counter(tuple(one[key] for key in keys) for one in detections)
+    found = {one["image_id"] for one in detections}
+    return {
+        "images": len(truth.image_ids),
+        "images_without_detections": len(truth.image_ids - found),
+        "annotations": len(truth.dataset["annotations"]),
+        "detections": len(detections),
+        "duplicate_detections": len(detections) - len(kinds),
+        "detections_without_area": sum(0 in one["bbox"][2:] for one in detections),
+        "detections_beyond_limit": sum(max(0, n - most) for n in crowds.values()),
+    }
+
+
+def only_asked(
+    detections: Sequence[dict], truth: Truth, *, asked: str, exist_map: Mapping[Any, Collection] | None = None
+) -> list[dict]:
+    """The detections that answer a question of the protocol; of the gold nothing is left out.
+
+    asked: `all` (every category in every image), `present` (those with an annotation in the image, crowds included),
+        `exist_map` (those that the map lists for the image; none for an image that it lacks).
+    exist_map: `{image id: category ids}`, see `read_exist_map`.
+    """
+    if asked == "all":
+        return list(detections)
+    if asked == "present":
+        pairs: Collection = truth.present
+    else:
+        pairs = {(image_id, category) for image_id, own in exist_map.items() for category in own}
+    return [one for one in detections if (one["image_id"], one["category_id"]) in pairs]
+
+
+def read_exist_map(path: Path, truth: Truth) -> tuple[dict[Any, set], dict[str, int]]:
+    """`{image id: category ids}` of the questions that count, and how far the map and the annotations agree.
+
+    The file (.json or .json.gz) holds `{image id as text: [category name]}`: what a baseline model believed to be
+    present, and so all that the published evaluation asked for. A detection of a category that was not asked for in its
+    image does not count; a gold box does, asked for or not, so that whoever is not asked cannot find it. Images that
+    the annotations lack are counted: a subset may be scored by the map of the whole. Raises `UserError` for unknown
+    category names, and for another form.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(
+        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in content.values()
+    ):
+        raise UserError(f"exist_map={path} holds {str(content)[:80]}; {{image id: [category name, …]}} is needed")
+    ids = {str(number): number for number in truth.image_ids}
+    by_name = {name: number for number, name in truth.class_names.items()}
+    faults = [
+        f"{path.name}, image {image}: {name!r} is no class of {truth.source}; {nearest(name, by_name)}"
+        f"known: {', '.join(list(by_name)[:5])} …"
+        for image, names in content.items()
+        for name in names
+        if name not in by_name
+    ]
+    raise_all(faults, heading=f"exist_map={path} has unknown classes:")
+    asked = {ids[image]: {by_name[name] for name in names} for image, names in content.items() if image in ids}
+    counts = {
+        "questions": sum(map(len, asked.values())),
+        "images_not_in_exist_map": len(ids) - len(asked),
+        "exist_map_images_without_annotations": len(content) - len(asked),
+    }
+    return asked, counts
+
+
+def _detection_faults(one: Any, image_ids: Collection, category_ids: Collection, source: str) -> Iterator[str]:
+    if not isinstance(one, dict):
+        yield f"{str(one)[:60]!r} found; an object is needed, as in {_FORM}"
+        return
+    missing = [key for key in ("image_id", "category_id", "bbox", "score") if key not in one]
+    if missing:
+        yield f"{', '.join(missing)} missing; the keys are {', '.join(map(str, one))}; needed: {_FORM}"
+        return
+    for key, known in (("image_id", image_ids), ("category_id", category_ids)):
+        if not is_in(one[key], known):
+            yield f"{key} is {str(one[key])[:60]!r}, which {source} does not have; the id of one of its own is needed"
+    if not is_number(one["score"]):
+        yield f"score is {str(one['score'])[:60]!r}; a finite number is needed"
+    if fault := box_fault(one):
+        yield fault
+
+
+def _shard_faults(paths: Sequence[Path]) -> Iterator[str]:
+    for path, n in Counter(path.resolve() for path in paths).items():
+        if n > 1:
+            yield f"{path.name} is given {n} times; once is right"
+    shards = [(path.name, *map(int, found.groups())) for path in paths if (found := _SHARD.search(path.name))]
+    for n_shards in {total for _, _, total in shards}:
+        numbers = sorted(number for _, number, total in shards if total == n_shards)
+        first = 0 if 0 in numbers else 1
+        if missing := sorted(set(range(first, first + n_shards)) - set(numbers)):
+            yield f"of {n_shards} shards {numbers} are given; {missing} must be given too"

@@ -1,0 +1,161 @@
+"""Lists of class labels and predictions: accuracy, strictly and by the published method's own rule.
+
+Two forms are read. JSON lines: `{"image": …, "label": name, "prediction": name or null}`, null being an unreadable
+answer. The original's `.pth`: a list of `{image path: {label, pred_class, …}}` with the number of the class and those
+predicted for it, the surest first; what the numbers mean its list of class names says (`classes=…`, one name a line).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vrft.answers import normal_name
+from vrft.errors import UserError, raise_all
+from vrft.evaluate.annotations import nearest, read_class_names
+from vrft.metrics import mean_with_interval
+from vrft.rows import numbered_rows
+
+_LINE = '{"image": path, "label": name, "prediction": name or null}'
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One image: its class, the predicted one (None: unreadable), and whether they are the same.
+
+    label, prediction: names, or the numbers of the classes as text where no names are given.
+    """
+
+    image: str
+    label: str
+    prediction: str | None
+    is_right: bool
+
+
+def score_label_file(path: Path, *, classes: str | Sequence[str] | None = None, n_resamples: int = 1000) -> dict:
+    """`{"metrics", "per_class", "absent_classes", "counts"}`: `accuracy`, and beside it `accuracy_substring`.
+
+    `accuracy`: names equal but for case, blanks, underscores and hyphens (`vrft.answers.normal_name`); of numbers, the
+    same number. `accuracy_substring`: see `is_substring_match`; not there for numbers without names.
+    classes: the names of all classes, or a file of them, by which those without an image are listed as absent.
+    Raises `UserError` that lists what is wrong with the file, by line or entry.
+    """
+    names = read_class_names(classes)
+    has_numbers = path.suffix in (".pth", ".pt")
+    answers = _read_numbers(path, names) if has_numbers else _read_lines(path, names)
+    metrics = {"accuracy": mean_with_interval([one.is_right for one in answers], n_resamples=n_resamples)}
+    if names or not has_numbers:
+        matches = [is_substring_match(one.label, one.prediction) for one in answers]
+        metrics["accuracy_substring"] = mean_with_interval(matches, n_resamples=n_resamples)
+    by_class: dict[str, list[bool]] = {name: [] for name in names or ()}
+    for one in answers:
+        by_class.setdefault(one.label, []).append(one.is_right)
+    per_class = {
+        name: {"accuracy": mean_with_interval(values, n_resamples=n_resamples)}
+        for name, values in by_class.items()
+        if values
+    }
+    known = set(map(normal_name, by_class))
+    predictions = [one.prediction for one in answers if one.prediction is not None]
+    counts = {
+        "images": len(answers),
+        "right": sum(one.is_right for one in answers),
+        "unreadable_predictions": len(answers) - len(predictions),
+        "predictions_of_no_class": sum(normal_name(prediction) not in known for prediction in predictions),
+        "duplicate_images": len(answers) - len({one.image for one in answers}),
+    }
+    absent = [name for name, values in by_class.items() if not values]
+    return {"metrics": metrics, "per_class": per_class, "absent_classes": absent, "counts": counts}
+
+
+def is_substring_match(label: str, prediction: str | None) -> bool:
+    """True if the published evaluation would call the prediction right: without blanks and underscores and in lower
+    case, either name contains the other. An empty prediction, or a list of all names, is always right by it.
+
+    >>> is_substring_match("Maine Coon", "maine_coon cat"), is_substring_match("Persian", "Siamese")
+    (True, False)
+    """
+    if prediction is None:
+        return False
+    one, other = (name.replace(" ", "").replace("_", "").lower() for name in (label, prediction))
+    return one in other or other in one
+
+
+def _read_lines(path: Path, names: list[str] | None) -> list[Answer]:
+    if not path.is_file():
+        raise UserError(f"cases={path}: there is no such file; JSON lines are needed, each {_LINE}, or a .pth")
+    faults: list[str] = []
+    answers = []
+    for number, row in numbered_rows(path, faults):
+        own = list(_line_faults(row, names))
+        faults += [f"{path.name}, line {number}: {fault}" for fault in own]
+        if not own:
+            label, prediction = row["label"], row["prediction"]
+            is_right = prediction is not None and normal_name(label) == normal_name(prediction)
+            answers.append(Answer(row["image"], label, prediction, is_right))
+    return _all_right(answers, faults, path)
+
+
+def _line_faults(row: dict, names: list[str] | None) -> Iterator[str]:
+    missing = [key for key in ("image", "label", "prediction") if key not in row]
+    if missing:
+        yield f"{', '.join(missing)} missing; the keys are {', '.join(row)}; needed: {_LINE}"
+        return
+    for key in ("image", "label"):
+        if not isinstance(row[key], str) or not row[key].strip():
+            yield f"{key} is {str(row[key])[:60]!r}; a text is needed, as in {_LINE}"
+    if row["prediction"] is not None and not isinstance(row["prediction"], str):
+        yield f"prediction is {str(row['prediction'])[:60]!r}; a name is needed, or null for an unreadable answer"
+    if names is not None and isinstance(row["label"], str) and row["label"] not in names:
+        yield f"label is {row['label']!r}; {nearest(row['label'], names)}one of the {len(names)} classes is needed"
+
+
+def _read_numbers(path: Path, names: list[str] | None) -> list[Answer]:
+    import pickle
+
+    import torch
+
+    form = "[{image path: {label: number, pred_class: numbers}}, …]"
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except FileNotFoundError:
+        raise UserError(f"cases={path}: there is no such file") from None
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"cases={path}: cannot be loaded ({reason}); tensors and plain values are needed") from None
+    if not isinstance(content, list):
+        raise UserError(f"cases={path} holds a {type(content).__name__}; a list is needed: {form}")
+    faults, answers = [], []
+    for number, entry in enumerate(content):
+        try:
+            [(image, found)] = entry.items()
+            label, prediction = _first_number(found["label"]), _first_number(found["pred_class"])
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError, RuntimeError):
+            faults.append(f"{path.name}, entry {number}: {str(entry)[:80]!r} found; needed: {form}")
+            continue
+        wrong = [one for one in (label, prediction) if one < 0 or (names is not None and one >= len(names))]
+        faults += [
+            f"{path.name}, entry {number}: class {one}; the {len(names or ())} classes count from 0" for one in wrong
+        ]
+        if not wrong:
+            written = [names[one] if names else str(one) for one in (label, prediction)]
+            answers.append(Answer(str(image), *written, is_right=label == prediction))
+    return _all_right(answers, faults, path)
+
+
+def _first_number(value: Any) -> int:
+    """The first of one number or several, of a tensor or plain; ValueError where it is not whole."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    value = value[0] if isinstance(value, list) else value
+    if isinstance(value, bool) or value != int(value):
+        raise ValueError(value)
+    return int(value)
+
+
+def _all_right(answers: list[Answer], faults: list[str], path: Path) -> list[Answer]:
+    raise_all(faults, heading=f"cases={path} cannot be scored:")
+    if not answers:
+        raise UserError(f"cases={path} holds no case; at least one is needed")
+    return answers

@@ -1,0 +1,105 @@
+"""Evaluations within a run: completions generated, kept and judged, on every test set."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from accelerate.utils import gather_object
+
+from vrft.evaluate.generate import generate_completions
+from vrft.evaluate.kept_batches import KeptBatches, OtherEvaluationError
+from vrft.evaluate.score import score_completions
+from vrft.provenance import weight_hash
+from vrft.run_directory import Experiment
+
+
+def evaluate_splits(experiment: Experiment, model, splits: list[str], *, name: str | None) -> dict[str, dict]:
+    """`{split: {protocol: metrics}}`; with a name, completions and scores go to `evaluations/NAME/SPLIT/`.
+
+    Every process generates its share of the batches; all of them end with the same metrics.
+    """
+    config, processes = experiment.config, experiment.processes
+    # validation's intervals go unread
+    protocol = config["protocol"] if name else config["protocol"] | {"n_resamples": 1}
+    results = {}
+    for split in splits:
+        folder = experiment.run_dir / "evaluations" / (name or "validation") / split
+        completions = _completions(experiment, model, split, folder=folder, name=name)
+        scored, metrics = score_completions(
+            experiment.rows[split],
+            completions,
+            task=experiment.task,
+            frame_for_row=experiment.frame_for_row,
+            protocol=protocol,
+            judge=experiment.judge,
+        )
+        results[split] = {experiment.protocol: metrics}
+        if name and processes.is_main_process:
+            _write_lines(folder / "scores.jsonl", scored)
+            (folder / "metrics.json").write_text(json.dumps(results[split], indent=2) + "\n", encoding="utf-8")
+    return results
+
+
+def _completions(experiment: Experiment, model, split: str, *, folder: Path, name: str | None) -> list[dict]:
+    """A completion of each row of the split, in their order. With a name they are kept batch by batch while they are
+    made, and stand in `folder/completions.jsonl` at the end."""
+    config, processes, rows = experiment.config, experiment.processes, experiment.rows[split]
+    kept = _kept_batches(experiment, folder / "batches", name) if name else None
+    processes.wait_for_everyone()  # before anyone adds to what all have read
+    share = generate_completions(
+        rows,
+        root=experiment.data_dir,
+        task=experiment.task,
+        frame_for_row=experiment.frame_for_row,
+        model=model,
+        processor=experiment.processor,
+        max_new_tokens=config["memory"]["max_completion_length"],
+        batch_size=config["memory"]["evaluation_batch_size"],
+        rank=processes.process_index,
+        world_size=processes.num_processes,
+        progress=f"{name}: {split}" if processes.is_main_process and name else None,
+        kept=kept,
+    )
+    order = {row["row_id"]: index for index, row in enumerate(rows)}
+    completions = sorted(gather_object(share), key=lambda completion: order[completion["row_id"]])
+    if kept and processes.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_lines(folder / "completions.jsonl", completions)
+        kept.remove()
+    return completions
+
+
+def _kept_batches(experiment: Experiment, folder: Path, name: str) -> KeptBatches:
+    """What a killed evaluation of that name has kept; of a checkpoint that training has changed since, nothing."""
+    provenance = json.loads((experiment.run_dir / "provenance.json").read_text(encoding="utf-8"))
+    checkpoint = experiment.run_dir / "checkpoints" / name
+    weights = provenance["model_hash"] if name == "before" else weight_hash(checkpoint)
+    fingerprint = {"config": provenance["config_hash"], "data": provenance["data_hash"], "model": weights}
+    try:
+        return KeptBatches(folder, fingerprint)
+    except OtherEvaluationError:
+        if name == "before":
+            raise
+    experiment.processes.wait_for_everyone()
+    if experiment.processes.is_main_process:
+        shutil.rmtree(folder)
+    experiment.processes.wait_for_everyone()
+    return KeptBatches(folder, fingerprint)
+
+
+def known_evaluation(experiment: Experiment, name: str) -> dict[str, dict] | None:
+    """An evaluation that a run which is being resumed had finished, as `evaluate_splits` returned it."""
+    paths = {
+        split: experiment.run_dir / "evaluations" / name / split / "metrics.json" for split in experiment.test_splits
+    }
+    if not experiment.config["run"]["resume"] or not all(path.is_file() for path in paths.values()):
+        return None
+    return {split: json.loads(path.read_text(encoding="utf-8")) for split, path in paths.items()}
+
+
+def _write_lines(path: Path, entries: list[dict]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries), encoding="utf-8")
+    partial.replace(path)
