@@ -199,11 +199,62 @@ def test_choice_of_rows(tags, n_items, expected, why):
     assert choose(tags, n_items) == expected, why
 
 
+def test_detection_has_its_classes_curves_and_sizes(tmp_path):
+    run_dir = write_run(tmp_path / "run", n_test=20, task_name="detection")
+    path = run_dir / "data" / "test.jsonl"
+    rows = read_rows(path)
+    write_rows(path, [dict(row, gold=[]) if row["category"] == "nine" else row for row in rows])
+    text = report(run_dir).text
+    assert "AP by class on the test set" in text
+    assert re.search(
+        r"Absent: asked for, without a gold box, and in no mean: nine( \(\d+ → \d+ boxes predicted\))?\.", text
+    )
+    for title in ("IoU 0.50", "IoU 0.75", "Mean over IoU 0.50 to 0.95", "AP by object size", "small: below 32"):
+        assert title in text
+    assert "The test set has no gold box that is medium or large" in text
+    assert "Confusion" not in text
+
+
+def test_classification_has_its_confusion(runs):
+    page = report(runs["classification"])
+    for words in ("Confusion", "another name", "unreadable"):
+        assert words in page.text
+    assert "Object size" not in page.text
+    assert 'data-filter="missed"' not in (runs["classification"] / "report.html").read_text(), "no boxes"
+
+
+def open_in_browser(path, tmp_path, *flags):
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={tmp_path}",
+             *flags]  # fmt: skip
+    return subprocess.run([CHROMIUM, *flags, path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+
+
+def shown_items(path, tmp_path, tag):
+    """The tags of the items that a browser shows after a click on a filter; without a click for None."""
+    text = path.read_text()
+    click = f"<script>document.querySelector('[data-filter={tag}]').click()</script>" if tag else ""
+    clicked = tmp_path / f"{tag}.html"
+    clicked.write_text(text.replace("</body>", f"{click}</body>"))
+    done = open_in_browser(clicked, tmp_path / "profile", "--dump-dom")
+    assert "CONSOLE" not in done.stderr
+    articles = re.findall(r'<article class="card item" data-tags="([^"]*)"( hidden="")?', done.stdout)
+    return [tags.split() for tags, hidden in articles if not hidden]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+def test_a_click_on_a_filter_changes_what_is_shown(runs, tmp_path):
+    path = write_report(runs["detection"])
+    everything = shown_items(path, tmp_path, None)
+    assert len(everything) == 20
+    for tag in ("missed", "false_positive"):
+        expected = [tags for tags in everything if tag in tags]
+        assert 0 < len(expected) < 20
+        assert shown_items(path, tmp_path, tag) == expected
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 def test_a_browser_opens_the_page_without_complaint(runs, tmp_path):
     path = write_report(runs["rft"])
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={tmp_path}"]
-    flags += ["--window-size=1240,2000", f"--screenshot={tmp_path / 'page.png'}"]
-    done = subprocess.run([CHROMIUM, *flags, path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    done = open_in_browser(path, tmp_path, "--window-size=1240,2000", f"--screenshot={tmp_path / 'page.png'}")
     assert (tmp_path / "page.png").stat().st_size > 20_000
     assert "CONSOLE" not in done.stderr, "a script error, or something that the page may not load"

@@ -98,7 +98,7 @@ def _figures_and_samples(
     rows: Sequence[Row], found: Sequence, *, n_resamples: int, seed: int
 ) -> tuple[int, dict, dict]:
     """How many images there are, the official figures, and their bootstrap values; without gold None and no values."""
-    ground_truth, detections = _as_coco(rows, found)
+    ground_truth, detections = as_coco(rows, found)
     n_images = len(ground_truth["images"])
     if not ground_truth["annotations"]:
         return n_images, dict.fromkeys(NAMES), dict.fromkeys(NAMES, np.empty(0))
@@ -109,7 +109,7 @@ def _figures_and_samples(
     return n_images, official_figures(evaluator), samples
 
 
-def _as_coco(rows: Sequence[Row], found: Sequence[Sequence[tuple]]) -> tuple[dict, list[dict]]:
+def as_coco(rows: Sequence[Row], found: Sequence[Sequence[tuple]]) -> tuple[dict, list[dict]]:
     """Ground truth and results in COCO's form, in the order of the rows.
 
     A question that repeats a category of the same image (as rows without `category` do) counts as a further image.

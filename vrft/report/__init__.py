@@ -14,6 +14,8 @@ from markupsafe import Markup, escape
 from vrft.draw import EDGE_COLOUR, GOLD_COLOUR, PREDICTED_COLOUR
 from vrft.errors import UserError
 from vrft.report.charts import training_charts
+from vrft.report.confusion import confusion
+from vrft.report.detection import detection_figures
 from vrft.report.figures import Line, Panel, methods_of, metric_label, panels
 from vrft.report.gallery import make_gallery
 from vrft.report.run_files import CHECKPOINT_NAMES, RunFiles
@@ -38,6 +40,8 @@ def write_report(run_dir: Path, others: Sequence[Path] = ()) -> Path:
         all_metrics=_all_metrics(run),
         charts=training_charts(run.logs, metric=run.primary_metrics[0], best_step=run.best_step),
         is_trained=run.is_trained,
+        detection=detection_figures(run),
+        confusion=confusion(run),
         gallery=make_gallery(run),
     )
     return _write(run.run_dir / "report.html", page)

@@ -1,4 +1,4 @@
-"""Training curves as inline SVG that takes the page's fonts and colours, light or dark."""
+"""Training curves, and precision over recall, as inline SVG that takes the page's fonts and colours, light or dark."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def validation_chart(logs: Sequence[dict], *, metric: str, best_step: int | None
             fontsize=9,
         )
     title = f"Validation: {metric}"
-    return Chart(title, note, _finish(figure, axes, title, [curve]))
+    return Chart(title, note, _finish(figure, axes, title, _in_words(title, [curve])))
 
 
 def plan_chart(plan: ChartPlan, logs: Sequence[dict]) -> Chart | None:
@@ -138,7 +138,27 @@ def plan_chart(plan: ChartPlan, logs: Sequence[dict]) -> Chart | None:
         note += f"; bold: mean of {max(3, len(curves[0].values) // 10)} logs"
     if len(curves) > 1:
         _label_ends(axes, curves[0].steps[-1], ends)
-    return Chart(plan.title, note, _finish(figure, axes, plan.title, curves))
+    return Chart(plan.title, note, _finish(figure, axes, plan.title, _in_words(plan.title, curves)))
+
+
+def precision_recall_chart(
+    title: str, note: str, recall: np.ndarray, curves: Sequence[tuple[str, np.ndarray]]
+) -> Chart:
+    """Precision over recall; curves: a name and the precision (R,) for each side, the last one emphasised."""
+    figure, axes = _empty_chart(is_share=True, has_end_labels=len(curves) > 1, x_label="recall")
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xticks((0, 0.25, 0.5, 0.75, 1))
+    ends = []
+    for number, (label, precision) in enumerate(curves, 1):
+        is_last = number == len(curves)
+        colour = _SERIES[0] if is_last else _MUTED
+        dashes = "solid" if is_last else (0, (4, 2))
+        axes.plot(recall, precision, color=colour, linewidth=1.8 if is_last else 1.4, linestyle=dashes)
+        ends.append((float(precision[-1]), label.lower(), colour))
+    if len(curves) > 1:
+        _label_ends(axes, 1, ends)
+    words = "; ".join(f"{label}: mean precision {precision.mean():.3f}" for label, precision in curves)
+    return Chart(title, note, _finish(figure, axes, title, words))
 
 
 def curve_of(logs: Sequence[dict], key: str, label: str) -> Curve:
@@ -158,7 +178,7 @@ def moving_mean(values: Sequence[float], window: int) -> list[float]:
     return [float(np.mean(values[max(0, i - before) : i + after + 1])) for i in range(len(values))]
 
 
-def _empty_chart(*, is_share: bool, has_end_labels: bool = False):
+def _empty_chart(*, is_share: bool, has_end_labels: bool = False, x_label: str = "step"):
     from matplotlib.figure import Figure  # a second to import, and no display to open
     from matplotlib.ticker import MaxNLocator
 
@@ -173,7 +193,7 @@ def _empty_chart(*, is_share: bool, has_end_labels: bool = False):
     axes.tick_params(colors=_MUTED, labelsize=9, length=0)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.set_xlabel("step", color=_MUTED, fontsize=9, loc="right", labelpad=1)
+    axes.set_xlabel(x_label, color=_MUTED, fontsize=9, loc="right", labelpad=1)
     if is_share:
         axes.set_ylim(-0.03, 1.03)
     return figure, axes
@@ -203,7 +223,15 @@ def _anchor(step: int, steps: Sequence[int]) -> str:
     return "left" if share < 0.2 else "right" if share > 0.8 else "center"
 
 
-def _finish(figure, axes, title: str, curves: Sequence[Curve]) -> str:
+def _in_words(title: str, curves: Sequence[Curve]) -> str:
+    return "; ".join(
+        f"{curve.label or title} from {curve.values[0]:.3g} at step {curve.steps[0]} "
+        f"to {curve.values[-1]:.3g} at step {curve.steps[-1]}"
+        for curve in curves
+    )
+
+
+def _finish(figure, axes, title: str, words: str) -> str:
     """The figure as SVG text: without sizes, fonts and colours of its own, and with words for a screen reader."""
     import matplotlib
 
@@ -223,9 +251,4 @@ def _finish(figure, axes, title: str, curves: Sequence[Curve]) -> str:
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     for stand_in, colour in _PAGE_COLOURS.items():
         svg = svg.replace(stand_in, colour)
-    words = "; ".join(
-        f"{curve.label or title} from {curve.values[0]:.3g} at step {curve.steps[0]} "
-        f"to {curve.values[-1]:.3g} at step {curve.steps[-1]}"
-        for curve in curves
-    )
     return svg.replace("<svg", f'<svg role="img" aria-label="{words}"', 1)

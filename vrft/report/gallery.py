@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
+from vrft.answers import normal_name
 from vrft.draw import LabelledBox, boxes_of
 from vrft.evaluate.generate import load_image
 from vrft.report.run_files import RunFiles
-from vrft.rows import Row, image_paths
+from vrft.rewards import RewardOptions, match_boxes
+from vrft.rows import Row, image_paths, labelled_boxes
 
 TAGS = {
     "improved": "improved",
     "worse": "got worse",
     "wrong": "still wrong",
+    "missed": "missed",
+    "false_positive": "false positive",
     "unreadable": "unreadable",
     "zero": "zero reward",
 }
 """The gallery's filters, and what their buttons say."""
-TAGS_OF_ONE = {"wrong": "wrong", "unreadable": "unreadable", "zero": "zero reward"}
+TAGS_OF_ONE = {**{tag: TAGS[tag] for tag in TAGS if tag not in ("improved", "worse")}, "wrong": "wrong"}
 """The same where there is no before and after."""
+BOX_TAGS = ("missed", "false_positive")
+"""Those that only rows with boxes can have."""
 
 _ASKED_COLUMNS = ("phrase", "category", "instruction", "problem")
 _CLEAR_CHANGE = 0.1  # of a question's metric: below, neither improved nor worse
+_MATCHED = RewardOptions(iou_threshold=math.nextafter(0.5, 0))  # at 0.5 itself too, as in COCO
 _N_PER_TAG = 12
 _MOST_PIXELS_A_SIDE = 640
 
@@ -80,19 +90,24 @@ class Gallery:
 def make_gallery(run: RunFiles, *, n_items: int = 60, split: str = "test") -> Gallery | None:
     """The gallery of a test set: some rows of every filter, then others evenly; None if nothing was judged there."""
     rows = run.rows(split)
-    names = [name for name in ("before", run.after) if name and run.scores(name, split)]
+    names = run.judged_kinds(split)
     if not rows or not names:
         return None
     scores = [run.scores(name, split) for name in names]
     metric = row_metric(run, scores[-1])
     labels = TAGS if len(names) > 1 else TAGS_OF_ONE
-    tags = [tags_of([side[index] for side in scores], metric) for index in range(len(rows))]
+    if not any(is_judged_by_iou(row, one) for row, one in zip(rows, scores[-1], strict=True)):
+        labels = {tag: label for tag, label in labels.items() if tag not in BOX_TAGS}
+    tags = [
+        [*tags_of([side[index] for side in scores], metric), *box_tags(row, scores[-1][index])]
+        for index, row in enumerate(rows)
+    ]
     chosen = choose(tags, n_items)
-    titles = {"before": "Before", run.after: "After"} if len(names) > 1 else {names[0]: "Completion"}
+    titles = run.side_titles(split)
     items = [
         _item(
             rows[index],
-            [_side(titles[name], side[index], metric) for name, side in zip(names, scores, strict=True)],
+            [_side(title, side[index], metric) for title, side in zip(titles, scores, strict=True)],
             tags[index],
             run.run_dir / "data",
         )
@@ -124,19 +139,57 @@ def tags_of(sides: Sequence[dict], metric: str) -> list[str]:
         "unreadable": new["answer"] is None,
         "zero": new["total"] <= 0,
     }
-    return [tag for tag in TAGS if holds[tag]]
+    return [tag for tag in TAGS if holds.get(tag)]
+
+
+def is_judged_by_iou(row: Row, scored: dict) -> bool:
+    """True where gold and answer are boxes and the task compares them by IoU (a point is judged otherwise)."""
+    has_iou = any(name.rpartition("/")[2] == "iou" and one is not None for name, one in scored["metrics"].items())
+    return has_iou and isinstance(row["gold"], list)
+
+
+def box_tags(row: Row, scored: dict) -> list[str]:
+    """`missed` if no predicted box matches a gold box at IoU 0.5, `false_positive` if a predicted box matches none.
+
+    Boxes are matched one to one, by falling confidence; with labels only where these agree.
+
+    >>> scored = {"answer": [0, 0, 9, 9], "metrics": {"iou": 0.0}}
+    >>> box_tags({"gold": [20, 0, 29, 9]}, scored), box_tags({"gold": [0, 0, 9, 9]}, scored)
+    (['missed', 'false_positive'], [])
+    """
+    if not is_judged_by_iou(row, scored):
+        return []
+    gold, answer = ([one] if one and not isinstance(one[0], list | dict) else one or [] for one in
+                    (row["gold"], scored["answer"]))  # fmt: skip
+    found = [one if isinstance(one, dict) else {"xyxy": one, "confidence": 1.0} for one in answer]
+    golds = labelled_boxes(gold)
+    may_match = None
+    if "categories" in row:
+        labels = [normal_name(label) for _, label in golds]
+        may_match = np.array([[normal_name(box["label"]) == label for label in labels] for box in found], bool)
+        may_match = may_match.reshape(len(found), len(labels))
+    matched = match_boxes(
+        [box["xyxy"] for box in found],
+        [box["confidence"] for box in found],
+        [xyxy for xyxy, _ in golds],
+        _MATCHED,
+        may_match=may_match,
+    )
+    n_matched = np.count_nonzero(matched)
+    return [tag for tag, n in zip(BOX_TAGS, (len(golds), len(found)), strict=True) if n > n_matched]
 
 
 def choose(tags: Sequence[Sequence[str]], n_items: int) -> list[int]:
     """Indices of at most `n_items` rows, in order: up to a dozen of each filter, the rest evenly from the others.
 
+    Where these are too many, each filter gives as many as every other.
+
     >>> choose([["improved"], [], [], ["zero"], []], 3)
     [0, 1, 3]
     """
-    chosen: dict[int, None] = {}
-    for tag in TAGS:
-        of_tag = [index for index, one in enumerate(tags) if tag in one]
-        chosen.update(dict.fromkeys(_evenly(of_tag, _N_PER_TAG)))
+    by_tag = [_evenly([index for index, one in enumerate(tags) if tag in one], _N_PER_TAG) for tag in TAGS]
+    in_turn = [index for turn in zip_longest(*by_tag) for index in turn if index is not None]
+    chosen = dict.fromkeys(in_turn)
     first = list(chosen)[:n_items]
     others = [index for index in range(len(tags)) if index not in chosen]
     return sorted([*first, *_evenly(others, n_items - len(first))])

@@ -108,6 +108,15 @@ class RunFiles:
         """The scored rows of an evaluation on a test set, in the order of the rows."""
         return self._lines(f"evaluations/{name}/{split}/scores.jsonl")
 
+    def judged_kinds(self, split: str = "test") -> list[str]:
+        """`before` and what `after` means, as far as they were judged on a test set: the sides that the page shows."""
+        return [name for name in ("before", self.after) if name and self.scores(name, split)]
+
+    def side_titles(self, split: str = "test") -> list[str]:
+        """What the page calls the sides of `judged_kinds`: Before and After, or Completion where there is only one."""
+        kinds = self.judged_kinds(split)
+        return ["Before", "After"] if len(kinds) > 1 else ["Completion"] * len(kinds)
+
     def _text(self, name: str) -> str:
         path = self.run_dir / name
         if not path.is_file():

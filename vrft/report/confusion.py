@@ -1,0 +1,121 @@
+"""What a classification run took for what: a matrix for few classes, the most confused pairs for many."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vrft.answers import normal_name
+from vrft.report.run_files import RunFiles
+from vrft.rows import Row
+
+OTHER, UNREADABLE = "another name", "unreadable"
+_MOST_CLASSES = 16  # of a matrix; beyond, pairs are listed
+_N_PAIRS = 25
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One side. counts: a list for each class of `Confusion.classes`, with a count for each of `Confusion.answers`."""
+
+    title: str
+    counts: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A class that was named for another one; counts: how often, on each side."""
+
+    gold: str
+    answer: str
+    n_gold: int
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """classes: those that rows have as gold. answers: the same, then `OTHER` and `UNREADABLE`.
+
+    matrices: one for each side; empty where there are too many classes.
+    pairs: the most confused on the last side first; empty where there are matrices. n_pairs: how many were confused.
+    n_other, n_unreadable: answers on each side.
+    """
+
+    sides: list[str]
+    classes: list[str]
+    answers: list[str]
+    matrices: list[Matrix]
+    pairs: list[Pair]
+    n_pairs: int
+    n_other: list[int]
+    n_unreadable: list[int]
+
+
+def confusion(run: RunFiles, *, split: str = "test") -> Confusion | None:
+    """The confusion on a test set; None for a run that does not classify, and where nothing was judged."""
+    rows, kinds = run.rows(split), run.judged_kinds(split)
+    if run.config["protocol"]["scorer"] != "classification" or not rows or not kinds:
+        return None
+    known = class_names(rows)
+    classes = sorted(set(known.values()))
+    counts = [count_answers(rows, run.scores(kind, split), known) for kind in kinds]
+    titles = run.side_titles(split)
+    answers = [*classes, OTHER, UNREADABLE]
+    is_small = len(classes) <= _MOST_CLASSES
+    tables = [[[one[gold, answer] for answer in answers] for gold in classes] for one in counts] if is_small else []
+    pairs = [] if is_small else most_confused(counts)
+    return Confusion(
+        sides=titles,
+        classes=classes,
+        answers=answers,
+        matrices=[Matrix(title, table) for title, table in zip(titles, tables, strict=is_small)],
+        pairs=pairs[:_N_PAIRS],
+        n_pairs=len(pairs),
+        n_other=[sum(n for (_, answer), n in one.items() if answer == OTHER) for one in counts],
+        n_unreadable=[sum(n for (_, answer), n in one.items() if answer == UNREADABLE) for one in counts],
+    )
+
+
+def class_names(rows: Sequence[Row]) -> dict[str, str]:
+    """The class of every name, as names are compared: of the golds, as first written, and of their aliases.
+
+    >>> class_names([{"gold": "Maine Coon", "aliases": ["coon"]}, {"gold": "maine_coon"}])
+    {'mainecoon': 'Maine Coon', 'coon': 'Maine Coon'}
+    """
+    known: dict[str, str] = {}
+    for row in rows:
+        known.setdefault(normal_name(row["gold"]), row["gold"])
+    for row in rows:
+        for alias in row.get("aliases", ()):
+            known.setdefault(normal_name(alias), known[normal_name(row["gold"])])
+    return known
+
+
+def count_answers(rows: Sequence[Row], scored: Sequence[dict], known: dict[str, str]) -> Counter:
+    """How often each class got each answer, `{(class, answer): n}`; right is what the task's metric calls right.
+
+    known: as `class_names` gives it. An answer is a class, `OTHER` or `UNREADABLE`.
+    """
+    counts: Counter = Counter()
+    for row, one in zip(rows, scored, strict=True):
+        gold = known[normal_name(row["gold"])]
+        if one["answer"] is None:
+            answer = UNREADABLE
+        elif one["metrics"]["accuracy"] == 1:
+            answer = gold
+        else:
+            answer = known.get(normal_name(one["answer"]), OTHER)
+            answer = OTHER if answer == gold else answer  # an alias that only other rows of the class allow
+        counts[gold, answer] += 1
+    return counts
+
+
+def most_confused(counts: Sequence[Counter]) -> list[Pair]:
+    """The pairs of different classes, by falling count on the last side, then on those before."""
+    n_gold: Counter = Counter()
+    for (gold, _), n in counts[-1].items():
+        n_gold[gold] += n
+    keys = {key for one in counts for key in one if key[0] != key[1] and key[1] not in (OTHER, UNREADABLE)}
+    pairs = [Pair(gold, answer, n_gold[gold], [one[gold, answer] for one in counts]) for gold, answer in keys]
+    return sorted(pairs, key=lambda pair: ([-n for n in reversed(pair.counts)], pair.gold, pair.answer))
