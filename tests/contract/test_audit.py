@@ -11,8 +11,9 @@ import yaml
 from vrft.answers import normal_name
 from vrft.boxes import FRAMES, Frame
 from vrft.tasks import load_task, task_names
-from vrft.tasks.attacks import attacks, honest_answers
+from vrft.tasks.attacks import attacks
 from vrft.tasks.audit import audit
+from vrft.tasks.honest import honest_answers
 from vrft.tasks.judge import Judge
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -8,9 +8,10 @@ import numpy as np
 
 from vrft.boxes import Frame
 from vrft.rows import Row
-from vrft.tasks.attacks import Attack, Honest, attacks, honest_answers
+from vrft.tasks.attacks import Attack, attacks
 from vrft.tasks.base import Task
 from vrft.tasks.box_list import BoxListTask
+from vrft.tasks.honest import Honest, honest_answers
 from vrft.tasks.judge import Judge
 
 _TOLERANCE = 1e-9
