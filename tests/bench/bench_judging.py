@@ -10,21 +10,20 @@ one run each. About a minute on one core; set OMP_NUM_THREADS=1.
 
 from __future__ import annotations
 
-import sys
+import runpy
 import time
 from pathlib import Path
 
 import numpy as np
 import yaml
 
+from vrft.tasks import load_task, task_names
+from vrft.tasks.box_list import Detection, write_boxes
+from vrft.tasks.judge import Judge
+
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "unit")]
-
-from test_growth import FRAME, SHAPES, TASKS, reader  # noqa: E402
-
-from vrft.tasks import load_task, task_names  # noqa: E402
-from vrft.tasks.box_list import Detection, write_boxes  # noqa: E402
-from vrft.tasks.judge import Judge  # noqa: E402
+GROWTH = runpy.run_path(str(ROOT / "tests" / "unit" / "test_growth.py"))  # its attack shapes
+FRAME, SHAPES, TASKS, reader = (GROWTH[name] for name in ("FRAME", "SHAPES", "TASKS", "reader"))
 
 N_CHARACTERS, N_CALLS, N_WARM = 16_000, 2_000, 50
 WORDS = ["the", "red", "one", "by", "door", "left", "of", "a", "tall", "lamp", "and", "near", "its", "shadow"]
