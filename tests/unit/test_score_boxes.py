@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from two_boxes import RIGHT, TRUTH
 
 from vrft.errors import UserError
 from vrft.evaluate.box_files import score_coco_file, score_lvis_file
@@ -181,18 +182,6 @@ def test_present_asks_only_for_what_is_there(files):
     outside = [one for one in json.loads(found.read_text()) if (one["image_id"], one["category_id"]) not in gold]
     assert present["counts"]["detections_not_asked"] == len(outside) > 0
     assert present["metrics"]["AP"]["value"] > everything["metrics"]["AP"]["value"]
-
-
-BOX = [0, 0, 10, 10]
-TRUTH = {
-    "images": [{"id": 1}, {"id": 2}],
-    "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
-    "annotations": [
-        {"id": 0, "image_id": 1, "category_id": 1, "bbox": BOX, "area": 100, "iscrowd": 0},
-        {"id": 7, "image_id": 2, "category_id": 1, "bbox": BOX, "area": 100, "iscrowd": 0},
-    ],
-}
-RIGHT = [{"image_id": i, "category_id": 1, "bbox": BOX, "score": 0.5} for i in (1, 2)]
 
 
 @pytest.mark.parametrize(

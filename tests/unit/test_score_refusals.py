@@ -6,21 +6,11 @@ import copy
 import json
 
 import pytest
+from two_boxes import RIGHT, TRUTH
 
 from vrft.errors import UserError
 from vrft.evaluate.annotations import read_class_names, read_truth
 from vrft.evaluate.box_files import score_coco_file, score_lvis_file
-
-BOX = [0, 0, 10, 10]
-TRUTH = {
-    "images": [{"id": 1}, {"id": 2}],
-    "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
-    "annotations": [
-        {"id": 0, "image_id": 1, "category_id": 1, "bbox": BOX, "area": 100, "iscrowd": 0},
-        {"id": 7, "image_id": 2, "category_id": 1, "bbox": BOX, "area": 100, "iscrowd": 0},
-    ],
-}
-RIGHT = [{"image_id": i, "category_id": 1, "bbox": BOX, "score": 0.5} for i in (1, 2)]
 
 
 def write(folder, truth, *shards):
