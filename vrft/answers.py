@@ -20,10 +20,9 @@ _CODE_FENCE = re.compile(r"```(?:[a-z]+(?=\s))?")
 _OBJECT = re.compile(r"\{[^{}]*\}")
 _BRACKETS = re.compile(r"[\[(]([^\[\]()]*)[\])]")
 _KEY = r"['\"]?\s*:\s*"
-_CONFIDENCE_KEY = re.compile(rf"(?:confidence|confidence_score|conf|score)\W?{_KEY}", re.IGNORECASE)
-_CONFIDENCE = re.compile(
-    rf"\b(?:confidence|confidence_score|conf|score){_KEY}['\"]?({_NUMBER})['\"]?\s*[,}}]", re.IGNORECASE
-)
+_CONFIDENCE_NAME = r"(?:conf(?:idence)?(?:_score)?|score)"  # of text in lower case, which is much cheaper to search
+_CONFIDENCE_KEY = re.compile(rf"{_CONFIDENCE_NAME}\W?{_KEY}")
+_CONFIDENCE = re.compile(rf"\b{_CONFIDENCE_NAME}{_KEY}['\"]?({_NUMBER})['\"]?\s*[,}}]")
 # At most 200 characters, so that many openings in one long object stay linear; up to a quote that ends a value, so that
 # an apostrophe inside a name is kept.
 _LABEL = re.compile(rf"\b(?:label|category|class|name){_KEY}(['\"])(.{{0,200}}?)\1\s*[,}}]", re.DOTALL | re.IGNORECASE)
@@ -172,8 +171,9 @@ def _read_object(text: str, with_label: bool) -> WrittenBox | None:
     numbers = next((match for match in inside if match), None)  # not the brackets of a label: 'bow (tie)'
     if numbers is None:
         return None
-    confidence = _CONFIDENCE.search(text)
-    if confidence is None and _CONFIDENCE_KEY.search(text):
+    lower = text.lower()
+    confidence = _CONFIDENCE.search(lower)
+    if confidence is None and _CONFIDENCE_KEY.search(lower):
         return None
     value = float(confidence.group(1)) if confidence else 1.0
     label = _LABEL.search(text) if with_label else None
