@@ -5,6 +5,7 @@ import textwrap
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -155,21 +156,32 @@ def test_or_pays_nothing_and_is_counted(term, words):
     assert faults == {"own.term": 3}
 
 
-def test_a_term_that_hangs_is_left_behind():
+@pytest.mark.parametrize("is_main", [True, False])
+def test_a_term_that_hangs_is_left_behind(is_main):
+    """By a timer in the main thread; elsewhere in a thread of its own, from which a value still comes back."""
     over = threading.Event()
 
     def hanging(parsed, row, images):
         over.wait()
         return 1.0
 
-    started = time.perf_counter()
-    try:
+    def call_it():
+        started = time.perf_counter()
         term, _ = guarded(hanging, timeout_s=0.05)
         with pytest.raises(UserError, match=r"own\.term failed on row r7.*\n?.*longer than .*timeout_s=0\.05 seconds"):
             term(PARSED, ROW)
         term, faults = guarded(hanging, timeout_s=0.05, on_fault="zero")
         assert (term(PARSED, ROW), faults) == (0.0, {"own.term": 1})
         assert time.perf_counter() - started < 1, "twice 0.05 s, not the usual 30"
+        term, _ = guarded(lambda *_: 0.25)
+        assert term(PARSED, ROW) == 0.25
+
+    try:
+        if is_main:
+            call_it()
+        else:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(call_it).result()
     finally:
         over.set()
 

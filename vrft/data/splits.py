@@ -125,11 +125,10 @@ def mix(rows: Sequence[Row], weights: Mapping[str, float], *, seed: int) -> list
     total, drawn, passed = sum(weights[task] for task in sorted(by_task)), [], 0.0
     for task, own in sorted(by_task.items()):
         n_before, passed = round(len(rows) * passed), passed + weights[task] / total
-        for position in range(round(len(rows) * passed) - n_before):
-            turn, place = divmod(position, len(own))
-            if place == 0:
-                shuffled = sorted(own, key=lambda row: _draw(f"{turn}:{row['row_id']}", seed))
-            drawn.append((f"{turn}:{task}:{position}", shuffled[place]))
+        own.sort(key=lambda row: _draw(row["row_id"], seed))
+        drawn += [
+            (f"{task}:{position}", own[position % len(own)]) for position in range(round(len(rows) * passed) - n_before)
+        ]
     return [row for key, row in sorted(drawn, key=lambda item: _draw(item[0], seed))]
 
 
