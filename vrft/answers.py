@@ -60,14 +60,35 @@ def read_answer_block(text: str) -> tuple[str | None, str | None]:
     >>> read_answer_block("<answer></answer>")
     (None, 'empty_answer')
     """
-    after_thought = text.rpartition("</think>")[2]
-    if "<think>" in after_thought:
-        after_thought = after_thought.partition("<think>")[0]
-    _, tag, block = after_thought.rpartition("<answer>")
-    if not tag:
+    span = answer_span(text)
+    if span is None:
         return None, "no_answer"
-    block = block.partition("</answer>")[0].strip()
+    block = text[slice(*span)].strip()
     return (block, None) if block else (None, "empty_answer")
+
+
+def answer_span(text: str) -> tuple[int, int] | None:
+    """Where the inside of the answer block of `read_answer_block` begins and ends, blanks around it included."""
+    begin = text.rfind("</think>") + 1  # 0 without a thought: no tag begins within this one
+    end = text.find("<think>", begin)
+    end = len(text) if end < 0 else end
+    tag = text.rfind("<answer>", begin, end)
+    if tag < 0:
+        return None
+    begin = tag + len("<answer>")
+    closing = text.find("</answer>", begin, end)
+    return begin, end if closing < 0 else closing
+
+
+def box_spans(block: str) -> list[tuple[int, int]]:
+    """Where in the block each box of `read_boxes` is written, in its order; each piece read alone is that box."""
+    if "{" in block:
+        return [match.span() for match in _OBJECT.finditer(block)]
+    if pairs := [match.span() for match in _CORNER_PAIR.finditer(block)]:
+        return pairs
+    if _FOUR_NUMBERS.fullmatch(block):
+        return [(0, len(block))]
+    return [match.span() for match in _BRACKETS.finditer(block) if any(map(str.isnumeric, match.group(1)))]
 
 
 def read_boxes(block: str, *, with_labels: bool = False) -> tuple[list[WrittenBox] | None, str | None]:

@@ -35,10 +35,17 @@ _AT_LEAST = {
     "launch.nproc_per_node": 1,
     "launch.threads": 1,
     "protocol.n_resamples": 1,
+    "protocol.n_samples": 1,
     "rollout.top_k": 0,
     "run.seed": 0,
 }
-_ABOVE_ZERO = ("trainer.learning_rate", "trainer.epochs", "rollout.temperature", "rollout.top_p")
+_ABOVE_ZERO = (
+    "trainer.learning_rate",
+    "trainer.epochs",
+    "rollout.temperature",
+    "rollout.top_p",
+    "protocol.temperature",
+)
 _NOT_HASHED = ("run.dir", "run.name", "run.resume", "launch.threads", "dataset.n_processes", "logging", "derived")
 
 
@@ -276,4 +283,4 @@ def _fitting(group: str, is_fitting) -> str:
 
 def _value(config: dict[str, Any], key: str) -> Any:
     section, name = key.split(".")
-    return config[section][name]
+    return config[section].get(name)

@@ -21,8 +21,8 @@ def evaluate_splits(experiment: Experiment, model, splits: list[str], *, name: s
     Every process generates its share of the batches; all of them end with the same metrics.
     """
     config, processes = experiment.config, experiment.processes
-    # validation's intervals go unread
-    protocol = config["protocol"] if name else config["protocol"] | {"n_resamples": 1}
+    # validation's intervals go unread, and its confidences are those written
+    protocol = config["protocol"] if name else config["protocol"] | {"n_resamples": 1, "score_source": "written"}
     results = {}
     for split in splits:
         folder = experiment.run_dir / "evaluations" / (name or "validation") / split
@@ -43,7 +43,7 @@ def evaluate_splits(experiment: Experiment, model, splits: list[str], *, name: s
 
 
 def _completions(experiment: Experiment, model, split: str, *, folder: Path, name: str | None) -> list[dict]:
-    """A completion of each row of the split, in their order. With a name they are kept batch by batch while they are
+    """The completions of each row of the split, in their order. With a name they are kept batch by batch while they are
     made, and stand in `folder/completions.jsonl` at the end."""
     config, processes, rows = experiment.config, experiment.processes, experiment.rows[split]
     kept = _kept_batches(experiment, folder / "batches", name) if name else None
@@ -61,14 +61,24 @@ def _completions(experiment: Experiment, model, split: str, *, folder: Path, nam
         world_size=processes.num_processes,
         progress=f"{name}: {split}" if processes.is_main_process and name else None,
         kept=kept,
+        **(_sampling(config) if name else {}),
     )
     order = {row["row_id"]: index for index, row in enumerate(rows)}
-    completions = sorted(gather_object(share), key=lambda completion: order[completion["row_id"]])
+    completions = sorted(gather_object(share), key=lambda one: (order[one["row_id"]], one["sample"]))
     if kept and processes.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         _write_lines(folder / "completions.jsonl", completions)
         kept.remove()
     return completions
+
+
+def _sampling(config: dict) -> dict:
+    """What the protocol's score_source wants beside the greedy completions."""
+    protocol = config["protocol"]
+    if protocol.get("score_source") == "agreement":
+        n_samples, temperature = protocol["n_samples"], protocol["temperature"]
+        return {"n_samples": n_samples, "temperature": temperature, "seed": config["run"]["seed"]}
+    return {"with_logprobs": protocol.get("score_source") == "token_probability"}
 
 
 def _kept_batches(experiment: Experiment, folder: Path, name: str) -> KeptBatches:

@@ -15,6 +15,7 @@ import yaml
 from vrft.checkpoint_card import setting_drift
 from vrft.configure import config_hash
 from vrft.errors import UserError, raise_all
+from vrft.evaluate.protocols import row_faults
 from vrft.launching import start_worker
 from vrft.models.families import FAMILIES
 from vrft.provenance import provenance
@@ -122,6 +123,9 @@ def build_rows(config: dict[str, Any], data_dir: Path) -> dict[str, list[Row]]:
     build = load_builder(dataset.pop("builder"))
     splits = build(dataset, task=task, out_dir=data_dir, seed=config["run"]["seed"])
     check_rows(splits, task, needed=needed_splits(config) if "evaluate" in config else {})
+    if "evaluate" in config:
+        judged = [row for split, rows in splits.items() if split != "train" for row in rows]
+        raise_all(row_faults(config["protocol"], judged), heading=f"protocol={config['protocol']['name']} needs more:")
     for split, rows in splits.items():
         write_rows(data_dir / f"{split}.jsonl", rows)
     return splits

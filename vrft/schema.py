@@ -123,7 +123,10 @@ class Logging:
 
 @dataclass
 class Protocol:
-    """n_resamples: of the bootstrap behind the intervals. asked, polygons: what counts of questions, of masks."""
+    """n_resamples: of the bootstrap behind the intervals. asked, polygons: what counts of questions, of masks.
+
+    score_source: what ranks the boxes of completions; n_samples, temperature: the samples whose agreement it may be.
+    """
 
     name: str
     version: int
@@ -131,6 +134,9 @@ class Protocol:
     n_resamples: int
     asked: Literal["all", "present", "exist_map"] | None = None
     polygons: Literal["all", "first"] | None = None
+    score_source: Literal["written", "token_probability", "agreement"] | None = None
+    n_samples: int | None = None
+    temperature: float | None = None
 
 
 @dataclass

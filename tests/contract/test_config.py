@@ -35,7 +35,7 @@ PROTOCOLS = {
     **dict.fromkeys(("counting", "pointing", "mixed", "own"), "rows"),
 }
 JUDGED_BY = {"coco_all": "detection", "coco_exist_map": "detection", "counting": "counting"}
-SCORE_ONLY = ("lvis_federated", "reasonseg_lisa", "reasonseg_first_polygon")  # judge files of predictions, not rows
+SCORE_ONLY = ("lvis_federated",)  # judges files of predictions, not rows alone
 HUB_MODEL = "model.path=SOME/MODEL"  # a hub name: no folder is looked for
 
 
@@ -145,6 +145,9 @@ def test_sft_of_the_demo_differs_from_rft_in_the_trainer_alone():
         # pairs that do not fit
         (["task=classification", "protocol=classification", "reward=iou_only"], ["reward=iou_only", "reward=strict"]),
         (["+reward.weights.iuo=1"], ["'iuo'", "known terms: accuracy"]),
+        (["reward.weights.iou=-1"], ["reward.weights.iou is -1", "a number from 0"]),
+        (["reward.weights.iou=inf"], ["reward.weights.iou is inf", "a number from 0"]),
+        (["+reward.weights_for.countin.iou=1"], ["'countin'", "did you mean counting?", "known tasks: classification"]),
         (["protocol=coco_present"], ["cannot judge task=reasoning_grounding", "protocol=grounding"]),
         (["+task.subject=cat"], ["task=reasoning_grounding does not take"]),
         (["task.name=reasoning"], ["task.name is 'reasoning'", "known tasks: classification"]),
@@ -156,6 +159,9 @@ def test_sft_of_the_demo_differs_from_rft_in_the_trainer_alone():
         (["memory.num_generations=1"], ["at least 2"]),
         (["memory.max_pixels=100"], ["memory.min_pixels=3136 exceeds memory.max_pixels=100"]),
         (["rollout.temperature=0"], ["rollout.temperature is 0", "above 0"]),
+        (["protocol=coco_all", "task=detection", "protocol.temperature=0"], ["protocol.temperature is 0", "above 0"]),
+        (["protocol=coco_all", "task=detection", "protocol.n_samples=0"], ["protocol.n_samples is 0", "at least 1"]),
+        (["protocol=coco_all", "protocol.score_source=best"], ["protocol.score_source", "token_probability"]),
         (["trainer.epochs=1"], ["trainer.max_steps is 40 and trainer.epochs is 1"]),
         (["model.path=./nowhere"], ["model.path is ./nowhere", "does not exist"]),
         # nothing given

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 from vrft.boxes import Frame
@@ -32,7 +34,7 @@ def scene_rows(folder, n_rows):
     return rows
 
 
-def stand_in_model(model, processor, questions, images, *, max_new_tokens):
+def stand_in_model(model, processor, questions, images, *, max_new_tokens, with_logprobs=False):
     """As `generate_texts`: the completion tells who shares its batch, so a batch that differs would show."""
     batch = sorted(len(question) for question in questions)
     return [
@@ -47,7 +49,7 @@ def generate_from(rows, folder, **options):
         root=folder,
         task=load_task("grounding"),
         frame_for_row=frame_for_row,
-        model=None,
+        model=SimpleNamespace(device=torch.device("cpu")),
         processor=None,
         max_new_tokens=8,
         batch_size=3,
@@ -65,6 +67,31 @@ def test_ranks_together_make_what_one_process_makes(tmp_path, monkeypatch, world
     together = {one["row_id"]: one for part in parts for one in part}
     assert [together[row["row_id"]] for row in rows] == alone
     assert sum(map(len, parts)) == len(rows)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_samples_are_the_same_from_any_number_of_processes(tmp_path, monkeypatch, world_size):
+    def drawing_model(model, processor, questions, images, *, max_new_tokens, temperature=0.0, with_logprobs=False):
+        drawn = torch.rand(len(questions)).tolist() if temperature else [0] * len(questions)
+        return [{"text": f"{temperature} {one}", "n_tokens": 1, "is_truncated": False} for one in drawn]
+
+    monkeypatch.setattr(generate, "generate_texts", drawing_model)
+    rows, options = scene_rows(tmp_path, 11), {"n_samples": 3, "temperature": 0.7, "seed": 5}
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    alone = generate_from(rows, tmp_path, **options)
+    assert torch.equal(torch.random.get_rng_state(), before), "an evaluation leaves the training's draws alone"
+    torch.rand(3)
+    assert [(one["row_id"], one["sample"]) for one in alone] == [(f"r{n}", s) for n in range(11) for s in range(4)]
+    assert len({one["text"] for one in alone if one["sample"]}) == 33, "every sample is drawn anew"
+    kept = [KeptBatches(tmp_path / "kept", FINGERPRINT) for _ in range(world_size)]
+    parts = [
+        generate_from(rows, tmp_path, rank=r, world_size=world_size, kept=kept[r], **options) for r in range(world_size)
+    ]
+    together = sorted((one for part in parts for one in part), key=lambda one: (int(one["row_id"][1:]), one["sample"]))
+    assert together == alone
+    assert generate_from(rows, tmp_path, kept=KeptBatches(tmp_path / "kept", FINGERPRINT), **options) == alone
+    assert generate_from(rows, tmp_path, **options | {"seed": 6}) != alone
 
 
 def test_an_image_that_cannot_be_read_names_row_and_file(tmp_path, monkeypatch):

@@ -34,6 +34,15 @@ def test_judge_weighs_terms_and_keeps_them_apart(text, weights, terms, total):
     assert verdict(load_task("grounding"), GROUND, text, {"weights": weights}) == {"terms": terms, "total": total}
 
 
+def test_a_term_of_ones_own_task_stays_in_its_range():
+    class Generous(type(load_task("grounding"))):
+        def answer_terms(self, options):
+            return {"iou": lambda answer, row: 1.5}
+
+    with pytest.raises(UserError, match=r"the term iou of task=grounding is 1\.5 on row r; a number in \[0, 1\]"):
+        verdict(Generous(), GROUND, HALF, {"weights": {"iou": 1}})
+
+
 @pytest.mark.parametrize(
     ("options", "iou"),
     [

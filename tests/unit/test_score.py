@@ -94,8 +94,8 @@ def test_no_rows_have_no_figures(task, scorer):
 @pytest.mark.parametrize(
     ("completions", "message"),
     [
-        ([completion("r0", "a")], "'r1': 0 completions"),
-        ([completion("r0", "a"), completion("r1", "a"), completion("r1", "b")], "'r1': 2 completions"),
+        ([completion("r0", "a")], r"'r1': samples \[\] are given; 0 is needed"),
+        ([completion("r0", "a"), completion("r1", "a"), completion("r1", "b")], r"'r1': samples \[0, 0\] are given"),
         ([completion("r0", "a"), completion("r1", "a"), completion("x", "a")], "'x': a completion of no row"),
     ],
 )
@@ -104,14 +104,16 @@ def test_completions_that_do_not_fit_the_rows_are_refused(completions, message):
         score(BOX_ROWS, completions)
 
 
-@pytest.mark.parametrize(("scorer", "known"), [("coco", "grounding"), ("rouge", "coco, grounding, classification")])
+@pytest.mark.parametrize(
+    ("scorer", "known"), [("coco", "grounding"), ("rouge", "coco, masks, grounding, classification")]
+)
 def test_a_scorer_that_does_not_fit_is_refused_with_those_that_do(scorer, known):
     with pytest.raises(UserError, match=known):
         score(BOX_ROWS, [completion("r0", ""), completion("r1", "")], scorer=scorer)
 
 
 def test_every_task_has_a_scorer_whose_primary_metrics_it_gives():
-    official = {"AP"}
+    official = {"AP", "gIoU", "cIoU"}
     assert len(task_names()) >= 7
     for name in task_names():
         task = load_task(name)

@@ -14,7 +14,7 @@ from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 import vrft
 from vrft.data.digit_scenes import DIGIT_NAMES, draw_scene
 from vrft.data.digits import KINDS, build, compose_row
-from vrft.models.decode import chat, generate_texts
+from vrft.models.decode import chat, generate_texts, render_prompt
 from vrft.models.tiny import CONFIDENCES, COORDINATES, TAGS, build_model, constant_pieces, single_token_ids
 from vrft.tasks import load_task
 from vrft.train.muon import Muon, orthogonalise
@@ -53,6 +53,30 @@ def test_the_shipped_model_picks_the_asked_digit_of_three(model, processor, tmp_
     assert all(task.format_term(one, row) == 1.0 for one, row in zip(parsed, rows, strict=True))
     picked = [task.metrics["pick_rate"](one, row) for one, row in zip(parsed, rows, strict=True)]
     assert np.mean(picked) >= 0.85  # measured 0.9 and more of 300; chance is 0.33
+
+
+def test_log_probabilities_are_those_of_the_tokens_written(model, processor, tmp_path):
+    """Against one forward pass over question and completion."""
+    task = load_task("grounding")
+    options = {"domain": "clean", "k_shot": 1, "n_validation": 1, "n_test": 3}
+    rows = build(options, task=task, out_dir=tmp_path, seed=0)["test"]
+    images = [[Image.open(tmp_path / row["images"][0])] for row in rows]
+    questions = ["?", *(task.question(row, FRAME) for row in rows[1:])]  # of two lengths: one row is padded
+    made = generate_texts(model, processor, questions, images, max_new_tokens=40, with_logprobs=True)
+    for question, image, one in zip(questions, images, made, strict=True):
+        ends, logprobs = zip(*one["token_logprobs"], strict=True)
+        assert len(ends) == one["n_tokens"]
+        assert (list(ends), ends[-1]) == (sorted(ends), len(one["text"]))
+        prompt = render_prompt(processor, question, 1)
+        inputs = processor(text=[prompt + one["text"]], images=image, return_tensors="pt")
+        n_written = len(processor.tokenizer.encode(one["text"], add_special_tokens=False))
+        assert n_written == one["n_tokens"] - 1  # without the end token
+        with torch.no_grad():
+            expected = model(**inputs).logits[0].float().log_softmax(-1)
+        ids = inputs["input_ids"][0]
+        own = [expected[p - 1, ids[p]].item() for p in range(len(ids) - n_written, len(ids))]
+        assert logprobs[:-1] == pytest.approx(own, abs=1e-3)
+        assert min(own) < max(own) <= 0
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,12 @@ class Truth:
         """`(image id, category id)` of all annotations, crowds included."""
         return {(one["image_id"], one["category_id"]) for one in self.dataset["annotations"]}
 
+    def of_images(self, image_ids: Collection) -> Truth:
+        """The ground truth of these images alone; all classes stay."""
+        images = [one for one in self.dataset["images"] if one["id"] in image_ids]
+        annotations = [one for one in self.dataset["annotations"] if one["image_id"] in image_ids]
+        return Truth({**self.dataset, "images": images, "annotations": annotations}, self.source)
+
     def ids_of(self, names: Iterable[str], source: str) -> list:
         """The ids of these class names. Raises `UserError` naming the unknown ones; `source` says where they stand."""
         names = list(names)

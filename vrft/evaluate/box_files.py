@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vrft.answers import normal_name
 from vrft.evaluate.annotations import Truth, read_class_names, read_truth
+from vrft.evaluate.average_precision import as_coco
 from vrft.evaluate.detections import count_detections, only_asked, read_detections, read_exist_map
 from vrft.evaluate.official import COCO_LIMIT, LVIS_LIMIT, Evaluation, evaluate_coco, evaluate_lvis
 from vrft.evaluate.resamples import (
@@ -20,6 +22,7 @@ from vrft.evaluate.resamples import (
     mean_samples,
     percentile_interval,
 )
+from vrft.rows import Row
 
 
 def score_coco_file(
@@ -31,16 +34,18 @@ def score_coco_file(
     classes: str | Sequence[str] | None = None,
     engine: str = "official",
     n_resamples: int = 1000,
+    image_ids: Collection | None = None,
 ) -> dict:
     """`{"metrics", "per_class", "absent_classes", "counts"}`: COCO's twelve figures of boxes.
 
     asked: which questions count, see `only_asked`. classes: names, or a file of them, to which figures are restricted.
     A class without gold (crowds aside) is listed as absent and is in no mean. Images are resampled for the intervals;
-    engine=`faster` gives none. Raises `UserError` that lists what is wrong with the files.
+    engine=`faster` gives none. image_ids: of the images that are judged; None for all. Raises `UserError` that lists
+    what is wrong with the files.
     """
-    truth = read_truth(annotations, is_federated=False)
+    truth, n_not_asked = _read_truth(annotations, image_ids, is_federated=False)
     found = read_detections(detections, truth)
-    counts = count_detections(found, truth, most=COCO_LIMIT, is_per_class=True)
+    counts = count_detections(found, truth, most=COCO_LIMIT, is_per_class=True) | n_not_asked
     counts["crowd_annotations"] = sum(bool(one.get("iscrowd")) for one in truth.dataset["annotations"])
     pairs, about_map = read_exist_map(exist_map, truth) if asked == "exist_map" else (None, {})
     kept = only_asked(found, truth, asked=asked, exist_map=pairs)
@@ -58,15 +63,16 @@ def score_lvis_file(
     classes: str | Sequence[str] | None = None,
     engine: str = "official",
     n_resamples: int = 1000,
+    image_ids: Collection | None = None,
 ) -> dict:
     """As `score_coco_file`: LVIS's thirteen figures of boxes under its federated rule.
 
     Only categories that are annotated in an image or listed as absent from it count there; detections of others are
     left out, and counted. Where a category is not annotated exhaustively, a box that matches nothing is ignored.
     """
-    truth = read_truth(annotations, is_federated=True)
+    truth, n_not_asked = _read_truth(annotations, image_ids, is_federated=True)
     found = read_detections(detections, truth)
-    counts = count_detections(found, truth, most=LVIS_LIMIT, is_per_class=False)
+    counts = count_detections(found, truth, most=LVIS_LIMIT, is_per_class=False) | n_not_asked
     verified = truth.present | {
         (image["id"], number) for image in truth.dataset["images"] for number in image["neg_category_ids"]
     }
@@ -76,6 +82,29 @@ def score_lvis_file(
     result = _result(evaluation, LVIS_FIGURES, truth, found, category_ids, n_resamples=n_resamples)
     counts |= {"detections_not_verified": not_verified} | _outside(found, category_ids)
     return {**result, "counts": counts}
+
+
+def score_coco_rows(rows: Sequence[Row], found: Sequence[Sequence[tuple]], *, n_resamples: int = 1000) -> dict:
+    """As `score_coco_file`, of vrft's own rows; found: as for `average_precision`."""
+    dataset, detections = as_coco(rows, found)
+    asked = {normal_name(name): name for row in rows for name in row.get("categories", [row.get("category", "object")])}
+    for category in dataset["categories"]:
+        category["name"] = asked.get(category["name"], category["name"])
+    truth = Truth(dataset, "rows")
+    category_ids = list(truth.class_names)
+    if not dataset["annotations"]:
+        absent = list(truth.class_names.values())
+        return {"metrics": {}, "per_class": {}, "absent_classes": absent, "counts": {}}
+    evaluation = evaluate_coco(dataset, detections, category_ids, engine="official")
+    result = _result(evaluation, COCO_FIGURES, truth, detections, category_ids, n_resamples=n_resamples)
+    return {**result, "counts": {"detections": len(detections)}}
+
+
+def _read_truth(path: Path, image_ids: Collection | None, *, is_federated: bool) -> tuple[Truth, dict[str, int]]:
+    truth = read_truth(path, is_federated=is_federated)
+    if image_ids is None:
+        return truth, {}
+    return truth.of_images(image_ids), {"annotated_images_not_asked": len(truth.image_ids - set(image_ids))}
 
 
 def _chosen(classes: str | Sequence[str] | None, truth: Truth) -> list:

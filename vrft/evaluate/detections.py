@@ -8,23 +8,26 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vrft.answers import normal_name
 from vrft.errors import UserError, raise_all
 from vrft.evaluate.annotations import Truth, box_fault, is_in, is_number, nearest, read_json
+from vrft.rows import Row
 
 _FORM = "[{image_id, category_id, bbox: [x, y, width, height], score}, …]"
 _SHARD = re.compile(r"(\d+)[-_]of[-_](\d+)")
 
 
 def read_detections(paths: Sequence[Path], truth: Truth) -> list[dict]:
-    """The detections of one results file, or of several that share the images out among them, in their order.
+    """The detections of one results file, or of several shards of one, in their order.
 
     Each is `{image_id, category_id, bbox, score}`; an empty list is allowed, and duplicates stay. Raises `UserError`
     that lists what is wrong, by file and number from 0: a score that is not finite, a box of no size, an unknown image
-    or category, an image in two files, a file that is given twice, and one missing of NAME-1-of-3, NAME-2-of-3, ….
+    or category, a detection that another file holds too, a file that is given twice, and one missing of NAME-1-of-3,
+    NAME-2-of-3, ….
     """
     faults = list(_shard_faults(paths))
     detections: list[dict] = []
-    file_of: dict[Any, str] = {}
+    file_of: dict[tuple, str] = {}
     image_ids, category_ids = truth.image_ids, truth.class_names
     for path in paths:
         content = read_json(path)
@@ -37,13 +40,12 @@ def read_detections(paths: Sequence[Path], truth: Truth) -> list[dict]:
             faults += [f"{path.name}, detection {number}: {fault}" for fault in own]
             if own:
                 continue
-            if file_of.setdefault(one["image_id"], str(path)) != str(path):
-                shared[one["image_id"]] += 1
+            if len(paths) > 1 and (other := file_of.setdefault(_identity(one), str(path))) != str(path):
+                shared[other] += 1
             detections.append({key: one[key] for key in ("image_id", "category_id", "bbox", "score")})
         faults += [
-            f"{path.name}, image {image_id}: {n} detections here, and more in {file_of[image_id]}; one file must hold "
-            "all of an image"
-            for image_id, n in shared.items()
+            f"{path.name}: {n} of its detections are in {other} too; each must be in one file alone"
+            for other, n in shared.items()
         ]
     raise_all(faults, heading=f"detections={', '.join(map(str, paths))} cannot be scored:")
     return detections
@@ -55,7 +57,7 @@ def count_detections(detections: Sequence[Mapping], truth: Truth, *, most: int, 
     `duplicate_detections` have image, class, box and score of an earlier one: they stay. `detections_beyond_limit` are
     those that the scorer drops: it takes the `most` surest of an image, or of an image and class if `is_per_class`.
     """
-    kinds = Counter((one["image_id"], one["category_id"], *one["bbox"], one["score"]) for one in detections)
+    kinds = Counter(map(_identity, detections))
     keys = ("image_id", "category_id") if is_per_class else ("image_id",)
     crowds = Counter(tuple(one[key] for key in keys) for one in detections)
     found = {one["image_id"] for one in detections}
@@ -119,6 +121,40 @@ def read_exist_map(path: Path, truth: Truth) -> tuple[dict[Any, set], dict[str, 
         "exist_map_images_without_annotations": len(content) - len(asked),
     }
     return asked, counts
+
+
+def detections_of(
+    rows: Sequence[Row], answers: Sequence[Sequence[tuple]], truth: Truth
+) -> tuple[list[dict], dict[str, int]]:
+    """Answers in the form of a results file, and what was left out of it.
+
+    rows: with `image_id`, and a `category_id` or, of labelled rows, categories by name. answers: per row its boxes
+    `(xyxy, confidence, label)` in pixels. A box whose label is no class of the annotations is left out, and counted.
+    Raises `UserError` that names the rows whose image or category the annotations do not have.
+    """
+    by_name = {normal_name(name): number for number, name in truth.class_names.items()}
+    image_ids, category_ids = truth.image_ids, truth.class_names
+    faults, detections, n_unknown = [], [], 0
+    for row, boxes in zip(rows, answers, strict=True):
+        if not is_in(row.get("image_id"), image_ids):
+            faults.append(f"row {row['row_id']}: image_id is {row.get('image_id')!r}")
+        elif "categories" not in row and not is_in(row.get("category_id"), category_ids):
+            faults.append(f"row {row['row_id']}: category_id is {row.get('category_id')!r}")
+        else:
+            for (x1, y1, x2, y2), score, label in boxes:
+                number = by_name.get(normal_name(label)) if "categories" in row else row["category_id"]
+                if number is None:
+                    n_unknown += 1
+                    continue
+                bbox = [x1, y1, max(x2 - x1, 0.0), max(y2 - y1, 0.0)]
+                place = {"image_id": row["image_id"], "category_id": number}
+                detections.append({**place, "bbox": [float(value) for value in bbox], "score": float(score)})
+    raise_all(faults, heading=f"rows that {truth.source} does not have; rows that were built from it are needed:")
+    return detections, {"detections_with_an_unknown_label": n_unknown}
+
+
+def _identity(one: Mapping) -> tuple:
+    return (one["image_id"], one["category_id"], *one["bbox"], one["score"])
 
 
 def _detection_faults(one: Any, image_ids: Collection, category_ids: Collection, source: str) -> Iterator[str]:

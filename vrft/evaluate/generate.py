@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
@@ -31,10 +34,16 @@ def generate_completions(
     world_size: int = 1,
     progress: str | None = None,
     kept: KeptBatches | None = None,
+    with_logprobs: bool = False,
+    n_samples: int = 0,
+    temperature: float = 1.0,
+    seed: int = 0,
 ) -> list[dict]:
     """This rank's completions, `{"row_id", "sample", "text", "n_tokens", "is_truncated"}`, in the order of the rows.
 
     Batches are made before they are dealt to the ranks, so the ranks' completions together are those of one process.
+    Sample 0 is greedy; `n_samples` further ones are drawn at `temperature`, each batch by its own seed.
+    with_logprobs: sample 0 also has `token_logprobs` (see `generate_texts`).
     root: the folder that relative image paths start from. progress: the label of a progress bar; None shows none.
     kept: where batches are kept as they are done; those that it holds already are not generated again, and rank 0
         returns them with its own.
@@ -43,34 +52,49 @@ def generate_completions(
     questions = [task.question(row, frame) for row, frame in zip(rows, frames, strict=True)]
     batches = make_batches([_prompt_size(q, f) for q, f in zip(questions, frames, strict=True)], batch_size)
     done = kept.done if kept else {}
-    completions = dict(_by_row(batches, done)) if rank == 0 else {}
+    completions: dict[int, list[dict]] = {}
+    if rank == 0:
+        for index, made in done.items():
+            _add(completions, batches[index], made)
     mine = [index for index in range(len(batches)) if index not in done][rank::world_size]
     n_rows = sum(len(batches[index]) for index in mine)
     with tqdm(total=len(completions) + n_rows, initial=len(completions), desc=progress, disable=progress is None,
               unit="row") as bar:  # fmt: skip
         for index in mine:
-            outputs = generate_texts(
+            asked = (
                 model,
                 processor,
                 [questions[row] for row in batches[index]],
                 [load_images(rows[row], root) for row in batches[index]],
-                max_new_tokens=max_new_tokens,
             )
+            outputs = [generate_texts(*asked, max_new_tokens=max_new_tokens, with_logprobs=with_logprobs)]
+            for sample in range(1, n_samples + 1):
+                with _seeded(model, (seed, index, sample)):
+                    outputs.append(generate_texts(*asked, max_new_tokens=max_new_tokens, temperature=temperature))
             made = [
-                {"row_id": rows[row]["row_id"], "sample": 0, **output}
-                for row, output in zip(batches[index], outputs, strict=True)
+                {"row_id": rows[row]["row_id"], "sample": sample, **output}
+                for sample, of_sample in enumerate(outputs)
+                for row, output in zip(batches[index], of_sample, strict=True)
             ]
             if kept:
                 kept.add(index, made, rank=rank)
-            completions.update(_by_row(batches, {index: made}))
-            bar.update(len(made))
-    return [completions[row] for row in sorted(completions)]
+            _add(completions, batches[index], made)
+            bar.update(len(batches[index]))
+    return [completion for row in sorted(completions) for completion in completions[row]]
 
 
-def _by_row(batches: Sequence[Sequence[int]], done: Mapping[int, list[dict]]) -> Iterator[tuple[int, dict]]:
-    """Yield the index of each row in these batches with its completion."""
-    for index, completions in done.items():
-        yield from zip(batches[index], completions, strict=True)
+def _add(completions: dict[int, list[dict]], batch: Sequence[int], made: Sequence[dict]) -> None:
+    """Add the completions of a batch, sample after sample, to those of each row."""
+    for position, completion in enumerate(made):
+        completions.setdefault(batch[position % len(batch)], []).append(completion)
+
+
+@contextmanager
+def _seeded(model: PreTrainedModel, numbers: tuple[int, ...]) -> Iterator[None]:
+    """Draw by a seed made of several numbers, the same in every process; afterwards as before."""
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "big"))
+        yield
 
 
 def make_batches(sizes: Sequence, batch_size: int) -> list[list[int]]:

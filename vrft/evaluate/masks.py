@@ -14,46 +14,71 @@ of unions. LISA adds 1e-5 to each union for the one, 1e-10 to their sum for the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from vrft.errors import UserError, raise_all
 from vrft.evaluate.annotations import is_number, read_json
 from vrft.evaluate.packages import import_opencv
 from vrft.evaluate.resamples import percentile_interval
 from vrft.metrics import mean_with_interval
+from vrft.rows import Row
+
+MaskOf = Callable[[str, Sequence[float]], np.ndarray]
+"""From an image's path as the case has it and a box [x1, y1, x2, y2] to a mask (height, width), True inside."""
 
 _TARGET, _IGNORED = 1, 255
 _MOST_PIXELS, _FARTHEST = 100_000_000, 1_000_000
 _CASE = "{height, width, shapes: [{label, points}, …], pred_box: [x1, y1, x2, y2] or pred_mask: {size, counts}}"
 
 
-def score_mask_file(path: Path, *, polygons: str = "all", n_resamples: int = 1000) -> dict:
+def score_mask_file(
+    path: Path, *, polygons: str = "all", n_resamples: int = 1000, mask_of: MaskOf | None = None
+) -> dict:
     """`{"metrics", "per_class", "absent_classes", "counts", "cases"}`: gIoU, cIoU, and each case's pixels.
 
     polygons: `all`, see the module, or `first`: the first target polygon alone is the target, and nothing is ignored.
+    mask_of: makes a mask of each predicted box, which is else filled.
     Raises `UserError` that lists what is wrong with the file, by case.
     """
-    opencv = import_opencv("the painting of polygons")
     cases = read_json(path)
     if not isinstance(cases, list) or not cases:
         raise UserError(f"cases={path} holds {str(cases)[:60]}; a list of cases is needed, each {_CASE}")
     faults = [f"{path.name}, case {number}: {fault}" for number, one in enumerate(cases) for fault in _case_faults(one)]
+    if mask_of:
+        faults += [
+            f"{path.name}, case {number}: image is {str(one.get('image'))[:60]!r}; its path is needed for mask_model"
+            for number, one in enumerate(cases)
+            if isinstance(one, dict) and not isinstance(one.get("image"), str)
+        ]
     raise_all(faults, heading=f"cases={path} cannot be scored:")
-    masks, faults = [], []
-    for number, case in enumerate(cases):
+    return score_cases(cases, polygons=polygons, n_resamples=n_resamples, source=path.name, mask_of=mask_of)
+
+
+def score_cases(
+    cases: Sequence[Mapping],
+    *,
+    polygons: str = "all",
+    n_resamples: int = 1000,
+    source: str = "cases",
+    mask_of: MaskOf | None = None,
+) -> dict:
+    """As `score_mask_file`, of cases that are right but perhaps for their run lengths."""
+    opencv = import_opencv("the painting of polygons")
+    verdicts, faults = [], []
+    for number, case in enumerate(tqdm(cases, desc="masks", unit="case", disable=mask_of is None)):
         try:
-            masks.append(predicted_mask(case))
+            predicted = _mask(case, mask_of)
         except ValueError as error:
-            faults.append(f"{path.name}, case {number}: pred_mask cannot be decoded ({error}); COCO run lengths needed")
-    raise_all(faults, heading=f"cases={path} cannot be scored:")
-    verdicts = []
-    for number, (case, predicted) in enumerate(zip(cases, masks, strict=True)):
+            faults.append(f"{source}, case {number}: pred_mask cannot be decoded ({error}); COCO run lengths needed")
+            continue
         painted = paint(case["shapes"], (case["width"], case["height"]), polygons=polygons, opencv=opencv)
         verdicts.append({"id": case.get("id", number), **overlap(painted, predicted)})
+    raise_all(faults, heading=f"{source} cannot be scored:")
     counts = {
         "cases": len(cases),
         "cases_without_prediction": sum(_prediction(case) is None for case in cases),
@@ -63,6 +88,30 @@ def score_mask_file(path: Path, *, polygons: str = "all", n_resamples: int = 100
     metrics = {"gIoU": mean_with_interval([one["iou"] for one in verdicts], n_resamples=n_resamples)}
     metrics["cIoU"] = cumulative_iou(verdicts, n_resamples=n_resamples)
     return {"metrics": metrics, "per_class": {}, "absent_classes": [], "counts": counts, "cases": verdicts}
+
+
+def mask_case(row: Row, xyxy: Sequence[float] | None) -> dict[str, Any]:
+    """The case of a row of ReasonSeg and the box that was answered; None: unreadable."""
+    width, height = row["image_wh"]
+    polygons = {"target": row["target_polygons"], "ignore": row.get("ignore_polygons") or []}
+    shapes = [{"label": label, "points": points} for label, own in polygons.items() for points in own]
+    box = None if xyxy is None else list(xyxy)
+    shown = {"id": row["row_id"], "image": row["images"][0], "width": width, "height": height}
+    return {**shown, "shapes": shapes, "pred_box": box}
+
+
+def _mask(case: Mapping, mask_of: MaskOf | None) -> np.ndarray:
+    """(height, width) True inside: of a predicted box what `mask_of` makes of it, else as `predicted_mask`."""
+    box = case.get("pred_box")
+    if mask_of is None or box is None or not (box[0] < box[2] and box[1] < box[3]):
+        return predicted_mask(case)
+    mask = mask_of(case["image"], box)
+    if mask.shape != (case["height"], case["width"]):
+        raise UserError(
+            f"case {case.get('id')}: the image {case['image']} is {mask.shape[1]} × {mask.shape[0]} pixels, the case "
+            f"{case['width']} × {case['height']}"
+        )
+    return mask
 
 
 def paint(shapes: Sequence[Mapping], image_wh: tuple[int, int], *, polygons: str, opencv) -> np.ndarray:
@@ -118,6 +167,8 @@ def cumulative_iou(verdicts: Sequence[Mapping], *, n_resamples: int = 1000, seed
     2
     """
     pixels = np.array([[one["intersection"], one["union"]] for one in verdicts], float)
+    if not len(pixels):
+        return {"value": None, "n": 0, "interval": None}
     generator = np.random.default_rng(seed)
     sums = [pixels[generator.integers(len(pixels), size=len(pixels))].sum(axis=0) for _ in range(n_resamples)]
     samples = np.array([intersection / (union + 1e-10) for intersection, union in sums])

@@ -1,9 +1,9 @@
 """Protocols: named, versioned ways to judge the completions of a set of rows.
 
-A protocol's config is `{name, version, scorer, n_resamples}`, and what else its scorer must know. The scorers `lvis`
-and `masks` judge files of predictions only (`vrft score`), `coco` and `classification` both. A scorer of rows takes the
-rows and their parsed completions and returns `{metric: {"value", "n", "interval"}}`; `primary_metrics` are those by
-which results are compared.
+A protocol's config is `{name, version, scorer, n_resamples}`, and what else its scorer must know. The scorer `lvis`
+judges files of predictions only (`vrft score`), `coco`, `masks` and `classification` both. A scorer of rows takes the
+rows, their parsed completions and the protocol, and returns `{metric: {"value", "n", "interval"}}`; `primary_metrics`
+are those by which results are compared.
 """
 
 from __future__ import annotations
@@ -17,41 +17,61 @@ from vrft.tasks import MixedTask, Task
 from vrft.tasks.base import Parsed
 
 
-def score_rows(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, n_resamples: int) -> dict[str, dict]:
+def score_rows(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, protocol: Mapping) -> dict[str, dict]:
     """The mean of each of the task's metrics over the rows to which it applies."""
-    metrics = {}
+    metrics, n_resamples = {}, protocol["n_resamples"]
     for name, metric in task.metrics.items():
         values = [metric(one, row) for one, row in zip(parsed, rows, strict=True)]
         metrics[name] = mean_with_interval([value for value in values if value is not None], n_resamples=n_resamples)
     return metrics
 
 
-def score_coco(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, n_resamples: int) -> dict[str, dict]:
+def score_coco(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, protocol: Mapping) -> dict[str, dict]:
     """The official COCO figures over all rows' images, then the means of the task's metrics."""
     from vrft.evaluate.average_precision import average_precision
 
-    figures = average_precision(rows, [one.answer or [] for one in parsed], n_resamples=n_resamples)
-    return {**figures, **score_rows(rows, parsed, task=task, n_resamples=n_resamples)}
+    figures = average_precision(rows, [one.answer or [] for one in parsed], n_resamples=protocol["n_resamples"])
+    return {**figures, **score_rows(rows, parsed, task=task, protocol=protocol)}
+
+
+def score_masks(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, protocol: Mapping) -> dict[str, dict]:
+    """gIoU and cIoU of the answers' boxes, filled, with the rows' polygons; then the means of the task's metrics."""
+    from vrft.evaluate.masks import mask_case, score_cases
+
+    cases = [mask_case(row, one.answer) for row, one in zip(rows, parsed, strict=True)]
+    figures = score_cases(cases, polygons=protocol.get("polygons") or "all", n_resamples=protocol["n_resamples"])
+    return {**figures["metrics"], **score_rows(rows, parsed, task=task, protocol=protocol)}
 
 
 SCORERS: dict[str, Callable[..., dict[str, dict]]] = {
     "coco": score_coco,
+    "masks": score_masks,
     **dict.fromkeys(("grounding", "classification", "rows"), score_rows),
 }
 
 
+def row_faults(protocol: Mapping, rows: Sequence[Row]) -> list[str]:
+    """What the rows lack to be judged by the protocol."""
+    if protocol["scorer"] != "masks":
+        return []
+    return [f"row {row['row_id']}: no target_polygons; rows of dataset=reasonseg have them" for row in rows
+            if not row.get("target_polygons")]  # fmt: skip
+
+
 def primary_metrics(protocol: Mapping, task: Task | MixedTask) -> tuple[str, ...]:
     """The metrics by which results are compared, the first being the one that validation maximises."""
-    return ("AP", "pick_rate") if protocol["scorer"] == "coco" else task.primary_metrics
+    own = {"coco": ("AP", "pick_rate"), "masks": ("gIoU", "cIoU")}
+    return own.get(protocol["scorer"], task.primary_metrics)
 
 
 def protocol_key(protocol: Mapping) -> str:
-    """The protocol as it stands in results.
+    """The protocol as it stands in results, with what ranks the boxes if that is not the usual.
 
     >>> protocol_key({"name": "grounding", "version": 1})
     'grounding_v1'
     """
-    return f"{protocol['name']}_v{protocol['version']}"
+    source = protocol.get("score_source") or "written"
+    return f"{protocol['name']}_v{protocol['version']}" + (f"_{source}" if source != "written" else "")
 
 
 def scorer_for(protocol: Mapping, task: Task) -> Callable[..., dict[str, dict]]:
@@ -59,8 +79,8 @@ def scorer_for(protocol: Mapping, task: Task) -> Callable[..., dict[str, dict]]:
     name = protocol["scorer"]
     if name not in SCORERS:
         raise UserError(
-            f"protocol.scorer is {name!r}; known scorers of completions: {', '.join(SCORERS)} (lvis and masks judge "
-            "files of predictions: vrft score)"
+            f"protocol.scorer is {name!r}; known scorers of completions: {', '.join(SCORERS)} (lvis judges files of "
+            "predictions: vrft score)"
         )
     if name not in task.protocol_scorers:
         raise UserError(

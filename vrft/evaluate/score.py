@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vrft.answers import REASONS
 from vrft.boxes import Frame
 from vrft.errors import raise_all
+from vrft.evaluate.box_scores import rank_by
 from vrft.evaluate.protocols import scorer_for
 from vrft.metrics import mean_with_interval
 from vrft.rows import Row
@@ -27,23 +27,37 @@ def score_completions(
 ) -> tuple[list[dict], dict[str, dict]]:
     """One scored row per row, in their order, and the protocol's metrics as `{name: {"value", "n", "interval"}}`.
 
-    completions: one per row, in any order.
-    protocol: `{name, version, scorer, n_resamples}`.
-    judge: what a completion earns.
+    completions: sample 0 of each row, which is judged, and its further samples if there are any; in any order.
+    protocol: `{name, version, scorer, n_resamples}`, and of boxes `score_source` (see `vrft.evaluate.box_scores`).
+    judge: what a completion earns, with the confidences that it wrote.
     Beside the scorer's metrics there are the mean `reward`, the mean `n_tokens`, and the shares of completions that are
     `truncated`, `unreadable`, and unreadable for each reason (`unreadable/no_box`).
-    Raises `UserError` if a row has no completion or several, or a completion no row.
+    Raises `UserError` if a row has no completion or a sample twice, or a completion no row, or lacks what the
+    protocol's `score_source` needs.
     """
     scorer = scorer_for(protocol, task)
     by_row = _completions_by_row(rows, completions)
-    parsed, scored = [], []
-    for row, completion in zip(rows, by_row, strict=True):
-        one = task.parse(completion["text"], row, frame_for_row(row), is_truncated=completion["is_truncated"])
+    source = protocol.get("score_source") or "written"
+    parsed, scored, faults = [], [], []
+    for row, samples in zip(rows, by_row, strict=True):
+        frame = frame_for_row(row)
+        written = task.parse(samples[0]["text"], row, frame, is_truncated=samples[0]["is_truncated"])
+        try:
+            one = rank_by(source, written, samples, row, task=task, frame=frame)
+        except ValueError as error:
+            faults.append(f"row_id {row['row_id']!r}: {error}")
+            continue
         parsed.append(one)
-        scored.append(_scored_row(row, one, judge(one, row), task))
-    metrics = scorer(rows, parsed, task=task, n_resamples=protocol["n_resamples"])
-    n_tokens = [completion["n_tokens"] for completion in by_row]
+        scored.append(_scored_row(row, one, judge(written, row), task))
+    raise_all(faults, heading="the completions lack what ranks their boxes; evaluate again with this protocol:")
+    metrics = scorer(rows, parsed, task=task, protocol=protocol)
+    n_tokens = [samples[0]["n_tokens"] for samples in by_row]
     return scored, {**metrics, **_health_metrics(parsed, scored, n_tokens, protocol["n_resamples"])}
+
+
+def boxes_of(scored: Mapping) -> list[tuple]:
+    """The boxes of a scored row of detection, `(xyxy, confidence, label)` each; none where it was unreadable."""
+    return [(box["xyxy"], box["confidence"], box["label"]) for box in scored["answer"] or []]
 
 
 def plain(answer: Any) -> Any:
@@ -85,12 +99,19 @@ def _health_metrics(
     return {name: mean_with_interval(column, n_resamples=n_resamples) for name, column in values.items()}
 
 
-def _completions_by_row(rows: Sequence[Row], completions: Sequence[Mapping]) -> list[Mapping]:
-    """The completion of each row, in the order of the rows."""
-    counts = Counter(completion["row_id"] for completion in completions)
-    row_ids = {row["row_id"] for row in rows}
-    faults = [f"row_id {row_id!r}: {counts[row_id]} completions" for row_id in row_ids if counts[row_id] != 1]
-    faults += [f"row_id {row_id!r}: a completion of no row" for row_id in counts if row_id not in row_ids]
-    raise_all(sorted(faults), heading="completions and rows do not fit; each row must have exactly one completion:")
-    found = {completion["row_id"]: completion for completion in completions}
-    return [found[row["row_id"]] for row in rows]
+def _completions_by_row(rows: Sequence[Row], completions: Sequence[Mapping]) -> list[list[Mapping]]:
+    """The completions of each row in the order of their samples, by the order of the rows."""
+    found: dict[str, list[Mapping]] = {row["row_id"]: [] for row in rows}
+    faults = []
+    for completion in completions:
+        if completion["row_id"] in found:
+            found[completion["row_id"]].append(completion)
+        else:
+            faults.append(f"row_id {completion['row_id']!r}: a completion of no row")
+    for row_id, own in found.items():
+        own.sort(key=lambda completion: completion["sample"])
+        samples = [completion["sample"] for completion in own]
+        if samples != list(range(len(samples))) or not samples:
+            faults.append(f"row_id {row_id!r}: samples {samples} are given; 0 is needed, then 1 and so on, each once")
+    raise_all(sorted(faults), heading="completions and rows do not fit:")
+    return list(found.values())

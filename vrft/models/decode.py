@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from PIL.Image import Image
-from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 from vrft.errors import UserError
 
@@ -49,6 +55,7 @@ def generate_texts(
     max_new_tokens: int,
     temperature: float = 0.0,
     response_prefix: str = "",
+    with_logprobs: bool = False,
 ) -> list[dict]:
     """One completion a question, as one batch: `{"text", "n_tokens", "is_truncated"}` each.
 
@@ -56,6 +63,8 @@ def generate_texts(
     response_prefix: text that stands already written at the start of each completion; it is part of `text`, not of
     `n_tokens`. n_tokens counts the end token; is_truncated is True if `max_new_tokens` came first. The checkpoint's
     own sampling settings (repetition penalty, top-k) are not used.
+    with_logprobs: for greedy decoding, also `token_logprobs`: for each token `[where its characters end in text, its
+    log probability]`.
     """
     prompts = [
         render_prompt(processor, question, len(row_images), response_prefix)
@@ -66,13 +75,21 @@ def generate_texts(
     inputs = inputs.to(model.device)
     is_training = model.training
     model.eval()
+    highest = _HighestLogprob()
     output = model.generate(
-        **inputs, generation_config=_generation_config(model, processor, max_new_tokens, temperature)
+        **inputs,
+        generation_config=_generation_config(model, processor, max_new_tokens, temperature),
+        logits_processor=LogitsProcessorList([highest] if with_logprobs else []),
     )
     model.train(is_training)
     completion_ids = output[:, inputs["input_ids"].shape[1] :]
     end_ids = torch.tensor(end_token_ids(model, processor), device=output.device)
-    return [_completion(ids, end_ids, processor, response_prefix) for ids in completion_ids]
+    completions = [_completion(ids, end_ids, processor, response_prefix) for ids in completion_ids]
+    if with_logprobs:
+        for completion, ids, logprobs in zip(completions, completion_ids, highest.logprobs(), strict=True):
+            ends = _text_ends(ids[: completion["n_tokens"]], processor, response_prefix)
+            completion["token_logprobs"] = [[end, logprob] for end, logprob in zip(ends, logprobs, strict=False)]
+    return completions
 
 
 def end_token_ids(model: PreTrainedModel, processor: ProcessorMixin) -> list[int]:
@@ -99,6 +116,31 @@ def _generation_config(
         eos_token_id=end_token_ids(model, processor),
         use_cache=True,
     )
+
+
+class _HighestLogprob(LogitsProcessor):
+    """Leaves the logits as they are, and keeps each step's highest log probability: that of the greedy token.
+
+    A step keeps one number a row; `generate` itself would keep (steps, rows, vocabulary) of them.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.steps.append(scores.float().amax(-1) - scores.float().logsumexp(-1))
+        return scores
+
+    def logprobs(self) -> list[list[float]]:
+        """By row, of each step in turn."""
+        return torch.stack(self.steps, dim=1).tolist()
+
+
+def _text_ends(ids: torch.Tensor, processor: ProcessorMixin, response_prefix: str) -> list[int]:
+    """How many characters of the text stand written after each token; a character may take several tokens."""
+    tokens = ids.tolist()
+    prefixes = (processor.tokenizer.decode(tokens[:n], skip_special_tokens=True) for n in range(1, len(tokens) + 1))
+    return [len(response_prefix) + len(prefix) for prefix in prefixes]
 
 
 def _completion(ids: torch.Tensor, end_ids: torch.Tensor, processor: ProcessorMixin, response_prefix: str) -> dict:

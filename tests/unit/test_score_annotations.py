@@ -1,0 +1,154 @@
+"""vrft's own completions judged by the annotations that their rows were built from: COCO's and LVIS's own figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vrft.answers import normal_name
+from vrft.cli import main
+
+
+def annotations(*, is_federated, n_images=8):
+    """Boxes of four classes in images of 200 × 100; class 4 is only looked for in vain."""
+    generator = np.random.default_rng(0)
+    truth = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 10 * k, "name": f"big class_{k}", "frequency": "rcfr"[k - 1]} for k in range(1, 5)],
+    }
+    for image_id in range(1, n_images + 1):
+        extra = {"neg_category_ids": [40], "not_exhaustive_category_ids": [10]} if is_federated else {}
+        shown = {"id": image_id, "width": 200, "height": 100, "coco_url": f"http://x/{image_id}.jpg", **extra}
+        truth["images"].append({**shown, "file_name": f"{image_id}.jpg"})
+        for category_id in (10, 20, 30):
+            for _ in range(int(generator.integers(0, 3))):
+                x, y = generator.integers(0, 60, 2).tolist()
+                w, h = generator.integers(20, 40, 2).tolist()
+                own = {"image_id": image_id, "category_id": category_id, "bbox": [x, y, w, h], "area": w * h}
+                truth["annotations"].append({"id": len(truth["annotations"]) + 1, "iscrowd": 0, **own})
+    return truth
+
+
+def answered(truth, *, is_labelled):
+    """Rows for each image and class (or each image), and completions that find most boxes, a little beside."""
+    generator = np.random.default_rng(1)
+    names = {one["id"]: one["name"] for one in truth["categories"]}
+    rows, completions, detections = [], [], []
+    for image in truth["images"][:-1]:  # the last image was not asked
+        asked = [list(names)] if is_labelled else [[number] for number in names]
+        for numbers in asked:
+            own = [one for one in truth["annotations"] if one["image_id"] == image["id"]]
+            own = [one for one in own if one["category_id"] in numbers]
+            golds = [(one["category_id"], one["bbox"]) for one in own]
+            row = {"row_id": f"{image['id']}-{numbers[0]}", "images": [image["file_name"]], "image_wh": [200, 100]}
+            row |= {"image_id": image["id"], "gold": [[x, y, x + w, y + h] for _, (x, y, w, h) in golds]}
+            if is_labelled:
+                labelled = zip(golds, row["gold"], strict=True)
+                row["gold"] = [{"label": names[number], "xyxy": xyxy} for (number, _), xyxy in labelled]
+                row["categories"] = list(names.values())
+            else:
+                row |= {"category": names[numbers[0]], "category_id": numbers[0]}
+            boxes = []
+            for number, (x, y, w, h) in [*golds, (numbers[0], [100, 50, 30, 30])]:
+                score = round(float(generator.uniform(0.1, 1)), 2)
+                x, y = x + int(generator.integers(0, 9)), y + int(generator.integers(0, 9))
+                label = f", 'Label': '{normal_name(names[number])}'" if is_labelled else ""
+                boxes.append(f"{{'Position': [{x}, {y}, {x + w}, {y + h}], 'Confidence': {score}{label}}}")
+                found = {"image_id": image["id"], "category_id": number, "bbox": [x, y, w, h], "score": score}
+                detections.append(found)
+            rows.append(row)
+            text = f"<think></think><answer>[{', '.join(boxes)}]</answer>"
+            completions.append({"row_id": row["row_id"], "text": text})
+    return rows, completions, detections
+
+
+def write(name, lines):
+    Path(name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("protocol", ["coco_all", "coco_present", "lvis_federated"])
+@pytest.mark.parametrize("is_labelled", [False, True])
+def test_own_completions_have_the_figures_of_their_results_file(tmp_path, monkeypatch, protocol, is_labelled):
+    monkeypatch.chdir(tmp_path)
+    truth = annotations(is_federated=protocol.startswith("lvis"))
+    rows, completions, detections = answered(truth, is_labelled=is_labelled)
+    write("rows.jsonl", rows)
+    write("completions.jsonl", completions)
+    Path("dt.json").write_text(json.dumps(detections))
+    Path("gt.json").write_text(json.dumps(truth))
+    kept = {one["id"] for one in truth["images"][:-1]}
+    asked = {
+        **truth,
+        "images": truth["images"][:-1],
+        "annotations": [one for one in truth["annotations"] if one["image_id"] in kept],
+    }
+    Path("asked.json").write_text(json.dumps(asked))
+    shared = [f"protocol={protocol}", "protocol.n_resamples=9"]
+    own = ["task=detection", f"task.labelled={is_labelled}".lower(), "rows=rows.jsonl", "completions=completions.jsonl"]
+    assert main(["score", *shared, *own, "annotations=gt.json", "frame=pixels", "out=own.json"]) == 0
+    assert main(["score", *shared, "annotations=asked.json", "detections=dt.json", "out=file.json"]) == 0
+    by_own, by_file = (json.loads(Path(name).read_text()) for name in ("own.json", "file.json"))
+    assert {name: by_own["metrics"][name] for name in by_file["metrics"]} == by_file["metrics"]
+    assert by_own["metrics"]["AP"]["value"] > 0.05
+    assert by_own["per_class"] == by_file["per_class"]
+    assert by_own["absent_classes"] == by_file["absent_classes"] == ["big class_4"]
+    assert by_own["counts"]["annotated_images_not_asked"] == 1
+    assert json.loads(Path("own.detections.json").read_text()) == detections
+
+
+def test_a_label_of_no_class_is_counted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    truth = annotations(is_federated=False)
+    rows, completions, _ = answered(truth, is_labelled=True)
+    completions[0]["text"] = completions[0]["text"].replace("bigclass1", "kite")
+    n_kites = completions[0]["text"].count("kite")
+    write("rows.jsonl", rows)
+    write("completions.jsonl", completions)
+    Path("gt.json").write_text(json.dumps(truth))
+    own = ["task=detection", "task.labelled=true", "rows=rows.jsonl", "completions=completions.jsonl", "frame=pixels"]
+    assert main(["score", *own, "annotations=gt.json", "protocol.n_resamples=1", "out=own.json"]) == 0
+    assert json.loads(Path("own.json").read_text())["counts"]["detections_with_an_unknown_label"] == n_kites > 0
+
+
+def test_rows_alone_give_classes_too(tmp_path, monkeypatch):
+    """Without annotations the rows' own golds are the truth: here they are the same."""
+    monkeypatch.chdir(tmp_path)
+    truth = annotations(is_federated=False)
+    rows, completions, _ = answered(truth, is_labelled=False)
+    write("rows.jsonl", rows)
+    write("completions.jsonl", completions)
+    Path("gt.json").write_text(json.dumps(truth))
+    own = ["task=detection", "rows=rows.jsonl", "completions=completions.jsonl", "frame=pixels"]
+    shared = ["score", *own, "protocol.n_resamples=9"]
+    assert main([*shared, "out=rows.json"]) == 0
+    assert main([*shared, "annotations=gt.json", "out=file.json"]) == 0
+    by_rows, by_file = (json.loads(Path(name).read_text()) for name in ("rows.json", "file.json"))
+    assert {name: one["value"] for name, one in by_rows["metrics"].items()} == pytest.approx(
+        {name: one["value"] for name, one in by_file["metrics"].items()}, abs=1e-12
+    )
+    assert by_rows["per_class"].keys() == by_file["per_class"].keys() == {f"big class_{k}" for k in (1, 2, 3)}
+    assert by_rows["absent_classes"] == ["big class_4"]
+
+
+@pytest.mark.parametrize("n_shards", [2, 3, 4, 8])
+@pytest.mark.parametrize("is_blocked", [True, False])
+def test_shards_give_the_figures_of_the_whole(tmp_path, monkeypatch, n_shards, is_blocked):
+    monkeypatch.chdir(tmp_path)
+    truth = annotations(is_federated=False)
+    detections = answered(truth, is_labelled=False)[2]
+    Path("gt.json").write_text(json.dumps(truth))
+    size = -(-len(detections) // n_shards)
+    for n in range(n_shards):
+        part = detections[n * size : (n + 1) * size] if is_blocked else detections[n::n_shards]
+        Path(f"dt-{n}-of-{n_shards}.json").write_text(json.dumps(part))
+    Path("dt.json").write_text(json.dumps(detections))
+    shards = ",".join(f"dt-{n}-of-{n_shards}.json" for n in range(n_shards))
+    for name, given in (("whole", "dt.json"), ("parts", f"[{shards}]")):
+        arguments = ["annotations=gt.json", f"detections={given}", "protocol.n_resamples=9", f"out={name}.json"]
+        assert main(["score", *arguments]) == 0
+    whole, parts = (json.loads(Path(f"{name}.json").read_text()) for name in ("whole", "parts"))
+    assert {**whole, "inputs": {}} == {**parts, "inputs": {}}

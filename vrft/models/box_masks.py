@@ -1,0 +1,37 @@
+"""Masks from boxes by a promptable segmentation model of `transformers`: SAM (Kirillov et al. 2023) and its kin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from transformers import AutoModelForMaskGeneration, AutoProcessor
+
+from vrft.errors import UserError
+
+
+def load_mask_model(path: str, *, device: str = "cpu") -> Callable[[Image, Sequence[float]], np.ndarray]:
+    """A function from an image in RGB and a box [x1, y1, x2, y2] in its pixels to the mask, (height, width) of bool.
+
+    path: a folder, or a hub name. Of several masks for a box the model's single one is taken (no `multimask_output`).
+    Raises `UserError` if there is no such model.
+    """
+    try:
+        model = AutoModelForMaskGeneration.from_pretrained(path).to(device).eval()
+        processor = AutoProcessor.from_pretrained(path)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f"mask_model={path} cannot be loaded ({str(error).strip().splitlines()[0]}); a folder or a hub name of a "
+            "model of masks from boxes with its processor is needed, such as facebook/sam-vit-huge"
+        ) from None
+
+    @torch.no_grad()
+    def mask(image: Image, xyxy: Sequence[float]) -> np.ndarray:
+        inputs = processor(images=image, input_boxes=[[[float(value) for value in xyxy]]], return_tensors="pt")
+        masks = model(**inputs.to(device), multimask_output=False).pred_masks.float().cpu()
+        sizes = [inputs[name].cpu() for name in ("original_sizes", "reshaped_input_sizes") if name in inputs]
+        return processor.post_process_masks(masks, *sizes)[0][0, 0].numpy()
+
+    return mask
