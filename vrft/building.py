@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
 
 from vrft.boxes import Frame, iou_matrix
 from vrft.draw import boxes_of, draw_boxes
@@ -111,11 +112,12 @@ def gold_figures(
 def token_figures(experiment: Experiment) -> dict[str, Any]:
     """Tokens of questions (images included) and of gold completions, and how many rows exceed `memory`'s limits."""
     memory, tokenizer = experiment.config["memory"], experiment.processor.tokenizer
+    rows = [row for of_split in experiment.rows.values() for row in of_split]
     prompts, golds = [], []
-    for rows in experiment.rows.values():
-        for row, (n_tokens, _) in zip(rows, question_lengths(experiment, rows), strict=True):
-            prompts.append(n_tokens)
-            golds.append(len(tokenizer(experiment.task.gold(row, experiment.frame_for_row(row)))["input_ids"]) + 1)
+    bar = tqdm(rows, desc="count tokens", unit=" rows", disable=None)
+    for row, (n_tokens, _) in zip(bar, question_lengths(experiment, rows), strict=True):
+        prompts.append(n_tokens)
+        golds.append(len(tokenizer(experiment.task.gold(row, experiment.frame_for_row(row)))["input_ids"]) + 1)
     limits = {"question": (prompts, memory["max_prompt_length"]), "gold": (golds, memory["max_completion_length"])}
     return {
         name: {

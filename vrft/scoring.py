@@ -187,7 +187,7 @@ def _mask_of(mask_model: str | None, root: Path) -> Callable | None:
 def _score_own(config: Mapping) -> dict:
     """The figures of vrft's own completions, read and judged as in training and evaluation."""
     from vrft.evaluate.box_files import score_coco_rows
-    from vrft.evaluate.score import boxes_of, score_completions
+    from vrft.evaluate.score import answered_boxes, score_completions
     from vrft.tasks import load_task
     from vrft.tasks.judge import Judge
 
@@ -211,9 +211,9 @@ def _score_own(config: Mapping) -> dict:
     )
     counts = {"rows": len(rows), "completions": len(completions)}
     if config["annotations"]:
-        result = _score_by_annotations(config, rows, list(map(boxes_of, scored)))
+        result = _score_by_annotations(config, rows, list(map(answered_boxes, scored)))
     elif protocol["scorer"] == "coco":
-        result = score_coco_rows(rows, list(map(boxes_of, scored)), n_resamples=protocol["n_resamples"])
+        result = score_coco_rows(rows, list(map(answered_boxes, scored)), n_resamples=protocol["n_resamples"])
     elif protocol["scorer"] == "masks":
         result = _score_rows_masks(config, rows, [one["answer"] for one in scored])
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vrft.evaluate.score import boxes_of
+from vrft.evaluate.score import answered_boxes
 from vrft.metrics import mean_with_interval
 from vrft.rows import Row
 
@@ -20,7 +20,7 @@ def metric_change(
     from vrft.evaluate.average_precision import NAMES, average_precision_change
 
     if metric in NAMES:
-        found = [list(map(boxes_of, side)) for side in (before, after)]
+        found = [list(map(answered_boxes, side)) for side in (before, after)]
         return average_precision_change(rows, *found, n_resamples=n_resamples)[metric]
     pairs = [(old["metrics"].get(metric), new["metrics"].get(metric)) for old, new in zip(before, after, strict=True)]
     differences = [new - old for old, new in pairs if old is not None and new is not None]

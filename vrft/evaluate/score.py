@@ -55,7 +55,7 @@ def score_completions(
     return scored, {**metrics, **_health_metrics(parsed, scored, n_tokens, protocol["n_resamples"])}
 
 
-def boxes_of(scored: Mapping) -> list[tuple]:
+def answered_boxes(scored: Mapping) -> list[tuple]:
     """The boxes of a scored row of detection, `(xyxy, confidence, label)` each; none where it was unreadable."""
     return [(box["xyxy"], box["confidence"], box["label"]) for box in scored["answer"] or []]
 

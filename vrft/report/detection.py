@@ -105,9 +105,9 @@ def detection_figures(run: RunFiles, *, split: str = "test") -> DetectionFigures
 def _evaluate(rows: Sequence[Row], scored: Sequence[dict], n_resamples: int) -> _Evaluated:
     from vrft.evaluate.average_precision import as_coco, evaluate_boxes, official_figures  # pycocotools: a second
     from vrft.evaluate.resamples import COCO_FIGURES, class_samples, coco_matches, draw_counts
-    from vrft.evaluate.score import boxes_of
+    from vrft.evaluate.score import answered_boxes
 
-    ground_truth, detections = as_coco(rows, list(map(boxes_of, scored)))
+    ground_truth, detections = as_coco(rows, list(map(answered_boxes, scored)))
     evaluator = evaluate_boxes(ground_truth, detections)
     matches = coco_matches(evaluator)
     once = np.ones((1, matches.n_images))
