@@ -66,3 +66,32 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(vrft, tmp_path):
     assert not kept.exists()
     refused = vrft("evaluate", *SMALL, f"run.dir={killed}", "run.resume=true", "rollout.temperature=0.5", code=2)
     assert "was begun with another experiment" in refused.stderr
+
+
+def test_boxes_are_ranked_by_tokens_or_samples_from_any_number_of_processes(vrft, tmp_path):
+    small = ("experiment=digits_detection", "debug=smoke", "dataset.n_test=12", "memory.evaluation_batch_size=4",
+             "protocol.n_resamples=9")  # fmt: skip
+    kinds = {
+        "token_probability": [],
+        "agreement": ["protocol.n_samples=2"],
+        "agreement of two": ["protocol.n_samples=2", "launch=torchrun", "launch.nproc_per_node=2"],
+    }
+    found = {}
+    for name, extra in kinds.items():
+        source, run_dir = name.split()[0], tmp_path / name.replace(" ", "_")
+        vrft("evaluate", *small, f"protocol.score_source={source}", *extra, f"run.dir={run_dir}")
+        found[name] = (run_dir / COMPLETIONS).read_bytes()
+        result = json.loads((run_dir / "result.json").read_text())["before"][f"coco_present_v1_{source}"]
+        rows, out = run_dir / "data" / "test.jsonl", run_dir / "scores.json"
+        vrft("score", "protocol=coco_present", "task=detection", f"protocol.score_source={source}", f"rows={rows}",
+             f"completions={run_dir / COMPLETIONS}", "protocol.n_resamples=9", f"out={out}")  # fmt: skip
+        scored = json.loads(out.read_text())
+        assert scored["protocol"] == f"coco_present_v1_{source}"
+        assert scored["metrics"]["AP"] == result["AP"]
+        assert scored["per_class"]
+    assert found["agreement"] == found["agreement of two"]
+    samples = [json.loads(line) for line in found["agreement"].splitlines()]
+    assert [one["sample"] for one in samples] == [0, 1, 2] * 12
+    greedy = [json.loads(line) for line in found["token_probability"].splitlines()]
+    assert [one["text"] for one in greedy] == [one["text"] for one in samples if one["sample"] == 0]
+    assert all(len(one["token_logprobs"]) == one["n_tokens"] for one in greedy)

@@ -29,6 +29,11 @@ def test_photographs_go_from_annotations_to_figures(vrft, tmp_path):
          f"completions={run_dir / 'evaluations' / 'before' / 'test' / 'completions.jsonl'}",
          f"out={tmp_path / 'scores.json'}")  # fmt: skip
     scored = json.loads((tmp_path / "scores.json").read_text())["metrics"]["AP"]
+    vrft("score", "protocol=coco_all", "task=detection", f"rows={run_dir / 'data' / 'test.jsonl'}",
+         f"completions={run_dir / 'evaluations' / 'before' / 'test' / 'completions.jsonl'}",
+         f"annotations={ANNOTATIONS}", f"out={tmp_path / 'official.json'}")  # fmt: skip
+    official = json.loads((tmp_path / "official.json").read_text())
+    assert (official["metrics"]["AP"]["n"], official["counts"]["crowd_annotations"]) == (2, 3)
     assert scored == json.loads((run_dir / "result.json").read_text())["before"]["coco_all_v1"]["AP"]
     assert scored["n"] == 2
     assert "data:image/jpeg" in (run_dir / "report.html").read_text()
