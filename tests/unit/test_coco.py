@@ -394,6 +394,7 @@ def test_the_shipped_lists():
         "coco_few_shot_8": 8,
         "coco_novel_15": 15,
         "lvis_few_shot_6": 6,
+        "lvis_open_vocabulary_13": 13,
     }
     assert not set(lists["coco_base_65"]) & set(lists["coco_novel_15"])
     readme = (LISTS / "README.md").read_text(encoding="utf-8")
