@@ -18,10 +18,18 @@ def metric_change(
     that what is common to both, such as hard questions, does not widen the interval.
     """
     from vrft.evaluate.average_precision import NAMES, average_precision_change
+    from vrft.evaluate.masks import cumulative_iou_change
 
     if metric in NAMES:
         found = [list(map(answered_boxes, side)) for side in (before, after)]
         return average_precision_change(rows, *found, n_resamples=n_resamples)[metric]
-    pairs = [(old["metrics"].get(metric), new["metrics"].get(metric)) for old, new in zip(before, after, strict=True)]
+    if metric == "cIoU":
+        masks = [[scored["mask"] for scored in side] for side in (before, after)]
+        return cumulative_iou_change(*masks, n_resamples=n_resamples)
+    pairs = [(_value(old, metric), _value(new, metric)) for old, new in zip(before, after, strict=True)]
     differences = [new - old for old, new in pairs if old is not None and new is not None]
     return mean_with_interval(differences, n_resamples=n_resamples) if differences else None
+
+
+def _value(scored: dict, metric: str) -> float | None:
+    return scored["mask"]["iou"] if metric == "gIoU" else scored["metrics"].get(metric)

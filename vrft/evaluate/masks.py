@@ -166,15 +166,27 @@ def cumulative_iou(verdicts: Sequence[Mapping], *, n_resamples: int = 1000, seed
     >>> cumulative_iou([{"intersection": 1, "union": 2}, {"intersection": 2, "union": 2}], n_resamples=1)["n"]
     2
     """
-    pixels = np.array([[one["intersection"], one["union"]] for one in verdicts], float)
-    if not len(pixels):
+    if not verdicts:
         return {"value": None, "n": 0, "interval": None}
+    values = _cumulative_ious(verdicts, n_resamples, seed)
+    return {"value": float(values[0]), "n": len(verdicts), "interval": percentile_interval(values[1:])}
+
+
+def cumulative_iou_change(
+    before: Sequence[Mapping], after: Sequence[Mapping], *, n_resamples: int = 1000, seed: int = 0
+) -> dict:
+    """As `cumulative_iou`, of `after` minus `before`, the verdicts on the same cases; both see the same resamples."""
+    gains = _cumulative_ious(after, n_resamples, seed) - _cumulative_ious(before, n_resamples, seed)
+    return {"value": float(gains[0]), "n": len(before), "interval": percentile_interval(gains[1:])}
+
+
+def _cumulative_ious(verdicts: Sequence[Mapping], n_resamples: int, seed: int) -> np.ndarray:
+    """(1 + n_resamples,): cIoU of all cases once, then of cases drawn with replacement."""
+    pixels = np.array([[one["intersection"], one["union"]] for one in verdicts], float)
     generator = np.random.default_rng(seed)
-    sums = [pixels[generator.integers(len(pixels), size=len(pixels))].sum(axis=0) for _ in range(n_resamples)]
-    samples = np.array([intersection / (union + 1e-10) for intersection, union in sums])
-    intersection, union = pixels.sum(axis=0)
-    value = float(intersection / (union + 1e-10))
-    return {"value": value, "n": len(pixels), "interval": percentile_interval(samples)}
+    drawn = (generator.integers(len(pixels), size=len(pixels)) for _ in range(n_resamples))
+    sums = [pixels.sum(axis=0), *(pixels[cases].sum(axis=0) for cases in drawn)]
+    return np.array([intersection / (union + 1e-10) for intersection, union in sums])
 
 
 def _value(label: str) -> int | None:

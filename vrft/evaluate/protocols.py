@@ -2,8 +2,8 @@
 
 A protocol's config is `{name, version, scorer, n_resamples}`, and what else its scorer must know. The scorer `lvis`
 judges files of predictions only (`vrft score`), `coco`, `masks` and `classification` both. A scorer of rows takes the
-rows, their parsed completions and the protocol, and returns `{metric: {"value", "n", "interval"}}`; `primary_metrics`
-are those by which results are compared.
+rows, their parsed completions and the protocol, and returns `{metric: {"value", "n", "interval"}}` and what it says of
+each row alone; `primary_metrics` are those by which results are compared.
 """
 
 from __future__ import annotations
@@ -16,34 +16,41 @@ from vrft.rows import Row
 from vrft.tasks import MixedTask, Task
 from vrft.tasks.base import Parsed
 
+Scored = tuple[dict[str, dict], list[dict]]
 
-def score_rows(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, protocol: Mapping) -> dict[str, dict]:
+
+def score_rows(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, protocol: Mapping) -> Scored:
     """The mean of each of the task's metrics over the rows to which it applies."""
     metrics, n_resamples = {}, protocol["n_resamples"]
     for name, metric in task.metrics.items():
         values = [metric(one, row) for one, row in zip(parsed, rows, strict=True)]
         metrics[name] = mean_with_interval([value for value in values if value is not None], n_resamples=n_resamples)
-    return metrics
+    return metrics, [{} for _ in rows]
 
 
-def score_coco(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, protocol: Mapping) -> dict[str, dict]:
+def score_coco(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, protocol: Mapping) -> Scored:
     """The official COCO figures over all rows' images, then the means of the task's metrics."""
     from vrft.evaluate.average_precision import average_precision
 
     figures = average_precision(rows, [one.answer or [] for one in parsed], n_resamples=protocol["n_resamples"])
-    return {**figures, **score_rows(rows, parsed, task=task, protocol=protocol)}
+    means, own = score_rows(rows, parsed, task=task, protocol=protocol)
+    return {**figures, **means}, own
 
 
-def score_masks(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, protocol: Mapping) -> dict[str, dict]:
-    """gIoU and cIoU of the answers' boxes, filled, with the rows' polygons; then the means of the task's metrics."""
+def score_masks(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, protocol: Mapping) -> Scored:
+    """gIoU and cIoU of the answers' boxes, filled, with the rows' polygons, then the means of the task's metrics.
+
+    Of each row the pixels, under `mask`.
+    """
     from vrft.evaluate.masks import mask_case, score_cases
 
     cases = [mask_case(row, one.answer) for row, one in zip(rows, parsed, strict=True)]
     figures = score_cases(cases, polygons=protocol.get("polygons") or "all", n_resamples=protocol["n_resamples"])
-    return {**figures["metrics"], **score_rows(rows, parsed, task=task, protocol=protocol)}
+    means, _ = score_rows(rows, parsed, task=task, protocol=protocol)
+    return {**figures["metrics"], **means}, [{"mask": one} for one in figures["cases"]]
 
 
-SCORERS: dict[str, Callable[..., dict[str, dict]]] = {
+SCORERS: dict[str, Callable[..., Scored]] = {
     "coco": score_coco,
     "masks": score_masks,
     **dict.fromkeys(("grounding", "classification", "rows"), score_rows),
@@ -74,7 +81,7 @@ def protocol_key(protocol: Mapping) -> str:
     return f"{protocol['name']}_v{protocol['version']}" + (f"_{source}" if source != "written" else "")
 
 
-def scorer_for(protocol: Mapping, task: Task) -> Callable[..., dict[str, dict]]:
+def scorer_for(protocol: Mapping, task: Task) -> Callable[..., Scored]:
     """The scorer that the protocol names. Raises `UserError` if it is unknown, or cannot judge the task."""
     name = protocol["scorer"]
     if name not in SCORERS:

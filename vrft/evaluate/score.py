@@ -50,7 +50,9 @@ def score_completions(
         parsed.append(one)
         scored.append(_scored_row(row, one, judge(written, row), task))
     raise_all(faults, heading="the completions lack what ranks their boxes; evaluate again with this protocol:")
-    metrics = scorer(rows, parsed, task=task, protocol=protocol)
+    metrics, details = scorer(rows, parsed, task=task, protocol=protocol)
+    for one, own in zip(scored, details, strict=True):
+        one.update(own)
     n_tokens = [samples[0]["n_tokens"] for samples in by_row]
     return scored, {**metrics, **_health_metrics(parsed, scored, n_tokens, protocol["n_resamples"])}
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from vrft.evaluate.changes import metric_change
 
 
 def write_pairs(folder, n, *, first):
@@ -33,6 +36,15 @@ def test_a_run_is_judged_by_masks(vrft, tmp_path):
          "protocol.n_resamples=9", f"run.dir={run_dir}")  # fmt: skip
     result = json.loads((run_dir / "result.json").read_text())
     assert {"gIoU", "cIoU", "iou"} <= result["after"]["reasonseg_lisa_v1"].keys()
+    sides = {
+        name: [json.loads(line) for line in (run_dir / "evaluations" / name / "test" / "scores.jsonl").open()]
+        for name in ("before", result["after_is"])
+    }
+    changes = {name: metric_change([], *sides.values(), metric=name) for name in ("gIoU", "cIoU", "iou")}
+    for name, change in changes.items():
+        before, after = (result[part]["reasonseg_lisa_v1"][name]["value"] for part in ("before", "after"))
+        assert change["value"] == pytest.approx(after - before, abs=1e-12)
+        assert change["n"] == 6
     page = (run_dir / "report.html").read_text()
     assert "gIoU" in page
     assert "cIoU" in page
