@@ -14,12 +14,13 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from vrft.boxes import Frame, iou_matrix
+from vrft.data.splits import MANIFEST_FILE
 from vrft.draw import boxes_of, draw_boxes
-from vrft.errors import raise_all
+from vrft.errors import UserError, raise_all
 from vrft.evaluate.generate import load_image
 from vrft.evaluate.score import plain
-from vrft.experiment import build_rows, fresh_run_dir, warn_of_frames, write_text_atomically
-from vrft.rows import Row, image_paths
+from vrft.experiment import build_rows, fresh_run_dir, warn_of_frames
+from vrft.rows import Row, image_paths, write_text_atomically
 from vrft.run_directory import Experiment, make_experiment, question_lengths
 from vrft.tasks import MixedTask, Task
 
@@ -31,6 +32,8 @@ _LOW_IOU = 0.95
 def build(config: dict[str, Any]) -> None:
     """The verb `build`: write the rows of every split to `out`, where `dataset=built dataset.path=OUT` finds them."""
     out = Path(config["out"])
+    if (out / MANIFEST_FILE).is_file():
+        raise UserError(f"out is {out}, which holds finished rows ({MANIFEST_FILE}); choose another, or delete it")
     with fresh_run_dir(out, is_resuming=config["run"]["resume"], key="out"):
         splits = build_rows(config, out)
     print("\n".join(summary(splits)))
@@ -62,7 +65,8 @@ def summary(splits: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     """Yield lines on rows, images, sizes, boxes and classes of each split."""
     for split, rows in splits.items():
         if not rows:
-            yield f"{split:12} no rows"
+            keys = "dataset.n_validation and dataset.n_test say how many are set apart" if split != "test" else ""
+            yield f"{split:12} no rows{f' ({keys})' if keys else ''}"
             continue
         n_images = len({path for row in rows for path in row["images"]})
         boxes = [len(boxes_of(row["gold"])) for row in rows]
@@ -83,10 +87,11 @@ def gold_figures(
 ) -> dict[str, Any]:
     """How well gold boxes survive being written in the model's frame and read back, by their IoU with themselves.
 
-    `{"n", "n_exact", "n_below_0.95", "lowest", "lowest_row"}`. Raises `UserError` naming each row whose gold is not
+    `{"n", "n_exact", "n_below_0.95", "lowest", "lowest_row", "n_merged"}`, the last those that became equal to another
+    of their row. Raises `UserError` naming each row whose gold is not
     read back.
     """
-    kept, faults = [], []
+    kept, faults, n_merged = [], [], 0
     for split, rows in splits.items():
         for row in rows:
             frame = frame_for_row(row)
@@ -95,7 +100,10 @@ def gold_figures(
                 faults.append(f"{split}, row {row['row_id']}: gold {str(row['gold'])[:200]} ({parsed.reason})")
             elif task.for_row(row).answer_kind in ("box", "boxes") and row["gold"]:
                 gold, answer = ([box for box, _ in boxes_of(value)] for value in (row["gold"], plain(parsed.answer)))
-                kept += [(float(best), row["row_id"]) for best in iou_matrix(gold, answer).max(axis=1)]
+                n_merged += len(gold) - len(answer)
+                ious = iou_matrix(gold, answer)
+                of_each = ious.diagonal() if len(gold) == len(answer) else ious.max(axis=1)
+                kept += [(float(iou), row["row_id"]) for iou in of_each]
     raise_all(faults, heading="Golds that their task cannot read back, written as the model would write them:")
     ious = [iou for iou, _ in kept]
     lowest, row_id = min(kept, default=(None, None))
@@ -106,6 +114,7 @@ def gold_figures(
         "n_below_0.95": n_low,
         "lowest": lowest,
         "lowest_row": row_id,
+        "n_merged": n_merged,
     }
 
 
@@ -145,8 +154,11 @@ def contact_sheet(splits: Mapping[str, Sequence[Row]], *, root: Path) -> Image.I
         picture = draw_boxes(image, gold=boxes_of(row["gold"]))
         picture.thumbnail((width - 8, height - 8), Image.Resampling.LANCZOS)
         sheet.paste(picture, (left + 4, top + _CAPTION))
-        asked = ", ".join(_classes(row)) or str(row.get("phrase") or row.get("instruction") or row.get("problem", ""))
+        asked = ", ".join(f"{n} × {name}" if n > 1 else name for name, n in Counter(_classes(row)).items()) or str(
+            row.get("phrase") or row.get("instruction") or row.get("problem", "")
+        )
         pen.text((left + 4, top + 2), f"{split} {row['row_id']}"[:34], fill="#555555", font=font)
+        asked += f": {row['gold']}" if isinstance(row["gold"], int) else ""
         pen.text((left + 4, top + 17), asked[:34], fill="black", font=font)
     return sheet
 
@@ -166,10 +178,12 @@ def _told(report: Mapping[str, Any], memory: Mapping[str, Any]) -> Iterator[str]
         yield (
             f"gold boxes   written in the model's frame and read back, {gold['n_exact']} of {gold['n']} keep an IoU of "
             f"1, {gold['n_below_0.95']} fall below 0.95; the lowest is {gold['lowest']:.3f} (row {gold['lowest_row']})"
+            + (f"; {gold['n_merged']} became equal to another of their row" if gold["n_merged"] else "")
         )
     keys = {"question": "memory.max_prompt_length", "gold": "memory.max_completion_length"}
     for name, figures in report["tokens"].items():
         yield (
             f"{name + ' tokens':12} median {figures['median']:g}, most {figures['max']}; {figures['n_above']} rows "
             f"exceed {keys[name]}={figures['limit']} (memory.max_pixels={memory['max_pixels']})"
+            + (", and would be refused" if figures["n_above"] and name == "question" else "")
         )

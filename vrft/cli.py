@@ -195,7 +195,7 @@ def _build_job(config: DictConfig) -> None:
 def _check_job(config: DictConfig) -> None:
     from vrft.launching import find_device
 
-    frozen = freeze(config, device=find_device())
+    frozen = freeze(config, device=find_device(), is_look=True)
     warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers: nobody here can act
     from vrft.building import check  # torch: after the checks
 

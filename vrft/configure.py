@@ -55,11 +55,14 @@ def config_folder(name: str = "conf") -> Path:
     return beside if beside.is_dir() else PACKAGE.parent / name
 
 
-def freeze(composed: DictConfig, *, device: str = "cpu", overrides: Sequence[str] = ()) -> dict[str, Any]:
+def freeze(
+    composed: DictConfig, *, device: str = "cpu", overrides: Sequence[str] = (), is_look: bool = False
+) -> dict[str, Any]:
     """The config as plain values, with the section `derived` that the worker needs; `composed` is left alone.
 
     device: what `launch.device=auto` becomes. overrides: the user's own words; where nothing is trained, a checkpoint's
-    card (`vrft.json`) sets what they do not. Raises `UserError` that lists all faults found.
+    card (`vrft.json`) sets what they do not. is_look: True where nothing will be trained, whatever the config says, so
+    that what only a training needs may be missing. Raises `UserError` that lists all faults found.
     """
     config = plain(composed)
     raise_all(list(shape_faults(config, Config)), heading=_HEADING)
@@ -67,8 +70,11 @@ def freeze(composed: DictConfig, *, device: str = "cpu", overrides: Sequence[str
         from vrft.checkpoint_card import with_card
 
         config = with_card(config, overrides)
-    pair_faults = [] if "predict" in config else _pair_faults(config)  # one's own image is neither rewarded nor scored
-    raise_all([*_range_faults(config), *_model_faults(config), *pair_faults], heading=_HEADING)
+    looked_at = {**config, "evaluate": {**config["evaluate"], "train": False}} if is_look else config
+    pair_faults = (
+        [] if "predict" in config else _pair_faults(looked_at)
+    )  # one's own image is neither rewarded nor scored
+    raise_all([*_range_faults(looked_at), *_model_faults(looked_at), *pair_faults], heading=_HEADING)
     config["model"]["path"] = config["model"]["path"] or str(TINY_MODEL)
     chosen = config["launch"]["device"]
     config["derived"] = {"device": device if chosen == "auto" else chosen, **batch_sizes(config)}
@@ -238,9 +244,13 @@ def judging_faults(config: dict[str, Any]) -> Iterator[str]:
 
 def _pair_faults(config: dict[str, Any]) -> Iterator[str]:
     """Yield what does not fit together: reward, protocol and trainer arguments with the task and the trainer."""
+    from vrft.evaluate.protocols import ranking_faults
     from vrft.tasks import load_task
 
     yield from judging_faults(config)
+    yield from ranking_faults(config["protocol"])
+    if config["protocol"].get("asked") == "exist_map":
+        yield "protocol=coco_exist_map needs a map of what is asked, so it judges files (vrft score); try coco_present"
     try:
         task = load_task(**config["task"], trust_code=config["trust_code"])
     except (UserError, TypeError):

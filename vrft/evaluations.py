@@ -12,6 +12,7 @@ from vrft.evaluate.generate import generate_completions
 from vrft.evaluate.kept_batches import KeptBatches, OtherEvaluationError
 from vrft.evaluate.score import score_completions
 from vrft.provenance import weight_hash
+from vrft.rows import write_text_atomically
 from vrft.run_directory import Experiment
 
 
@@ -110,6 +111,4 @@ def known_evaluation(experiment: Experiment, name: str) -> dict[str, dict] | Non
 
 
 def _write_lines(path: Path, entries: list[dict]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries), encoding="utf-8")
-    partial.replace(path)
+    write_text_atomically(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))

@@ -15,13 +15,15 @@ import yaml
 from vrft.checkpoint_card import setting_drift
 from vrft.configure import config_hash
 from vrft.errors import UserError, raise_all
-from vrft.evaluate.protocols import row_faults
+from vrft.evaluate.protocols import questions_not_asked, row_faults
 from vrft.launching import start_worker
 from vrft.models.families import FAMILIES
 from vrft.provenance import provenance
-from vrft.rows import Row, rows_hash, write_rows
+from vrft.rows import Row, rows_hash, write_rows, write_text_atomically
 from vrft.tasks import load_task
 from vrft.tasks.base import Task
+
+_BEGUN = ("evaluations", "checkpoints", "rollouts")
 
 
 def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides: list[str]) -> int:
@@ -31,13 +33,14 @@ def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides
     Raises `UserError` before the worker starts.
     """
     run_dir = Path(config["run"]["dir"])
-    with fresh_run_dir(run_dir, is_resuming=config["run"]["resume"]):
+    with contextlib.suppress(_RefusedByWorkerError), fresh_run_dir(run_dir, is_resuming=config["run"]["resume"]):
         check_same_experiment(run_dir, {"config_hash": config_hash(config)})  # before the rows are written again
         drift = [] if config["evaluate"]["train"] else setting_drift(config)
         for difference in drift:
             print(f"warning: {difference}", file=sys.stderr)
         rows = build_rows(config, run_dir / "data")
         warn_of_frames(rows, config)
+        warn_of_questions(rows, config)
         record = provenance(
             config,
             choices=choices,
@@ -48,10 +51,16 @@ def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides
         check_same_experiment(run_dir, record)
         write_text_atomically(run_dir / "provenance.json", json.dumps(record, indent=2) + "\n")
         write_text_atomically(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    code = start_worker(run_dir, config)
+        code = start_worker(run_dir, config)
+        if code == 2 and not any((run_dir / name).exists() for name in _BEGUN):
+            raise _RefusedByWorkerError
     if code == 0:
         write_reports([run_dir])
     return code
+
+
+class _RefusedByWorkerError(Exception):
+    """The worker has told the user what is wrong before it began."""
 
 
 def write_reports(run_dirs: list[Path], *, out_dir: Path | None = None) -> None:
@@ -131,6 +140,18 @@ def build_rows(config: dict[str, Any], data_dir: Path) -> dict[str, list[Row]]:
     return splits
 
 
+def warn_of_questions(splits: dict[str, list[Row]], config: dict[str, Any]) -> None:
+    """Print a warning if the protocol wants every category asked in every image and the test rows do not."""
+    for split, rows in splits.items():
+        if split not in ("train", "validation") and (n := questions_not_asked(rows, config["protocol"])):
+            print(
+                f"warning: protocol={config['protocol']['name']} wants every category asked in every image, and "
+                f"{n} such questions are not among the rows of {split}, so wrong boxes that they would bring do not "
+                "count. Build the test rows with dataset.negatives=1000, or choose protocol=coco_present.",
+                file=sys.stderr,
+            )
+
+
 def warn_of_frames(splits: dict[str, list[Row]], config: dict[str, Any]) -> None:
     """Print a warning if questions taken verbatim speak of boxes in another frame than the model was trained to."""
     family, frame = FAMILIES[config["model"]["family"]], config["dataset"].get("frame")
@@ -195,10 +216,3 @@ def check_same_experiment(run_dir: Path, record: dict[str, Any]) -> None:
         if key in record and begun.get(key) != record[key]
     ]
     raise_all(faults, heading=f"{run_dir} was begun with another experiment, so run.resume=true cannot go on:")
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write the whole text or nothing."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -63,6 +63,13 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
         file.writelines(json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
+def write_text_atomically(path: Path, text: str) -> Path:
+    """Write the whole text or nothing; the path."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    return partial.replace(path)
+
+
 def image_paths(row: Row, root: Path) -> list[Path]:
     """The row's images, relative ones taken from `root`."""
     return [Path(root) / path for path in row["images"]]

@@ -21,6 +21,7 @@ from vrft.errors import UserError
 from vrft.evaluations import evaluate_splits, known_evaluation
 from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts, load_model
+from vrft.rows import write_text_atomically
 from vrft.run_directory import Experiment, open_experiment
 from vrft.surroundings import exit_on_interrupt, set_environment, silence_libraries
 
@@ -164,9 +165,7 @@ def _write_result(experiment: Experiment, results: dict[str, dict], history: lis
         "durations_s": experiment.durations_s,
         **{key: provenance.get(key) for key in ("config_hash", "data_hash", "commit", "seed")},
     }
-    partial = experiment.run_dir / "result.json.partial"
-    partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    partial.rename(experiment.run_dir / "result.json")
+    write_text_atomically(experiment.run_dir / "result.json", json.dumps(result, indent=2) + "\n")
 
 
 def _load(experiment: Experiment, path: str):

@@ -130,11 +130,15 @@ def question_lengths(experiment: Experiment, rows: Sequence[Row]) -> Iterator[tu
 
 
 def check_question_lengths(experiment: Experiment) -> None:
-    """Refuse rows whose question, image tokens included, is longer than `memory.max_prompt_length`: it is never cut."""
-    memory = experiment.config["memory"]
+    """Refuse rows to be asked whose question, image tokens included, is longer than `memory.max_prompt_length`: it is
+    never cut."""
+    memory, wanted = experiment.config["memory"], experiment.config["evaluate"]
+    asked = ["train", "validation"] if wanted["train"] else []
+    asked += experiment.test_splits if wanted["before"] or wanted["after"] else []
     faults = [
         f"{split}, row {row['row_id']}: {n_tokens} tokens, {n_image_tokens} of them for an image"
         for split, rows in experiment.rows.items()
+        if split in asked
         for row, (n_tokens, n_image_tokens) in zip(rows, question_lengths(experiment, rows), strict=True)
         if n_tokens > memory["max_prompt_length"]
     ]

@@ -39,6 +39,7 @@ def test_a_wrong_setting_is_refused_by_name(vrft, tmp_path, overrides, words):
     output = refused(vrft, tmp_path / "run", *SMOKE, *overrides)
     for word in words:
         assert word in output
+    assert not (tmp_path / "run").exists(), "so that the same command, mended, can be given again"
 
 
 def test_an_existing_run_directory_is_refused_and_kept(vrft, tmp_path):

@@ -35,9 +35,11 @@ def test_built_rows_are_there_for_later_runs(vrft, tmp_path, rows_file):
     assert (out / "train.jsonl").read_bytes() == (again / "train.jsonl").read_bytes()
     refused = vrft("build", "task=detection", *words, f"out={out}", code=2)
     assert "out is" in refused.stderr
+    refused = vrft("build", "task=detection", *words, "run.resume=true", f"out={out}", code=2)
+    assert "holds finished rows" in refused.stderr
     checked = vrft(
         "check", "model=tiny", "task=detection", "protocol=coco_present", "dataset=built", f"dataset.path={out}",
-        f"run.dir={tmp_path / 'check'}",
+        "trainer.max_steps=null", "model.dtype=bfloat16", f"run.dir={tmp_path / 'check'}",
     )  # fmt: skip
     report = json.loads((tmp_path / "check" / "check.json").read_text())
     assert report["n_rows"] == {"train": 5, "validation": 3, "test": 4}

@@ -81,12 +81,14 @@ def test_boxes_are_ranked_by_tokens_or_samples_from_any_number_of_processes(vrft
         source, run_dir = name.split()[0], tmp_path / name.replace(" ", "_")
         vrft("evaluate", *small, f"protocol.score_source={source}", *extra, f"run.dir={run_dir}")
         found[name] = (run_dir / COMPLETIONS).read_bytes()
-        result = json.loads((run_dir / "result.json").read_text())["before"][f"coco_present_v1_{source}"]
+        key = f"coco_present_v1_{source}" + ("_of_2_at_1" if source == "agreement" else "")
+        result = json.loads((run_dir / "result.json").read_text())["before"][key]
         rows, out = run_dir / "data" / "test.jsonl", run_dir / "scores.json"
         vrft("score", "protocol=coco_present", "task=detection", f"protocol.score_source={source}", f"rows={rows}",
+             "protocol.n_samples=2",
              f"completions={run_dir / COMPLETIONS}", "protocol.n_resamples=9", f"out={out}")  # fmt: skip
         scored = json.loads(out.read_text())
-        assert scored["protocol"] == f"coco_present_v1_{source}"
+        assert scored["protocol"] == key
         assert scored["metrics"]["AP"] == result["AP"]
         assert scored["per_class"]
     assert found["agreement"] == found["agreement of two"]

@@ -8,11 +8,14 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
+import yaml
 from synthetic_run import write_run
 
 from vrft.errors import UserError
 from vrft.report import write_comparison, write_report
+from vrft.report.figures import methods_of
 from vrft.report.gallery import choose
+from vrft.report.run_files import RunFiles
 from vrft.rows import read_rows, write_rows
 
 CHROMIUM = next(
@@ -168,6 +171,18 @@ def test_runs_are_compared_in_one_table(runs, tmp_path, capsys):
     before = result["before"]["grounding_v1"]["iou"]["value"]
     assert float(rft["change"]) == pytest.approx(float(rft["value"]) - before, abs=1e-9)
     assert Page(path.read_text()).text.count("Base") == 6
+
+
+def test_figures_of_two_protocols_do_not_look_alike(runs, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(runs["sft"], other)
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["protocol"]["version"] = 2
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    (other / "result.json").write_text((other / "result.json").read_text().replace("grounding_v1", "grounding_v2"))
+    labels = [method.label for method in methods_of([RunFiles(runs["rft"]), RunFiles(other)])]
+    assert "RFT, best by validation, grounding_v1" in labels
+    assert "SFT, best by validation, grounding_v2" in labels
 
 
 def test_a_report_takes_the_methods_of_other_runs(runs):

@@ -9,6 +9,7 @@ import pytest
 
 from vrft.evaluate.average_precision import (
     NAMES,
+    asked_boxes,
     average_precision,
     average_precision_change,
     evaluate_boxes,
@@ -21,6 +22,21 @@ OFFICIAL = """
 0.5045806987249628 0.6969727247299577 0.5729816669904824 0.5856257209410443 0.5193996948036719 0.5013978986347466
 0.38681277964578054 0.5936795762842003 0.595352982877607 0.6398109626113442 0.5664205978994309 0.5642905982905982
 """
+
+
+def test_with_present_only_categories_with_gold_count():
+    """As COCO's evaluation of what a model was asked only for categories that are there."""
+    box, other = [0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 40.0, 40.0]
+    rows = [
+        {"images": ["a.png"], "category": "cat", "gold": [box]},
+        {"images": ["a.png"], "category": "dog", "gold": []},
+        {"images": ["b.png"], "categories": ["cat", "dog"], "gold": [{"label": "dog", "xyxy": box}]},
+    ]
+    found = [[(box, 0.5)], [(box, 0.9)], [(box, 0.5, "Dog"), (other, 0.9, "cat")]]
+    assert asked_boxes(rows, found, asked="all") == found
+    present = asked_boxes(rows, found, asked="present")
+    assert present == [[(box, 0.5)], [], [(box, 0.5, "Dog")]]
+    assert average_precision(rows, present, n_resamples=1)["AP"]["value"] == pytest.approx(1)
 
 
 def coco_data():

@@ -29,14 +29,14 @@ DECODER = {"hidden_size": 16, "mlp_dim": 16, "num_hidden_layers": 1, "num_attent
 POLYGON = [[12, 12], [40, 12], [40, 40], [12, 40]]
 
 
-def save_sam(folder):
+def save_sam(folder, dtype=torch.float32):
     vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "output_channels": 16, "mlp_dim": 16}
     config = SamConfig(
         vision_config={**vision, "image_size": SIDE, "window_size": 2, "global_attn_indexes": [0], "num_pos_feats": 8},
         prompt_encoder_config={"hidden_size": 16, "image_size": SIDE, "mask_input_channels": 4},
         mask_decoder_config={**DECODER, "iou_head_hidden_dim": 16},
     )
-    SamModel(config).save_pretrained(folder)
+    SamModel(config).to(dtype).save_pretrained(folder)
     sides = {"height": SIDE, "width": SIDE}
     SamProcessor(SamImageProcessor(size={"longest_edge": SIDE}, pad_size=sides)).save_pretrained(folder)
 
@@ -106,6 +106,13 @@ def test_a_box_becomes_a_mask_of_the_image(tmp_path, image, save):
     assert (mask == mask_of(image, BOX)).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_half_precision_are_used_in_full(tmp_path, image, dtype):
+    torch.manual_seed(0)
+    save_sam(tmp_path, dtype)
+    assert load_mask_model(str(tmp_path))(image, BOX).any()
+
+
 def test_a_folder_without_such_a_model_is_a_message(tmp_path):
     with pytest.raises(UserError, match=r"mask_model=.* cannot be loaded .*facebook/sam-vit-huge"):
         load_mask_model(str(tmp_path))
@@ -127,6 +134,7 @@ def test_completions_are_judged_as_the_same_boxes_in_a_file_of_cases(folder):
         assert [own["metrics"][name] for name in ("gIoU", "cIoU")] == list(cases["metrics"].values())
         assert [one["intersection"] for one in own["cases"]] == [one["intersection"] for one in cases["cases"]]
         assert own["metrics"]["accuracy@0.5"]["n"] == 3
+        assert own["protocol"] == ("reasonseg_lisa_v1_mask_model" if model else "reasonseg_lisa_v1")
     assert cases["counts"]["cases_without_prediction"] == 1
 
 
@@ -143,7 +151,38 @@ def test_the_models_masks_are_what_is_judged(folder, image):
     assert by_model["metrics"] != score("c.json", "cases=cases.json")["metrics"]
 
 
-def test_an_image_of_another_size_is_a_message(folder, capsys):
-    Image.new("RGB", (99, 50)).save("a.png")
+def test_what_lies_outside_the_image_is_no_mask(folder):
+    [first, *_] = json.loads((folder / "cases.json").read_text())
+    (folder / "cases.json").write_text(json.dumps([{**first, "pred_box": [100, 10, 140, 40]}]))
+    assert score("a.json", "cases=cases.json", "mask_model=sam")["metrics"]["gIoU"]["value"] == 0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: Image.new("RGB", (99, 50)).save(folder / "a.png"), "the image a.png is 99 × 50 pixels"),
+        (lambda folder: (folder / "a.png").unlink(), "cases.json, case 0: there is no image a.png"),
+    ],
+)
+def test_another_image_is_a_message(folder, capsys, spoil, words):
+    spoil(folder)
     assert main(["score", "protocol=reasonseg_lisa", "cases=cases.json", "mask_model=sam", "out=a.json"]) == 2
-    assert "the image a.png is 99 × 50 pixels, the case 100 × 50" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"target_polygons": POLYGON}, "r0: shape 0: points is [12, 12]"),
+        ({"target_polygons": "x"}, "no target_polygons"),
+        ({"target_polygons": [[[1e12, 0]]]}, "r0: shape 0: points is"),
+        ({"ignore_polygons": [[]]}, "r0: shape 1: points is []"),
+        ({"images": []}, "images is []"),
+        ({"image_wh": [100_000, 100_000]}, "height and width are"),
+    ],
+)
+def test_polygons_that_cannot_be_painted_are_a_message(folder, capsys, columns, words):
+    [first, *others] = (folder / "rows.jsonl").read_text().splitlines()
+    (folder / "rows.jsonl").write_text("\n".join([json.dumps({**json.loads(first), **columns}), *others]) + "\n")
+    assert main(["score", "protocol=reasonseg_lisa", *OWN, "out=a.json"]) == 2
+    assert words in capsys.readouterr().err

@@ -9,7 +9,8 @@ import pytest
 
 from vrft.answers import answer_span, box_spans, read_answer_block, read_boxes
 from vrft.boxes import Frame
-from vrft.evaluate.box_scores import mean_probability, rank_by
+from vrft.evaluate.box_scores import mean_probability
+from vrft.evaluate.box_scores import rank_by as rank_by_protocol
 from vrft.evaluate.score import score_completions
 from vrft.tasks import load_task
 from vrft.tasks.judge import Judge
@@ -18,6 +19,11 @@ FRAME = Frame("norm1000", (100, 100), (56, 56))
 ROW = {"row_id": "r", "images": ["a.png"], "image_wh": [100, 100], "category": "dog", "gold": [[0, 0, 50, 50]]}
 LABELLED = {**ROW, "categories": ["dog", "cat"], "aliases": {"dog": ["hound"]}, "gold": []}
 A, B = "{'Position': [0, 0, 500, 500], 'Confidence': 0.50}", "{'Position': [500, 500, 1000, 1000], 'Confidence': 0.50}"
+
+
+def rank_by(source, parsed, completions, row, **more):
+    protocol = {"score_source": source, "n_samples": len(completions) - 1}
+    return rank_by_protocol(protocol, parsed, completions, row, **more)
 
 
 def completion(text, sample=0, **more):
@@ -66,9 +72,9 @@ def test_the_answer_is_where_it_is_said_to_be(text):
     assert text[first:last].strip() == read_answer_block(text)[0]
 
 
-@pytest.mark.parametrize(("first", "last", "mean"), [(0, 2, -1), (1, 2, -1), (2, 3, -2), (0, 3, -1.5), (1, 9, -2)])
+@pytest.mark.parametrize(("first", "last", "mean"), [(0, 2, -2), (0, 1, -1), (1, 2, -2), (2, 3, -2), (3, 9, -3)])
 def test_a_token_counts_if_any_of_its_characters_does(first, last, mean):
-    tokens = [[2, -1.0], [2, -9.0], [3, -2.0], [4, -3.0]]  # the second writes nothing, as an end token
+    tokens = [[2, -1.0], [2, -3.0], [3, -2.0], [4, -3.0]]  # the second ends the character that the first begins
     assert mean_probability(tokens, first, last) == pytest.approx(math.exp(mean))
 
 
@@ -77,8 +83,10 @@ def test_a_box_has_the_probability_of_its_own_tokens(thinking):
     task = load_task("detection", thinking=thinking)
     thought = {"think": f"<think>{B}</think>", "prefilled": f"{B}</think>", "none": ""}[thinking]
     text = f"{thought}<answer>[{A}, {B}, {A}]</answer>"  # the first again: its first tokens count
-    last_b = text.rindex(B)
-    tokens = [[n + 1, -2.0 if last_b <= n < last_b + len(B) else -0.1] for n in range(len(text))]
+    last_b, last_a = text.rindex(B), text.rindex(A)
+    tokens = [
+        [n + 1, -5.0 if n >= last_a else -2.0 if last_b <= n < last_b + len(B) else -0.1] for n in range(len(text))
+    ]
     one = completion(text, token_logprobs=tokens)
     ranked = rank_by("token_probability", task.parse(text, ROW, FRAME), [one], ROW, task=task, frame=FRAME)
     assert [box.xyxy for box in ranked.answer] == [(0, 0, 50, 50), (50, 50, 100, 100)]
@@ -105,6 +113,10 @@ def test_agreement_is_the_share_of_samples_with_that_box_and_label():
     ranked = rank_by("agreement", parsed, completions, LABELLED, task=task, frame=FRAME)
     assert [(box.label, box.confidence) for box in ranked.answer] == [("dog", 0.5), ("cat", 0.25), ("cat", 0.0)]
     assert [box.confidence for box in parsed.answer] == [0.9, 0.9, 0.9]
+    with pytest.raises(ValueError, match=r"4 samples beside sample 0; .*protocol\.n_samples=8 needs as many"):
+        rank_by_protocol(
+            {"score_source": "agreement", "n_samples": 8}, parsed, completions, LABELLED, task=task, frame=FRAME
+        )
 
 
 @pytest.mark.parametrize(("text", "answer"), [("<answer>No Objects</answer>", []), ("nothing", None)])
@@ -127,6 +139,7 @@ def test_the_source_decides_the_figures_and_not_the_reward():
 
     def score(source):
         protocol = {"name": "coco_all", "version": 1, "scorer": "coco", "n_resamples": 2, "score_source": source}
+        protocol["n_samples"] = 2
         [scored], metrics = score_completions(
             [ROW],
             completions[::-1],

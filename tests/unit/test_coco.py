@@ -114,7 +114,7 @@ def test_labelled_rows_are_one_an_image(folder):
         {"label": "wild_dog", "xyxy": [0, 0, 40, 30]},
     ]
     rows = built(write(folder, small_file()), labelled=True, negatives=1)["train"]
-    assert [(row["row_id"], len(row["categories"])) for row in rows] == [("1", 3), ("2", 2), ("6", 2)]
+    assert [(row["row_id"], len(row["categories"])) for row in rows] == [("1", 3), ("2", 2), ("5", 2), ("6", 2)]
 
 
 def test_counting_counts_what_is_no_crowd(folder):
@@ -132,7 +132,7 @@ def test_a_task_that_boxes_do_not_fit_is_refused_with_those_that_do(folder, task
 
 @pytest.mark.parametrize(
     ("ratio", "n_negatives"),
-    [(0, 0), (0.25, 1), (0.5, 2), (1, 3), (99, 3)],  # 1 and 2 have a cow to miss, 6 a dog, and none of them a cat
+    [(0, 0), (0.25, 1), (0.5, 2), (1, 5), (99, 6)],  # 1 and 2 have a cow to miss, 6 a dog, 5 all three
 )
 def test_negatives_are_categories_that_are_not_in_the_image(folder, ratio, n_negatives):
     path = write(folder, small_file())
@@ -141,7 +141,8 @@ def test_negatives_are_categories_that_are_not_in_the_image(folder, ratio, n_neg
         negatives = [(row["image_id"], row["category"]) for row in rows if not row["gold"]]
         assert len(rows) - len(negatives) == 4
         assert len(negatives) == n_negatives
-        assert set(negatives) <= {(1, "cow"), (2, "cow"), (6, "wild_dog")}
+        empty = {(5, "cat"), (5, "wild_dog"), (5, "cow")}
+        assert set(negatives) <= {(1, "cow"), (2, "cow"), (6, "wild_dog")} | empty
 
 
 def test_negatives_depend_on_the_seed_alone(folder):
@@ -161,7 +162,7 @@ def test_negatives_depend_on_the_seed_alone(folder):
 
 def test_too_few_absent_categories_are_told(folder, capsys):
     built(write(folder, small_file()), negatives=10)
-    assert "dataset: 37 questions without an object could not be drawn" in capsys.readouterr().err
+    assert "dataset: 44 questions without an object could not be drawn" in capsys.readouterr().err
 
 
 def test_distractors_are_the_other_boxes(folder):
@@ -353,8 +354,8 @@ def federated_file() -> dict:
 def test_federated_images_are_asked_only_for_what_is_known(folder):
     path = write(folder, federated_file())
     rows = built(path, builder="lvis", negatives=10)["train"]
-    assert asked(rows).keys() == {"1-3", "1-7", "1-9", "2-3", "2-7", "6-3", "6-9"}
-    assert [row["row_id"] for row in rows if not row["gold"]] == ["1-9", "2-3", "6-3"]
+    assert asked(rows).keys() == {"1-3", "1-7", "1-9", "2-3", "2-7", "5-3", "6-3", "6-9"}
+    assert [row["row_id"] for row in rows if not row["gold"]] == ["1-9", "2-3", "5-3", "6-3"]
     assert [row["row_id"] for row in rows if not row["is_exhaustive"]] == ["1-3"]
     assert "1-3" not in asked(built(path, builder="lvis", not_exhaustive=False)["train"])
     assert "1-3" not in asked(built(path, builder="lvis", task="counting")["train"])  # nobody knows how many
@@ -428,7 +429,9 @@ def test_real_coco_has_the_rows_that_pycocotools_counts(folder):
     counts = {
         (row["image_id"], row["category"]): row["gold"] for row in built(path, task="counting", **options)["train"]
     }
-    assert counts == {pair: len(gold) for pair, gold in boxes.items()}
+    crowded = {(entry["image_id"], names[entry["category_id"]]) for entry in coco.loadAnns(coco.getAnnIds(iscrowd=1))}
+    assert counts == {pair: len(gold) for pair, gold in boxes.items() if pair not in crowded}
+    assert len(boxes) - len(counts) == 9
     labelled = built(path, labelled=True, **options)["train"]
     assert sum(len(row["gold"]) for row in labelled) == 830
     assert {row["image_id"] for row in labelled} == {image_id for image_id, _ in boxes}
@@ -467,7 +470,9 @@ def test_real_lvis_has_the_rows_that_its_library_counts(folder, monkeypatch):
     known = {(image_id, names[number]) for image_id, image in lvis.imgs.items() for number in image["neg_category_ids"]}
     rows = built(path, negatives=0.5, **options)["train"]
     negatives = {(row["image_id"], row["category"]) for row in rows if not row["gold"]}
-    assert len(negatives) == round(0.5 * len(counts))
+    annotated = {entry["image_id"] for entry in lvis.anns.values()}
+    n_empty = sum(number not in annotated and bool(image["neg_category_ids"]) for number, image in lvis.imgs.items())
+    assert (n_empty, len(negatives)) == (3, round(0.5 * (len(counts) + n_empty)))
     assert negatives <= known
 
 

@@ -77,7 +77,7 @@ def test_where_one_category_was_asked_for_labels_do_not_matter():
         (PETS, None),
         ({**PETS, "gold": []}, None),
         ({**PETS, "gold": [{**DOG, "label": "Dog."}]}, None),  # compared as names are
-        ({**SCENE, "category": "dog", "gold": [DOG]}, "'categories' is None; a list"),
+        ({**SCENE, "category": "dog", "gold": [DOG]}, "'categories' is missing"),
         ({**PETS, "problem": "Where?", "categories": None}, "categories"),  # labels are judged by them
         ({**PETS, "gold": [LEFT]}, "label"),  # no label
         ({**PETS, "gold": [{"xyxy": LEFT}]}, "one of the categories"),

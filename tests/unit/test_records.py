@@ -115,7 +115,7 @@ BAD_ROWS = [
     ({**BOX, "image": "/etc/hostname"}, "outside of"),
     ({**BOX, "image": "link.png"}, "outside of"),  # a symbolic link that leaves the folder
     ({**BOX, "image": "linked/secret.png"}, "outside of"),  # and a linked folder
-    ({"image": "0.png", "category": "dog"}, "column 'gold' is None"),
+    ({"image": "0.png", "category": "dog"}, "column 'gold' is missing; the row has"),
     ({"image": "0.png", "category": "", "gold": []}, "column 'category' is ''"),
     ({"image": "0.png", "category": " \n", "gold": []}, "column 'category'"),
     ({"image": "0.png", "gold": []}, "category"),

@@ -7,7 +7,7 @@ import pytest
 from vrft.boxes import Frame
 from vrft.errors import UserError
 from vrft.evaluate.generate import make_batches
-from vrft.evaluate.protocols import SCORERS, primary_metrics, protocol_key
+from vrft.evaluate.protocols import SCORERS, primary_metrics, protocol_key, questions_not_asked
 from vrft.evaluate.score import score_completions
 from vrft.tasks import load_task, task_names
 from vrft.tasks.judge import Judge
@@ -94,7 +94,7 @@ def test_no_rows_have_no_figures(task, scorer):
 @pytest.mark.parametrize(
     ("completions", "message"),
     [
-        ([completion("r0", "a")], r"'r1': samples \[\] are given; 0 is needed"),
+        ([completion("r0", "a")], "'r1': no completion"),
         ([completion("r0", "a"), completion("r1", "a"), completion("r1", "b")], r"'r1': samples \[0, 0\] are given"),
         ([completion("r0", "a"), completion("r1", "a"), completion("x", "a")], "'x': a completion of no row"),
     ],
@@ -122,6 +122,15 @@ def test_every_task_has_a_scorer_whose_primary_metrics_it_gives():
             metrics = primary_metrics({"scorer": scorer}, task)
             assert metrics
             assert set(metrics) - official <= set(task.metrics), name
+
+
+def test_questions_that_no_row_asks_are_counted():
+    """Three categories in two images make six."""
+    rows = [*DETECTION_ROWS, {**SCENE, "row_id": "d3", "images": ["b.png"], "category": "cup", "gold": []}]
+    assert questions_not_asked(rows, {"scorer": "coco", "asked": "all"}) == 2
+    assert questions_not_asked(rows, {"scorer": "coco", "asked": "present"}) == 0
+    labelled = [{**SCENE, "images": [name], "categories": ["cup", "cat", "dog"]} for name in ("a.png", "b.png")]
+    assert questions_not_asked(labelled, {"scorer": "coco", "asked": "all"}) == 0
 
 
 def test_protocol_key():

@@ -94,6 +94,7 @@ def test_own_completions_have_the_figures_of_their_results_file(tmp_path, monkey
     by_own, by_file = (json.loads(Path(name).read_text()) for name in ("own.json", "file.json"))
     assert {name: by_own["metrics"][name] for name in by_file["metrics"]} == by_file["metrics"]
     assert by_own["metrics"]["AP"]["value"] > 0.05
+    assert "AR100" not in by_own["metrics"] or not protocol.startswith("lvis")
     assert by_own["per_class"] == by_file["per_class"]
     assert by_own["absent_classes"] == by_file["absent_classes"] == ["big class_4"]
     assert by_own["counts"]["annotated_images_not_asked"] == 1
@@ -151,4 +152,80 @@ def test_shards_give_the_figures_of_the_whole(tmp_path, monkeypatch, n_shards, i
         arguments = ["annotations=gt.json", f"detections={given}", "protocol.n_resamples=9", f"out={name}.json"]
         assert main(["score", *arguments]) == 0
     whole, parts = (json.loads(Path(f"{name}.json").read_text()) for name in ("whole", "parts"))
+    assert parts["counts"].pop("images_in_several_files") > whole["counts"].pop("images_in_several_files") == 0
     assert {**whole, "inputs": {}} == {**parts, "inputs": {}}
+
+
+def dog_row(truth, **columns):
+    """A row that asks for one class of one image, found in full."""
+    names = {one["id"]: one["name"] for one in truth["categories"]}
+    gold = next(one for one in truth["annotations"] if one["category_id"] == 10)
+    golds = [
+        one["bbox"] for one in truth["annotations"] if (one["image_id"], one["category_id"]) == (gold["image_id"], 10)
+    ]
+    boxes = [[x, y, x + w, y + h] for x, y, w, h in golds]
+    row = {"row_id": "r", "images": ["a.jpg"], "image_wh": [200, 100], "image_id": gold["image_id"], "category_id": 10}
+    text = ", ".join(f"{{'Position': {box}, 'Confidence': 0.9}}" for box in boxes)
+    completion = {"row_id": "r", "text": f"<think></think><answer>[{text}]</answer>"}
+    return {**row, "category": names[10], "gold": boxes, **columns}, completion
+
+
+def score_one(truth, row, completion, *extra, protocol="coco_all"):
+    write("rows.jsonl", [row])
+    write("completions.jsonl", [completion])
+    Path("gt.json").write_text(json.dumps(truth))
+    files = ["rows=rows.jsonl", "completions=completions.jsonl", "annotations=gt.json", "out=own.json"]
+    return main(
+        ["score", f"protocol={protocol}", "task=detection", "frame=pixels", "protocol.n_resamples=2", *files, *extra]
+    )
+
+
+@pytest.mark.parametrize("protocol", ["coco_all", "coco_present", "lvis_federated"])
+def test_classes_that_no_row_asks_for_do_not_count_unless_chosen(tmp_path, monkeypatch, protocol):
+    monkeypatch.chdir(tmp_path)
+    truth = annotations(is_federated=protocol.startswith("lvis"))
+    row, completion = dog_row(truth)
+    own = [one for one in truth["annotations"] if one["image_id"] == row["image_id"]]
+    n_others = sum(one["category_id"] != 10 for one in own)
+    assert score_one(truth, row, completion, protocol=protocol) == 0
+    scored = json.loads(Path("own.json").read_text())
+    assert scored["metrics"]["AP"]["value"] == pytest.approx(1.0)
+    assert scored["counts"]["classes_not_asked"] == 3
+    assert scored["counts"]["gold_boxes_not_asked"] == 0
+    names = "[big class_1,big class_2,big class_3,big class_4]"
+    assert score_one(truth, row, completion, f"classes={names}", protocol=protocol) == 0
+    chosen = json.loads(Path("own.json").read_text())
+    assert chosen["metrics"]["AP"]["value"] < 1
+    assert chosen["counts"]["gold_boxes_not_asked"] == n_others > 0
+    assert chosen["counts"].get("questions_not_asked") == (3 if protocol == "coco_all" else None)
+
+
+def test_a_class_of_another_name_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    truth = annotations(is_federated=False)
+    row, completion = dog_row(truth, category="cat")
+    assert score_one(truth, row, completion) == 2
+    assert "category_id 10 is 'cat' here and 'big class_1' there" in capsys.readouterr().err
+
+
+def test_classes_that_differ_by_a_hyphen_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    truth = annotations(is_federated=False)
+    truth["categories"][1]["name"] = "big-class-1"
+    row, completion = dog_row(truth)
+    golds = row["gold"]
+    row = {**row, "categories": ["big class_1"], "gold": [{"label": "big class_1", "xyxy": xyxy} for xyxy in golds]}
+    completion["text"] = completion["text"].replace("0.9}", "0.9, 'Label': 'big class_1'}")
+    assert score_one(truth, row, completion, "task.labelled=true") == 0
+    assert json.loads(Path("own.json").read_text())["metrics"]["AP"]["value"] == pytest.approx(1.0)
+
+
+def test_a_class_asked_for_in_vain_is_absent(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    row = {"row_id": "r", "images": ["a.jpg"], "image_wh": [200, 100], "category": "zebra", "gold": []}
+    write("rows.jsonl", [row])
+    write("completions.jsonl", [{"row_id": "r", "text": "<think></think><answer>No Objects</answer>"}])
+    assert main(["score", "task=detection", "rows=rows.jsonl", "completions=completions.jsonl", "out=own.json"]) == 0
+    scored = json.loads(Path("own.json").read_text())
+    assert scored["absent_classes"] == ["zebra"]
+    assert scored["metrics"]["AP"] == {"value": None, "n": 1, "interval": None}

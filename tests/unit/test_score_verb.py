@@ -46,6 +46,9 @@ def folder(tmp_path, monkeypatch):
     Path("map.json").write_text(json.dumps({"1": ["cat"]}))
     Path("masks.json").write_text(json.dumps([{**MASK, "pred_box": [1, 1, 6, 6]}]))
     Path("labels.jsonl").write_text(json.dumps({"image": "a.jpg", "label": "cat", "prediction": "Cat"}) + "\n")
+    Path("o.detections.json").write_text(json.dumps(TRUTH))
+    Path("twice.jsonl").write_text(2 * (json.dumps(ROWS["grounding"]) + "\n"))
+    Path("logprobs.jsonl").write_text(json.dumps({"row_id": "a", "text": "", "token_logprobs": [-0.1]}) + "\n")
     for task, row in ROWS.items():
         Path(f"{task}.jsonl").write_text(json.dumps(row) + "\n")
         text = f"<think>x</think><answer>{TEXTS[task]}</answer>"
@@ -118,6 +121,7 @@ print(codes, sorted({{"torch", "transformers", "datasets", "trl"}} & set(sys.mod
         ("annotations=gt.json detections=dt.json mask_model=sam", ["mask_model is given", "reasonseg_*"]),
         (f"protocol=coco_all {own('detection')} detections=dt.json", ["detections is given", "reads completions"]),
         (f"protocol=lvis_federated {own('detection')}", ["annotations must be given"]),
+        (f"protocol=coco_exist_map {own('detection')}", ["annotations must be given", "exist_map must be given"]),
         (
             f"protocol=coco_all {own('detection')} annotations=gt.json",
             ["gt.json does not have", "image_id is None"],
@@ -126,7 +130,14 @@ print(codes, sorted({{"torch", "transformers", "datasets", "trl"}} & set(sys.mod
             f"protocol=coco_all {own('detection')} protocol.score_source=token_probability",
             ["row_id 'a': it has no token_logprobs", "evaluate again"],
         ),
-        (f"protocol=coco_all {own('detection')} protocol.score_source=agreement", ["no samples beside sample 0"]),
+        (f"protocol=coco_all {own('detection')} protocol.score_source=agreement", ["it has 0 samples beside sample 0"]),
+        (f"protocol=grounding {own('grounding')} +protocol.score_source=agreement", ["ranks boxes for AP"]),
+        (
+            f"protocol=grounding rows=twice.jsonl {own('grounding').split(maxsplit=2)[2]} task=grounding",
+            ["'a': 2 rows"],
+        ),
+        ("protocol=rows rows=detection.jsonl completions=logprobs.jsonl task=detection", ["token_logprobs is [-0.1]"]),
+        (f"protocol=coco_all {own('detection')} annotations=o.detections.json out=o.json", ["o.detections.json is a"]),
         ("annotations=gt.json detections=dt.json engine=fast", ["engine is 'fast'", "official or faster"]),
         ("annotations=gt.json detections=dt.json protocol.n_resamples=0", ["protocol.n_resamples is 0"]),
         ("annotations=gt.json detections=dt.json out=dt.json", ["out is dt.json"]),
@@ -139,7 +150,7 @@ print(codes, sorted({{"torch", "transformers", "datasets", "trl"}} & set(sys.mod
         (f"protocol=grounding {own('grounding')} reward=iou_only reward.weights=null", ["reward.weights is None"]),
         (
             "protocol=rows task=counting rows=grounding.jsonl completions=counting.jsonl",
-            ["'category' is None", "text is 'None'"],
+            ["'category' is missing; the row has images", "text is 'None'"],
         ),
     ],
 )

@@ -3,6 +3,7 @@ stock."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 import vrft
 from vrft.data.digit_scenes import DIGIT_NAMES, draw_scene
 from vrft.data.digits import KINDS, build, compose_row
-from vrft.models.decode import chat, generate_texts, render_prompt
+from vrft.models.decode import chat, generate_texts, render_prompt, text_ends
 from vrft.models.tiny import CONFIDENCES, COORDINATES, TAGS, build_model, constant_pieces, single_token_ids
 from vrft.tasks import load_task
 from vrft.train.muon import Muon, orthogonalise
@@ -65,18 +66,29 @@ def test_log_probabilities_are_those_of_the_tokens_written(model, processor, tmp
     made = generate_texts(model, processor, questions, images, max_new_tokens=40, with_logprobs=True)
     for question, image, one in zip(questions, images, made, strict=True):
         ends, logprobs = zip(*one["token_logprobs"], strict=True)
-        assert len(ends) == one["n_tokens"]
-        assert (list(ends), ends[-1]) == (sorted(ends), len(one["text"]))
         prompt = render_prompt(processor, question, 1)
         inputs = processor(text=[prompt + one["text"]], images=image, return_tensors="pt")
         n_written = len(processor.tokenizer.encode(one["text"], add_special_tokens=False))
-        assert n_written == one["n_tokens"] - 1  # without the end token
+        assert n_written == one["n_tokens"] - 1 == len(ends)  # without the end token
+        pieces = [one["text"][first:last] for first, last in pairwise((0, *ends))]
+        assert pieces == [processor.tokenizer.decode([token]) for token in processor.tokenizer.encode(one["text"])]
         with torch.no_grad():
             expected = model(**inputs).logits[0].float().log_softmax(-1)
         ids = inputs["input_ids"][0]
         own = [expected[p - 1, ids[p]].item() for p in range(len(ids) - n_written, len(ids))]
-        assert logprobs[:-1] == pytest.approx(own, abs=1e-3)
+        assert list(logprobs) == pytest.approx(own, abs=1e-3)
         assert min(own) < max(own) <= 0
+
+
+def test_characters_are_placed_whatever_tokens_write_them(processor):
+    text = "狗 (1,2) 🐕‍🦺 né."
+    ids = processor.tokenizer.encode(text, add_special_tokens=False)
+    ends = text_ends(ids, processor.tokenizer, begin=7)
+    assert len(ids) > len(text), "bytes"
+    assert (ends, ends[-1]) == (sorted(ends), 7 + len(text))
+    opening = processor.tokenizer.encode("狗 (", add_special_tokens=False)
+    assert ends[len(opening) - 1] == 7 + len("狗 (")
+    assert ends[:3] == [8, 8, 8], "three bytes of one character"
 
 
 @pytest.mark.parametrize(

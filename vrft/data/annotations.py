@@ -37,8 +37,8 @@ class Annotations:
     """What a file holds, by its own ids.
 
     images; categories, as they stand. boxes: `[(category id, xyxy)]` of each image in pixels, without crowds. present:
-    the categories of each image, those with nothing but crowds included. faulty: (image id, category id) of the
-    annotations that something is wrong with, so that their rows would be wrong too.
+    the categories of each image, those with nothing but crowds included. crowds: (image id, category id) of these.
+    faulty: (image id, category id) of the annotations that something is wrong with, so that their rows would be wrong.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Annotations:
     categories: dict[int, dict[str, Any]] = field(default_factory=dict)
     boxes: dict[int, list[tuple[int, tuple[float, ...]]]] = field(default_factory=dict)
     present: dict[int, set[int]] = field(default_factory=dict)
+    crowds: set[tuple[int, int]] = field(default_factory=set)
     faulty: set[tuple[int, int]] = field(default_factory=set)
 
 
@@ -190,6 +191,7 @@ def _add_box(found: Annotations, entry: dict[str, Any], counts: Counter) -> None
     found.present.setdefault(image_id, set()).add(category_id)
     if entry.get("iscrowd"):
         counts[CROWD] += 1
+        found.crowds.add((image_id, category_id))
     elif xyxy[2] <= xyxy[0] or xyxy[3] <= xyxy[1]:
         counts[FLAT] += 1
     else:

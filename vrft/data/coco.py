@@ -4,8 +4,9 @@
     detection, labelled    a row for each image: {"categories": ["cat", "dog"], "gold": [{"label": "dog", "xyxy": box}]}
     counting               a row for each image and category in it: {"category": "dog", "gold": 2}
 
-Boxes around crowds are no gold, and a category of which an image has nothing else makes no row and no negative. Every
-row has `image_id`, and one of a single category `category_id`, as in the file; its `row_id` is made of them.
+Boxes around crowds are no gold, and a category of which an image has nothing else makes no row and no negative;
+counting leaves out a category with a crowd. Every row has `image_id`, and one of a single category `category_id`, as in
+the file; its `row_id` is made of them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from vrft.tasks import Task
 
 LISTS = Path(__file__).parent / "category_lists"
 NOT_EXHAUSTIVE = "rows were left out because not all objects of their category have boxes"
+CROWDED = "rows of counting were left out because a crowd stands beside the objects that have boxes"
 
 _Names = list[str] | str | None
 
@@ -41,8 +43,8 @@ class Options:
         line; null: all. Case and underscores do not matter; rows have the names of the annotation file.
     exclude_classes: those that are not; the same.
     test_classes: as `classes`, of a test set of its own; null: the same as of the training rows.
-    negatives: so many questions without an object for each with one (with labels: categories asked for in vain for
-        each that is there); of LVIS only categories that the file says are absent.
+    negatives: so many questions without an object for each with one and for each image without any (with labels:
+        categories asked for in vain for each that is there); of LVIS only categories that the file says are absent.
     distractors: True gives each detection row the boxes of other categories in its image.
     federated: True for LVIS.
     not_exhaustive: False leaves out the rows of which LVIS says that some objects have no box. Counting never has them.
@@ -132,11 +134,11 @@ class _Rows:
         for image_id in sorted(self.found.images):
             image, present = self.found.images[image_id], self.found.present.get(image_id, set())
             golds = self._golds(image_id)
-            n_positive += len(golds)
-            wanted = round(self.options.negatives * n_positive) - n_negative
             absent = (image.negative_ids & self.asked if self.options.federated else self.asked) - present
             absent = sorted(number for number in absent if (image_id, number) not in self.found.faulty)
-            drawn = random.Random(f"{self.seed}:{image_id}").sample(absent, min(wanted, len(absent))) if golds else []
+            n_positive += len(golds) or (not present and bool(absent))  # an image without any object is one question
+            wanted = round(self.options.negatives * n_positive) - n_negative
+            drawn = random.Random(f"{self.seed}:{image_id}").sample(absent, max(0, min(wanted, len(absent))))
             n_negative += len(drawn)
             file = next((name for name in image.files if (folder / name).is_file()), image.files[0])
             for name, columns in of_image(image_id, golds | {number: [] for number in drawn}):
@@ -153,6 +155,10 @@ class _Rows:
         for category_id, xyxy in self.found.boxes.get(image_id, ()):
             if category_id in self.asked and (image_id, category_id) not in self.found.faulty:
                 golds.setdefault(category_id, []).append(list(xyxy))
+        for category_id in [number for number in golds if (image_id, number) in self.found.crowds]:
+            if self.task.answer_kind == "count":
+                del golds[category_id]
+                self.notes[CROWDED] = self.notes.get(CROWDED, 0) + 1
         for category_id in self.found.images[image_id].not_exhaustive_ids & golds.keys():
             if self.task.answer_kind == "count" or not self.options.not_exhaustive:
                 del golds[category_id]
@@ -180,7 +186,7 @@ class _Rows:
         is_faulty = (
             any((image_id, number) in self.found.faulty for number in self.asked) if self.found.faulty else False
         )
-        if is_faulty or not any(golds.values()):
+        if is_faulty or not golds:
             return
         names = {category_id: self.found.categories[category_id]["name"] for category_id in golds}
         gold = [{"label": names[number], "xyxy": xyxy} for number, boxes in sorted(golds.items()) for xyxy in boxes]

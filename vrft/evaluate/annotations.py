@@ -142,7 +142,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def read_class_names(classes: str | Sequence[str] | None) -> list[str] | None:
-    """The names that `classes` gives: a list, or a file with one name a line or a JSON list; None for None.
+    """The names that `classes` gives: a list, the name of one in `vrft/data/category_lists`, or a file with one name a
+    line or a JSON list; None for None.
 
     Raises `UserError` for a file without names, and for a name that stands twice.
     """
@@ -150,9 +151,15 @@ def read_class_names(classes: str | Sequence[str] | None) -> list[str] | None:
         return None
     names, source = classes, "classes"
     if isinstance(classes, str):
-        path, source = Path(classes), f"classes={classes}"
+        from vrft.data.coco import LISTS
+
+        shipped, source = LISTS / f"{classes}.txt", f"classes={classes}"
+        path = shipped if shipped.parent == LISTS and shipped.is_file() else Path(classes)
         if not path.is_file():
-            raise UserError(f"{source}: there is no such file; give one with a name a line, or a list [cat,dog]")
+            known = ", ".join(sorted(file.stem for file in LISTS.glob("*.txt")))
+            raise UserError(
+                f"{source}: there is no such file; give one with a name a line, or a list [cat,dog], or one of {known}"
+            )
         is_json = path.suffix in (".json", ".gz")
         names = read_json(path) if is_json else path.read_text(encoding="utf-8-sig").splitlines()
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -109,6 +109,25 @@ def _figures_and_samples(
     return n_images, official_figures(evaluator), samples
 
 
+def asked_names(rows: Sequence[Row]) -> dict[str, str]:
+    """The categories that detection rows ask for, as they write them, by normal name."""
+    return {normal_name(name): name for row in rows for name in row.get("categories", [row.get("category", "object")])}
+
+
+def asked_boxes(rows: Sequence[Row], found: Sequence[Sequence[tuple]], *, asked: str | None) -> list[Sequence[tuple]]:
+    """The boxes that count: with `present` those of a category that is in the row's gold, else all."""
+    if asked != "present":
+        return list(found)
+    kept = []
+    for row, boxes in zip(rows, found, strict=True):
+        if "categories" in row:
+            present = {normal_name(entry["label"]) for entry in row["gold"]}
+            kept.append([box for box in boxes if normal_name(box[2]) in present])
+        else:
+            kept.append(boxes if row["gold"] else [])
+    return kept
+
+
 def as_coco(rows: Sequence[Row], found: Sequence[Sequence[tuple]]) -> tuple[dict, list[dict]]:
     """Ground truth and results in COCO's form, in the order of the rows.
 

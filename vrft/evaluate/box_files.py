@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vrft.answers import normal_name
 from vrft.evaluate.annotations import Truth, read_class_names, read_truth
-from vrft.evaluate.average_precision import as_coco
+from vrft.evaluate.average_precision import as_coco, asked_names
 from vrft.evaluate.detections import count_detections, only_asked, read_detections, read_exist_map
 from vrft.evaluate.official import COCO_LIMIT, LVIS_LIMIT, Evaluation, evaluate_coco, evaluate_lvis
 from vrft.evaluate.resamples import (
@@ -34,18 +33,31 @@ def score_coco_file(
     classes: str | Sequence[str] | None = None,
     engine: str = "official",
     n_resamples: int = 1000,
-    image_ids: Collection | None = None,
 ) -> dict:
     """`{"metrics", "per_class", "absent_classes", "counts"}`: COCO's twelve figures of boxes.
 
     asked: which questions count, see `only_asked`. classes: names, or a file of them, to which figures are restricted.
     A class without gold (crowds aside) is listed as absent and is in no mean. Images are resampled for the intervals;
-    engine=`faster` gives none. image_ids: of the images that are judged; None for all. Raises `UserError` that lists
-    what is wrong with the files.
+    engine=`faster` gives none. Raises `UserError` that lists what is wrong with the files.
     """
-    truth, n_not_asked = _read_truth(annotations, image_ids, is_federated=False)
-    found = read_detections(detections, truth)
-    counts = count_detections(found, truth, most=COCO_LIMIT, is_per_class=True) | n_not_asked
+    truth = read_truth(annotations, is_federated=False)
+    found, n_shared = read_detections(detections, truth)
+    options = {"classes": classes, "engine": engine, "n_resamples": n_resamples}
+    return _with_shared(score_coco(truth, found, asked=asked, exist_map=exist_map, **options), n_shared)
+
+
+def score_coco(
+    truth: Truth,
+    found: Sequence[dict],
+    *,
+    asked: str = "all",
+    exist_map: Path | None = None,
+    classes: str | Sequence[str] | None = None,
+    engine: str = "official",
+    n_resamples: int = 1000,
+) -> dict:
+    """As `score_coco_file`, of what was read from the files."""
+    counts = count_detections(found, truth, most=COCO_LIMIT, is_per_class=True)
     counts["crowd_annotations"] = sum(bool(one.get("iscrowd")) for one in truth.dataset["annotations"])
     pairs, about_map = read_exist_map(exist_map, truth) if asked == "exist_map" else (None, {})
     kept = only_asked(found, truth, asked=asked, exist_map=pairs)
@@ -63,16 +75,27 @@ def score_lvis_file(
     classes: str | Sequence[str] | None = None,
     engine: str = "official",
     n_resamples: int = 1000,
-    image_ids: Collection | None = None,
 ) -> dict:
     """As `score_coco_file`: LVIS's thirteen figures of boxes under its federated rule.
 
     Only categories that are annotated in an image or listed as absent from it count there; detections of others are
     left out, and counted. Where a category is not annotated exhaustively, a box that matches nothing is ignored.
     """
-    truth, n_not_asked = _read_truth(annotations, image_ids, is_federated=True)
-    found = read_detections(detections, truth)
-    counts = count_detections(found, truth, most=LVIS_LIMIT, is_per_class=False) | n_not_asked
+    truth = read_truth(annotations, is_federated=True)
+    found, n_shared = read_detections(detections, truth)
+    return _with_shared(score_lvis(truth, found, classes=classes, engine=engine, n_resamples=n_resamples), n_shared)
+
+
+def score_lvis(
+    truth: Truth,
+    found: Sequence[dict],
+    *,
+    classes: str | Sequence[str] | None = None,
+    engine: str = "official",
+    n_resamples: int = 1000,
+) -> dict:
+    """As `score_lvis_file`, of what was read from the files."""
+    counts = count_detections(found, truth, most=LVIS_LIMIT, is_per_class=False)
     verified = truth.present | {
         (image["id"], number) for image in truth.dataset["images"] for number in image["neg_category_ids"]
     }
@@ -85,26 +108,24 @@ def score_lvis_file(
 
 
 def score_coco_rows(rows: Sequence[Row], found: Sequence[Sequence[tuple]], *, n_resamples: int = 1000) -> dict:
-    """As `score_coco_file`, of vrft's own rows; found: as for `average_precision`."""
+    """As `score_coco_file`, of vrft's own rows; found: as for `average_precision`. Figures are None without gold."""
     dataset, detections = as_coco(rows, found)
-    asked = {normal_name(name): name for row in rows for name in row.get("categories", [row.get("category", "object")])}
+    asked = asked_names(rows)
     for category in dataset["categories"]:
         category["name"] = asked.get(category["name"], category["name"])
-    truth = Truth(dataset, "rows")
-    category_ids = list(truth.class_names)
+    truth, counts = Truth(dataset, "rows"), {"detections": len(detections)}
     if not dataset["annotations"]:
-        absent = list(truth.class_names.values())
-        return {"metrics": {}, "per_class": {}, "absent_classes": absent, "counts": {}}
+        metrics = {name: _metric(None, len(dataset["images"]), None) for name in COCO_FIGURES}
+        return {"metrics": metrics, "per_class": {}, "absent_classes": sorted(asked.values()), "counts": counts}
+    category_ids = list(truth.class_names)
     evaluation = evaluate_coco(dataset, detections, category_ids, engine="official")
     result = _result(evaluation, COCO_FIGURES, truth, detections, category_ids, n_resamples=n_resamples)
-    return {**result, "counts": {"detections": len(detections)}}
+    absent = sorted(set(asked.values()) - result["per_class"].keys())
+    return {**result, "absent_classes": absent, "counts": counts}
 
 
-def _read_truth(path: Path, image_ids: Collection | None, *, is_federated: bool) -> tuple[Truth, dict[str, int]]:
-    truth = read_truth(path, is_federated=is_federated)
-    if image_ids is None:
-        return truth, {}
-    return truth.of_images(image_ids), {"annotated_images_not_asked": len(truth.image_ids - set(image_ids))}
+def _with_shared(result: dict, n_images: int) -> dict:
+    return {**result, "counts": {**result["counts"], "images_in_several_files": n_images}}
 
 
 def _chosen(classes: str | Sequence[str] | None, truth: Truth) -> list:

@@ -16,9 +16,9 @@ _SAME_IOU = 0.5
 
 
 def rank_by(
-    source: str, parsed: Parsed, completions: Sequence[Mapping], row: Row, *, task: Task, frame: Frame
+    protocol: Mapping, parsed: Parsed, completions: Sequence[Mapping], row: Row, *, task: Task, frame: Frame
 ) -> Parsed:
-    """The completion with its boxes' confidences as `source` has them; one without boxes stays as it is.
+    """The completion with its boxes' confidences as `score_source` has them; one without boxes stays as it is.
 
     `written`: as the model wrote them.
     `token_probability`: the geometric mean of the probabilities of the tokens that write the box.
@@ -26,6 +26,7 @@ def rank_by(
     completions: the row's, sample 0 first, which is the one that was parsed. Raises ValueError, saying what is missing,
     where they do not hold what the source needs.
     """
+    source = protocol.get("score_source") or "written"
     if source == "written":
         return parsed
     if source == "token_probability":
@@ -33,8 +34,11 @@ def rank_by(
             raise ValueError("it has no token_logprobs, which protocol.score_source=token_probability needs")
         scores = _token_probabilities(parsed, completions[0], row, task=task, frame=frame)
     else:
-        if len(completions) < 2:
-            raise ValueError("it has no samples beside sample 0, which protocol.score_source=agreement needs")
+        if len(completions) != 1 + protocol["n_samples"]:
+            raise ValueError(
+                f"it has {len(completions) - 1} samples beside sample 0; protocol.score_source=agreement with "
+                f"protocol.n_samples={protocol['n_samples']} needs as many"
+            )
         others = [task.parse(one["text"], row, frame).answer or [] for one in completions[1:]]
         scores = [sum(_has(other, box) for other in others) / len(others) for box in parsed.answer or []]
     boxes = parsed.answer and [box._replace(confidence=score) for box, score in zip(parsed.answer, scores, strict=True)]
@@ -60,16 +64,18 @@ def _token_probabilities(parsed: Parsed, completion: Mapping, row: Row, *, task:
 def mean_probability(token_logprobs: Sequence[Sequence[float]], first: int, last: int) -> float:
     """The geometric mean of the probabilities of the tokens that write the characters from `first` up to `last`.
 
-    token_logprobs: `[where the token's characters end, its log probability]` of each token in turn.
+    token_logprobs: `[where the token's characters end, its log probability]` of each token in turn; one that ends where
+        the one before ended writes the same character.
 
     >>> round(mean_probability([[2, -0.1], [4, -1.0], [6, -3.0], [9, -0.1]], 2, 5), 6)  # e ** -2
     0.135335
     """
-    begin, logprobs = 0, []
+    previous, logprobs = 0, []
     for end, logprob in token_logprobs:
+        begin = min(previous, end - 1)
         if max(begin, first) < min(end, last):
             logprobs.append(logprob)
-        begin = end
+        previous = end
     return math.exp(math.fsum(logprobs) / len(logprobs)) if logprobs else 0.0
 
 

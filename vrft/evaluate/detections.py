@@ -17,38 +17,39 @@ _FORM = "[{image_id, category_id, bbox: [x, y, width, height], score}, …]"
 _SHARD = re.compile(r"(\d+)[-_]of[-_](\d+)")
 
 
-def read_detections(paths: Sequence[Path], truth: Truth) -> list[dict]:
-    """The detections of one results file, or of several shards of one, in their order.
+def read_detections(paths: Sequence[Path], truth: Truth) -> tuple[list[dict], int]:
+    """The detections of one results file, or of several shards of one, in their order, and how many images are in
+    several files.
 
     Each is `{image_id, category_id, bbox, score}`; an empty list is allowed, and duplicates stay. Raises `UserError`
     that lists what is wrong, by file and number from 0: a score that is not finite, a box of no size, an unknown image
-    or category, a detection that another file holds too, a file that is given twice, and one missing of NAME-1-of-3,
-    NAME-2-of-3, ….
+    or category, a file all of whose detections another file holds too, a file that is given twice, and one missing of
+    NAME-1-of-3, NAME-2-of-3, ….
     """
     faults = list(_shard_faults(paths))
     detections: list[dict] = []
-    file_of: dict[tuple, str] = {}
+    files_of: dict[tuple, set[int]] = {}
     image_ids, category_ids = truth.image_ids, truth.class_names
-    for path in paths:
+    for number_of_file, path in enumerate(paths):
         content = read_json(path)
         if not isinstance(content, list):
             keys = f" with {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else ""
             raise UserError(f"detections={path} holds a {type(content).__name__}{keys}; a list is needed: {_FORM}")
-        shared = Counter()
         for number, one in enumerate(content):
             own = list(_detection_faults(one, image_ids, category_ids, truth.source))
             faults += [f"{path.name}, detection {number}: {fault}" for fault in own]
             if own:
                 continue
-            if len(paths) > 1 and (other := file_of.setdefault(_identity(one), str(path))) != str(path):
-                shared[other] += 1
+            if len(paths) > 1:
+                files_of.setdefault(_identity(one), set()).add(number_of_file)
             detections.append({key: one[key] for key in ("image_id", "category_id", "bbox", "score")})
-        faults += [
-            f"{path.name}: {n} of its detections are in {other} too; each must be in one file alone"
-            for other, n in shared.items()
-        ]
+    has_own = {file for files in files_of.values() if len(files) == 1 for file in files}
+    repeated = {file for files in files_of.values() for file in files} - has_own
+    faults += [f"{paths[file]}: all its detections stand in other files too; each must be given once"
+               for file in sorted(repeated)]  # fmt: skip
     raise_all(faults, heading=f"detections={', '.join(map(str, paths))} cannot be scored:")
-    return detections
+    images_of = Counter(image for image, _ in {(one[0], file) for one, files in files_of.items() for file in files})
+    return detections, sum(n > 1 for n in images_of.values())
 
 
 def count_detections(detections: Sequence[Mapping], truth: Truth, *, most: int, is_per_class: bool) -> dict[str, int]:
@@ -123,34 +124,57 @@ def read_exist_map(path: Path, truth: Truth) -> tuple[dict[Any, set], dict[str, 
     return asked, counts
 
 
-def detections_of(
-    rows: Sequence[Row], answers: Sequence[Sequence[tuple]], truth: Truth
-) -> tuple[list[dict], dict[str, int]]:
-    """Answers in the form of a results file, and what was left out of it.
+def asked_pairs(rows: Sequence[Row], truth: Truth) -> list[set[tuple]]:
+    """The `(image id, category id)` that each row asks for, by its `image_id`, and `category_id` or `categories`.
 
-    rows: with `image_id`, and a `category_id` or, of labelled rows, categories by name. answers: per row its boxes
-    `(xyxy, confidence, label)` in pixels. A box whose label is no class of the annotations is left out, and counted.
-    Raises `UserError` that names the rows whose image or category the annotations do not have.
+    Raises `UserError` that names the rows whose image or category the annotations do not have, or have under another
+    name.
     """
-    by_name = {normal_name(name): number for number, name in truth.class_names.items()}
-    image_ids, category_ids = truth.image_ids, truth.class_names
-    faults, detections, n_unknown = [], [], 0
-    for row, boxes in zip(rows, answers, strict=True):
+    image_ids, names, ids = truth.image_ids, truth.class_names, _ids_by_name(truth)
+    faults, pairs = [], []
+    for row in rows:
+        own = set()
         if not is_in(row.get("image_id"), image_ids):
             faults.append(f"row {row['row_id']}: image_id is {row.get('image_id')!r}")
-        elif "categories" not in row and not is_in(row.get("category_id"), category_ids):
+        elif "categories" in row:
+            unknown = [name for name in row["categories"] if name not in ids]
+            faults += [f"row {row['row_id']}: the category {name!r} is no class there" for name in unknown]
+            own = {(row["image_id"], ids[name]) for name in row["categories"] if name in ids}
+        elif not is_in(row.get("category_id"), names):
             faults.append(f"row {row['row_id']}: category_id is {row.get('category_id')!r}")
+        elif normal_name(names[row["category_id"]]) != normal_name(row.get("category", "")):
+            here, there = row.get("category"), names[row["category_id"]]
+            faults.append(f"row {row['row_id']}: category_id {row['category_id']} is {here!r} here and {there!r} there")
         else:
-            for (x1, y1, x2, y2), score, label in boxes:
-                number = by_name.get(normal_name(label)) if "categories" in row else row["category_id"]
-                if number is None:
-                    n_unknown += 1
-                    continue
-                bbox = [x1, y1, max(x2 - x1, 0.0), max(y2 - y1, 0.0)]
-                place = {"image_id": row["image_id"], "category_id": number}
-                detections.append({**place, "bbox": [float(value) for value in bbox], "score": float(score)})
+            own = {(row["image_id"], row["category_id"])}
+        pairs.append(own)
     raise_all(faults, heading=f"rows that {truth.source} does not have; rows that were built from it are needed:")
-    return detections, {"detections_with_an_unknown_label": n_unknown}
+    return pairs
+
+
+def detections_of(rows: Sequence[Row], answers: Sequence[Sequence[tuple]], truth: Truth) -> tuple[list[dict], int]:
+    """Answers in the form of a results file, and how many boxes were left out as their label is no class.
+
+    rows: such as `asked_pairs` takes. answers: per row its boxes `(xyxy, confidence, label)` in pixels.
+    """
+    ids, detections, n_unknown = _ids_by_name(truth), [], 0
+    for row, boxes in zip(rows, answers, strict=True):
+        for (x1, y1, x2, y2), score, label in boxes:
+            number = row["category_id"] if "categories" not in row else ids.get(label, ids.get(normal_name(label)))
+            if number is None:
+                n_unknown += 1
+                continue
+            bbox = [float(value) for value in (x1, y1, max(x2 - x1, 0.0), max(y2 - y1, 0.0))]
+            place = {"image_id": row["image_id"], "category_id": number}
+            detections.append({**place, "bbox": bbox, "score": float(score)})
+    return detections, n_unknown
+
+
+def _ids_by_name(truth: Truth) -> dict[str, Any]:
+    """Category ids by name, and by normal name where no two classes share it."""
+    alike = Counter(map(normal_name, truth.class_names.values()))
+    normal = {normal_name(name): n for n, name in truth.class_names.items() if alike[normal_name(name)] == 1}
+    return normal | {name: number for number, name in truth.class_names.items()}
 
 
 def _identity(one: Mapping) -> tuple:

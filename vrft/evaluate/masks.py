@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 from tqdm import tqdm
 
+from vrft.boxes import clip_to_image
 from vrft.errors import UserError, raise_all
 from vrft.evaluate.annotations import is_number, read_json
 from vrft.evaluate.packages import import_opencv
@@ -28,8 +30,8 @@ from vrft.evaluate.resamples import percentile_interval
 from vrft.metrics import mean_with_interval
 from vrft.rows import Row
 
-MaskOf = Callable[[str, Sequence[float]], np.ndarray]
-"""From an image's path as the case has it and a box [x1, y1, x2, y2] to a mask (height, width), True inside."""
+MaskOf = Callable[[Image, Sequence[float]], np.ndarray]
+"""From an image in RGB and a box [x1, y1, x2, y2] in its pixels to a mask (height, width), True inside."""
 
 _TARGET, _IGNORED = 1, 255
 _MOST_PIXELS, _FARTHEST = 100_000_000, 1_000_000
@@ -48,7 +50,7 @@ def score_mask_file(
     cases = read_json(path)
     if not isinstance(cases, list) or not cases:
         raise UserError(f"cases={path} holds {str(cases)[:60]}; a list of cases is needed, each {_CASE}")
-    faults = [f"{path.name}, case {number}: {fault}" for number, one in enumerate(cases) for fault in _case_faults(one)]
+    faults = [f"{path.name}, case {number}: {fault}" for number, one in enumerate(cases) for fault in case_faults(one)]
     if mask_of:
         faults += [
             f"{path.name}, case {number}: image is {str(one.get('image'))[:60]!r}; its path is needed for mask_model"
@@ -56,7 +58,8 @@ def score_mask_file(
             if isinstance(one, dict) and not isinstance(one.get("image"), str)
         ]
     raise_all(faults, heading=f"cases={path} cannot be scored:")
-    return score_cases(cases, polygons=polygons, n_resamples=n_resamples, source=path.name, mask_of=mask_of)
+    options = {"polygons": polygons, "n_resamples": n_resamples, "mask_of": mask_of}
+    return score_cases(cases, source=path.name, root=path.parent, **options)
 
 
 def score_cases(
@@ -64,21 +67,28 @@ def score_cases(
     *,
     polygons: str = "all",
     n_resamples: int = 1000,
-    source: str = "cases",
     mask_of: MaskOf | None = None,
+    source: str = "cases",
+    root: Path = Path(),
 ) -> dict:
-    """As `score_mask_file`, of cases that are right but perhaps for their run lengths."""
+    """As `score_mask_file`, of cases without `case_faults`; root: the folder that image paths start from.
+
+    What can be wrong with run lengths and images is found before any mask is made.
+    """
     opencv = import_opencv("the painting of polygons")
-    verdicts, faults = [], []
-    for number, case in enumerate(tqdm(cases, desc="masks", unit="case", disable=mask_of is None)):
+    faults = []
+    for number, case in enumerate(cases):
+        if mask_of and _clipped_box(case) and not (root / case["image"]).is_file():
+            faults.append(f"{source}, case {number}: there is no image {root / case['image']}")
         try:
-            predicted = _mask(case, mask_of)
+            predicted_mask(case)
         except ValueError as error:
             faults.append(f"{source}, case {number}: pred_mask cannot be decoded ({error}); COCO run lengths needed")
-            continue
-        painted = paint(case["shapes"], (case["width"], case["height"]), polygons=polygons, opencv=opencv)
-        verdicts.append({"id": case.get("id", number), **overlap(painted, predicted)})
     raise_all(faults, heading=f"{source} cannot be scored:")
+    verdicts = []
+    for number, case in enumerate(tqdm(cases, desc="masks", unit=" cases", disable=None if mask_of else True)):
+        painted = paint(case["shapes"], (case["width"], case["height"]), polygons=polygons, opencv=opencv)
+        verdicts.append({"id": case.get("id", number), **overlap(painted, _mask(case, mask_of, root))})
     counts = {
         "cases": len(cases),
         "cases_without_prediction": sum(_prediction(case) is None for case in cases),
@@ -100,18 +110,28 @@ def mask_case(row: Row, xyxy: Sequence[float] | None) -> dict[str, Any]:
     return {**shown, "shapes": shapes, "pred_box": box}
 
 
-def _mask(case: Mapping, mask_of: MaskOf | None) -> np.ndarray:
+def _mask(case: Mapping, mask_of: MaskOf | None, root: Path) -> np.ndarray:
     """(height, width) True inside: of a predicted box what `mask_of` makes of it, else as `predicted_mask`."""
-    box = case.get("pred_box")
-    if mask_of is None or box is None or not (box[0] < box[2] and box[1] < box[3]):
+    box = _clipped_box(case)
+    if mask_of is None or box is None:
         return predicted_mask(case)
-    mask = mask_of(case["image"], box)
-    if mask.shape != (case["height"], case["width"]):
+    from vrft.evaluate.generate import load_image  # torch
+
+    image = load_image(root / case["image"], what=f"case {case.get('id')}")
+    if image.size != (case["width"], case["height"]):
         raise UserError(
-            f"case {case.get('id')}: the image {case['image']} is {mask.shape[1]} × {mask.shape[0]} pixels, the case "
+            f"case {case.get('id')}: the image {case['image']} is {image.width} × {image.height} pixels, the case "
             f"{case['width']} × {case['height']}"
         )
-    return mask
+    return mask_of(image, box)
+
+
+def _clipped_box(case: Mapping) -> list[float] | None:
+    """The predicted box without what lies outside the image; None without one, or where nothing is left of it."""
+    if case.get("pred_box") is None:
+        return None
+    x1, y1, x2, y2 = clip_to_image(case["pred_box"], (case["width"], case["height"]))
+    return [x1, y1, x2, y2] if x1 < x2 and y1 < y2 else None
 
 
 def paint(shapes: Sequence[Mapping], image_wh: tuple[int, int], *, polygons: str, opencv) -> np.ndarray:
@@ -235,7 +255,7 @@ def _run_lengths(text: str) -> list[int]:
     return counts
 
 
-def _case_faults(case: Any) -> Iterator[str]:
+def case_faults(case: Any) -> Iterator[str]:
     if not isinstance(case, dict):
         yield f"{str(case)[:60]!r} found; an object is needed: {_CASE}"
         return

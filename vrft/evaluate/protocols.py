@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from vrft.answers import normal_name
 from vrft.errors import UserError
 from vrft.metrics import mean_with_interval
 from vrft.rows import Row
@@ -30,9 +31,10 @@ def score_rows(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, pro
 
 def score_coco(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, protocol: Mapping) -> Scored:
     """The official COCO figures over all rows' images, then the means of the task's metrics."""
-    from vrft.evaluate.average_precision import average_precision
+    from vrft.evaluate.average_precision import asked_boxes, average_precision
 
-    figures = average_precision(rows, [one.answer or [] for one in parsed], n_resamples=protocol["n_resamples"])
+    found = asked_boxes(rows, [one.answer or [] for one in parsed], asked=protocol.get("asked"))
+    figures = average_precision(rows, found, n_resamples=protocol["n_resamples"])
     means, own = score_rows(rows, parsed, task=task, protocol=protocol)
     return {**figures, **means}, own
 
@@ -57,12 +59,50 @@ SCORERS: dict[str, Callable[..., Scored]] = {
 }
 
 
+def ranking_faults(protocol: Mapping) -> list[str]:
+    """What is wrong with `score_source` and what it needs."""
+    source = protocol.get("score_source") or "written"
+    if source == "written":
+        return []
+    if protocol["scorer"] not in ("coco", "lvis"):
+        name = protocol["name"]
+        return [
+            f"protocol.score_source is {source}, which ranks boxes for AP, and protocol={name} has none; leave it out"
+        ]
+    needed = ("n_samples", "temperature") if source == "agreement" else ()
+    return [
+        f"protocol.{key} is null, which protocol.score_source={source} needs; a number is right"
+        for key in needed
+        if protocol.get(key) is None
+    ]
+
+
 def row_faults(protocol: Mapping, rows: Sequence[Row]) -> list[str]:
     """What the rows lack to be judged by the protocol."""
     if protocol["scorer"] != "masks":
         return []
-    return [f"row {row['row_id']}: no target_polygons; rows of dataset=reasonseg have them" for row in rows
-            if not row.get("target_polygons")]  # fmt: skip
+    from vrft.evaluate.masks import case_faults, mask_case
+
+    faults = []
+    for row in rows:
+        polygons = [row.get("target_polygons"), row.get("ignore_polygons") or []]
+        if not all(isinstance(own, list) for own in polygons) or not polygons[0]:
+            faults.append(f"row {row['row_id']}: no target_polygons; rows of dataset=reasonseg have them")
+        else:
+            faults += [f"row {row['row_id']}: {fault}" for fault in case_faults(mask_case(row, None))]
+    return faults
+
+
+def questions_not_asked(rows: Sequence[Row], protocol: Mapping) -> int:
+    """How many pairs of an image and a category no row asks for, where the protocol wants every one."""
+    if protocol["scorer"] != "coco" or protocol.get("asked") != "all":
+        return 0
+    pairs = {
+        (tuple(row["images"]), normal_name(name))
+        for row in rows
+        for name in row.get("categories", [row.get("category", "object")])
+    }
+    return len({images for images, _ in pairs}) * len({name for _, name in pairs}) - len(pairs)
 
 
 def primary_metrics(protocol: Mapping, task: Task | MixedTask) -> tuple[str, ...]:
@@ -76,9 +116,14 @@ def protocol_key(protocol: Mapping) -> str:
 
     >>> protocol_key({"name": "grounding", "version": 1})
     'grounding_v1'
+    >>> agreement = {"score_source": "agreement", "n_samples": 8, "temperature": 1.0}
+    >>> protocol_key({"name": "coco_all", "version": 1, **agreement})
+    'coco_all_v1_agreement_of_8_at_1'
     """
-    source = protocol.get("score_source") or "written"
-    return f"{protocol['name']}_v{protocol['version']}" + (f"_{source}" if source != "written" else "")
+    name = f"{protocol['name']}_v{protocol['version']}"
+    if protocol.get("score_source") == "agreement":
+        return f"{name}_agreement_of_{protocol['n_samples']}_at_{protocol['temperature']:g}"
+    return f"{name}_token_probability" if protocol.get("score_source") == "token_probability" else name
 
 
 def scorer_for(protocol: Mapping, task: Task) -> Callable[..., Scored]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,13 +38,12 @@ def score_completions(
     """
     scorer = scorer_for(protocol, task)
     by_row = _completions_by_row(rows, completions)
-    source = protocol.get("score_source") or "written"
     parsed, scored, faults = [], [], []
     for row, samples in zip(rows, by_row, strict=True):
         frame = frame_for_row(row)
         written = task.parse(samples[0]["text"], row, frame, is_truncated=samples[0]["is_truncated"])
         try:
-            one = rank_by(source, written, samples, row, task=task, frame=frame)
+            one = rank_by(protocol, written, samples, row, task=task, frame=frame)
         except ValueError as error:
             faults.append(f"row_id {row['row_id']!r}: {error}")
             continue
@@ -104,7 +104,8 @@ def _health_metrics(
 def _completions_by_row(rows: Sequence[Row], completions: Sequence[Mapping]) -> list[list[Mapping]]:
     """The completions of each row in the order of their samples, by the order of the rows."""
     found: dict[str, list[Mapping]] = {row["row_id"]: [] for row in rows}
-    faults = []
+    times = Counter(row["row_id"] for row in rows)
+    faults = [f"row_id {row_id!r}: {n} rows; it must be unique" for row_id, n in times.items() if n > 1]
     for completion in completions:
         if completion["row_id"] in found:
             found[completion["row_id"]].append(completion)
@@ -114,6 +115,9 @@ def _completions_by_row(rows: Sequence[Row], completions: Sequence[Mapping]) -> 
         own.sort(key=lambda completion: completion["sample"])
         samples = [completion["sample"] for completion in own]
         if samples != list(range(len(samples))) or not samples:
-            faults.append(f"row_id {row_id!r}: samples {samples} are given; 0 is needed, then 1 and so on, each once")
+            given = (
+                f"samples {samples} are given; 0 is needed, then 1 and so on, each once" if samples else "no completion"
+            )
+            faults.append(f"row_id {row_id!r}: {given}")
     raise_all(sorted(faults), heading="completions and rows do not fit:")
     return list(found.values())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from PIL.Image import Image
+from safetensors import SafetensorError
 from transformers import AutoModelForMaskGeneration, AutoProcessor
 
 from vrft.errors import UserError
@@ -19,9 +20,9 @@ def load_mask_model(path: str, *, device: str = "cpu") -> Callable[[Image, Seque
     Raises `UserError` if there is no such model.
     """
     try:
-        model = AutoModelForMaskGeneration.from_pretrained(path).to(device).eval()
+        model = AutoModelForMaskGeneration.from_pretrained(path, dtype=torch.float32).to(device).eval()
         processor = AutoProcessor.from_pretrained(path)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(
             f"mask_model={path} cannot be loaded ({str(error).strip().splitlines()[0]}); a folder or a hub name of a "
             "model of masks from boxes with its processor is needed, such as facebook/sam-vit-huge"

@@ -11,6 +11,7 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     ProcessorMixin,
 )
 
@@ -63,8 +64,8 @@ def generate_texts(
     response_prefix: text that stands already written at the start of each completion; it is part of `text`, not of
     `n_tokens`. n_tokens counts the end token; is_truncated is True if `max_new_tokens` came first. The checkpoint's
     own sampling settings (repetition penalty, top-k) are not used.
-    with_logprobs: for greedy decoding, also `token_logprobs`: for each token `[where its characters end in text, its
-    log probability]`.
+    with_logprobs: for greedy decoding, also `token_logprobs`: for each token but the end token `[where its characters
+    end in text, its log probability]`.
     """
     prompts = [
         render_prompt(processor, question, len(row_images), response_prefix)
@@ -87,7 +88,8 @@ def generate_texts(
     completions = [_completion(ids, end_ids, processor, response_prefix) for ids in completion_ids]
     if with_logprobs:
         for completion, ids, logprobs in zip(completions, completion_ids, highest.logprobs(), strict=True):
-            ends = _text_ends(ids[: completion["n_tokens"]], processor, response_prefix)
+            n_written = completion["n_tokens"] - (not completion["is_truncated"])
+            ends = text_ends(ids[:n_written].tolist(), processor.tokenizer, begin=len(response_prefix))
             completion["token_logprobs"] = [[end, logprob] for end, logprob in zip(ends, logprobs, strict=False)]
     return completions
 
@@ -136,11 +138,19 @@ class _HighestLogprob(LogitsProcessor):
         return torch.stack(self.steps, dim=1).tolist()
 
 
-def _text_ends(ids: torch.Tensor, processor: ProcessorMixin, response_prefix: str) -> list[int]:
-    """How many characters of the text stand written after each token; a character may take several tokens."""
-    tokens = ids.tolist()
-    prefixes = (processor.tokenizer.decode(tokens[:n], skip_special_tokens=True) for n in range(1, len(tokens) + 1))
-    return [len(response_prefix) + len(prefix) for prefix in prefixes]
+def text_ends(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, *, begin: int = 0) -> list[int]:
+    """How many characters stand written after each token, from `begin` on; a character of several tokens counts from
+    the first.
+
+    Pieces are decoded from the last whole character on, as a byte-level tokenizer's text is that of its pieces.
+    """
+    ends, first, written = [], 0, begin
+    for n in range(1, len(ids) + 1):
+        piece = tokenizer.decode(ids[first:n], skip_special_tokens=True)
+        ends.append(written + len(piece))
+        if not piece.endswith("\ufffd"):
+            first, written = n, ends[-1]
+    return ends
 
 
 def _completion(ids: torch.Tensor, end_ids: torch.Tensor, processor: ProcessorMixin, response_prefix: str) -> dict:

@@ -20,6 +20,7 @@ from vrft.report.figures import Line, Panel, methods_of, metric_label, panels
 from vrft.report.gallery import make_gallery
 from vrft.report.run_files import CHECKPOINT_NAMES, RunFiles
 from vrft.report.story import duration, facts, headline, number, origin, sentences, share, signed
+from vrft.rows import write_text_atomically
 
 
 def write_report(run_dir: Path, others: Sequence[Path] = ()) -> Path:
@@ -44,7 +45,7 @@ def write_report(run_dir: Path, others: Sequence[Path] = ()) -> Path:
         confusion=confusion(run),
         gallery=make_gallery(run),
     )
-    return _write(run.run_dir / "report.html", page)
+    return write_text_atomically(run.run_dir / "report.html", page)
 
 
 def write_comparison(run_dirs: Sequence[Path], out_dir: Path) -> Path:
@@ -57,11 +58,11 @@ def write_comparison(run_dirs: Sequence[Path], out_dir: Path) -> Path:
         raise UserError("runs is empty; name the directories of finished runs: runs=[runs/A,runs/B]")
     shown = panels(methods_of([RunFiles(Path(run_dir)) for run_dir in run_dirs]))
     out_dir = Path(out_dir)
-    _write(out_dir / "comparison.md", markdown_table(shown))
-    _write(out_dir / "comparison.csv", csv_table(shown))
+    write_text_atomically(out_dir / "comparison.md", markdown_table(shown))
+    write_text_atomically(out_dir / "comparison.csv", csv_table(shown))
     runs = [str(Path(run_dir).name) for run_dir in run_dirs]
     page = _render("comparison.html.jinja", panels=shown, runs=runs)
-    path = _write(out_dir / "comparison.html", page)
+    path = write_text_atomically(out_dir / "comparison.html", page)
     print(text_table(shown))
     return path
 
@@ -155,11 +156,3 @@ def _render(template: str, **values) -> str:
 def _with_faint_tags(text: str) -> Markup:
     """The completion as HTML, everything escaped and the tags of thought and answer set apart."""
     return Markup(re.sub(r"(&lt;/?(?:think|answer)&gt;)", r"<b>\1</b>", str(escape(text))))
-
-
-def _write(path: Path, text: str) -> Path:
-    """Write the whole text or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    return partial.replace(path)

@@ -5,7 +5,7 @@ All of it comes from the official evaluator, run once for each side on the rows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,13 +83,16 @@ class _Evaluated:
 
 def detection_figures(run: RunFiles, *, split: str = "test") -> DetectionFigures | None:
     """The figures of a test set; None for a run that is not judged by AP, and where nothing was judged or is gold."""
+    from vrft.evaluate.average_precision import asked_names
+
     rows, kinds = run.rows(split), run.judged_kinds(split)
     if run.config["protocol"]["scorer"] != "coco" or not kinds or not any(row["gold"] for row in rows):
         return None
     n_resamples = run.config["protocol"]["n_resamples"]
-    sides = [_evaluate(rows, run.scores(kind, split), n_resamples) for kind in kinds]
+    asked = run.config["protocol"].get("asked")
+    sides = [_evaluate(rows, run.scores(kind, split), asked, n_resamples) for kind in kinds]
     titles = run.side_titles(split)
-    lines = _class_lines(sides)
+    lines = _class_lines(sides, asked_names(rows))
     sizes = [_size_panel(run, split, kinds, titles, sides, name) for name in SIZES]
     return DetectionFigures(
         sides=titles,
@@ -102,12 +105,17 @@ def detection_figures(run: RunFiles, *, split: str = "test") -> DetectionFigures
     )
 
 
-def _evaluate(rows: Sequence[Row], scored: Sequence[dict], n_resamples: int) -> _Evaluated:
-    from vrft.evaluate.average_precision import as_coco, evaluate_boxes, official_figures  # pycocotools: a second
+def _evaluate(rows: Sequence[Row], scored: Sequence[dict], asked: str | None, n_resamples: int) -> _Evaluated:
+    from vrft.evaluate.average_precision import (  # pycocotools: a second
+        as_coco,
+        asked_boxes,
+        evaluate_boxes,
+        official_figures,
+    )
     from vrft.evaluate.resamples import COCO_FIGURES, class_samples, coco_matches, draw_counts
     from vrft.evaluate.score import answered_boxes
 
-    ground_truth, detections = as_coco(rows, list(map(answered_boxes, scored)))
+    ground_truth, detections = as_coco(rows, asked_boxes(rows, list(map(answered_boxes, scored)), asked=asked))
     evaluator = evaluate_boxes(ground_truth, detections)
     matches = coco_matches(evaluator)
     once = np.ones((1, matches.n_images))
@@ -125,7 +133,7 @@ def _evaluate(rows: Sequence[Row], scored: Sequence[dict], n_resamples: int) -> 
     )
 
 
-def _class_lines(sides: Sequence[_Evaluated]) -> list[ClassLine]:
+def _class_lines(sides: Sequence[_Evaluated], asked: Mapping[str, str]) -> list[ClassLine]:
     from vrft.evaluate.resamples import percentile_interval
 
     lines, last = [], sides[-1]
@@ -135,13 +143,15 @@ def _class_lines(sides: Sequence[_Evaluated]) -> list[ClassLine]:
         samples = [side.samples["AP"][side.names.index(name)] for side in sides]
         intervals = [percentile_interval(one[1:]) if last.n_images[k] > 1 else None for one in samples]
         values = [float(one[0]) for one in samples]
-        lines.append(ClassLine(name, int(last.n_gold[0, k]), int(last.n_images[k]), values, intervals))
+        lines.append(ClassLine(asked.get(name, name), int(last.n_gold[0, k]), int(last.n_images[k]), values, intervals))
     return lines
 
 
 def _absent_classes(rows: Sequence[Row], sides: Sequence[_Evaluated]) -> list[AbsentClass]:
     """Asked for or predicted, and without gold: asked ones first."""
-    asked = {normal_name(name): name for row in rows for name in row.get("categories", [row.get("category", "object")])}
+    from vrft.evaluate.average_precision import asked_names
+
+    asked = asked_names(rows)
     n_found: dict[str, list[int]] = {name: [0] * len(sides) for name in asked}
     has_gold = set()
     for s, side in enumerate(sides):
@@ -184,7 +194,8 @@ def _mean_curves(titles: Sequence[str], sides: Sequence[_Evaluated], name: str) 
 
 def _class_curve(titles: Sequence[str], sides: Sequence[_Evaluated], line: ClassLine) -> Chart:
     curves = [
-        (title, side.precision[0, :, side.names.index(line.name)]) for title, side in zip(titles, sides, strict=True)
+        (title, side.precision[0, :, side.names.index(normal_name(line.name))])
+        for title, side in zip(titles, sides, strict=True)
     ]
     told = ", ".join(f"{curve.mean():.3f} {title.lower()}" for title, curve in curves)
     note = f"{line.n_gold} gold boxes; AP50 {told}"

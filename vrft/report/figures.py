@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vrft.evaluate.changes import metric_change
+from vrft.evaluate.protocols import protocol_key
 from vrft.report.run_files import CHECKPOINT_NAMES, RunFiles
 
 METRIC_LABELS = {"iou": "mean IoU", "pick_rate": "pick rate"}
@@ -70,7 +71,11 @@ def methods_of(runs: Sequence[RunFiles]) -> list[Method]:
                 trained.append(Method(f"{name}, {CHECKPOINT_NAMES.get(kind, kind)}", run, kind))
     if len(bases) > 1:
         bases = [Method(f"{base.label} ({base.run.run_dir.name})", base.run, "before") for base in bases]
-    return [*bases, *trained]
+    found = [*bases, *trained]
+    if len({protocol_key(run.config["protocol"]) for run in runs}) > 1:  # else figures of two measures would look alike
+        keys = [protocol_key(method.run.config["protocol"]) for method in found]
+        found = [replace(method, label=f"{method.label}, {key}") for method, key in zip(found, keys, strict=True)]
+    return found
 
 
 def panels(methods: Sequence[Method], *, n_resamples: int = 1000) -> list[Panel]:
@@ -91,7 +96,7 @@ def _lines(methods: Sequence[Method], split: str, metric: str, n_resamples: int)
     lines = []
     for method in methods:
         figure = method.run.metrics(method.kind, split).get(metric)
-        if figure is None:
+        if figure is None or not figure["n"]:
             continue
         base = next((base for base in bases if base.run is method.run), bases[0] if len(bases) == 1 else None)
         change = None
@@ -109,7 +114,8 @@ def change_between(base: Method, method: Method, *, split: str, metric: str, n_r
     before, after = base.run.scores(base.kind, split), method.run.scores(method.kind, split)
     if not rows or method.run.rows(split) != rows or not before or not after:
         return None
-    return metric_change(rows, before, after, metric=metric, n_resamples=n_resamples)
+    asked = method.run.config["protocol"].get("asked")
+    return metric_change(rows, before, after, metric=metric, asked=asked, n_resamples=n_resamples)
 
 
 def _same_figures(run: RunFiles, other: RunFiles) -> bool:

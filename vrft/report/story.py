@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vrft.evaluate.protocols import protocol_key
 from vrft.report.figures import Panel, metric_label
 from vrft.report.run_files import CHECKPOINT_NAMES, RunFiles
 
@@ -16,7 +17,7 @@ def headline(run: RunFiles, panels: Sequence[Panel]) -> str:
     metric = run.primary_metrics[0]
     before, after = _value(run, "before", metric), _value(run, run.after, metric)
     label = metric_label(metric)
-    name = label[0].upper() + label[1:]
+    name = label[0].upper() + label[1:] if label[1:2].islower() else label  # gIoU is not GIoU
     if after is None and before is None:
         return "Trained, not evaluated" if run.is_trained else "Nothing was evaluated"
     if after is None:
@@ -76,7 +77,7 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
         ("Task", config["task"]["name"]),
         ("Dataset", str(choices.get("dataset") or config["dataset"]["builder"])),
         ("Rows", n_rows),
-        ("Protocol", f"{config['protocol']['name']}, version {config['protocol']['version']}"),
+        ("Protocol", protocol_key(config["protocol"])),
     ]
     if run.is_trained:
         step = f"{trainer['prompts_per_step']} prompts"

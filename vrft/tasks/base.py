@@ -233,7 +233,9 @@ def require_distinct(names: list[str], column: str) -> None:
 
 def require(row: Row, column: str, kind: type) -> Any:
     """The row's value in that column. Raises ValueError if it is missing, of another type, or an empty text."""
-    value = row.get(column)
+    if column not in row:
+        raise ValueError(f"column {column!r} is missing; the row has {', '.join(row)}")
+    value = row[column]
     if not isinstance(value, kind) or value == "":
         raise ValueError(f"column {column!r} is {value!r}; a {kind.__name__} is needed")
     return value

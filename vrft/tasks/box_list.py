@@ -63,7 +63,7 @@ class BoxListTask(Task):
     labelled: bool = False
 
     answer_kind = "boxes"
-    protocol_scorers = ("coco",)
+    protocol_scorers = ("coco", "rows")
     asked_column = "category"
     one_category_examples: ClassVar[tuple[Row, ...]]
     labelled_examples = (

@@ -21,7 +21,7 @@ class OneBoxTask(Task):
     """
 
     answer_kind = "box"
-    protocol_scorers = ("grounding", "masks")
+    protocol_scorers = ("grounding", "masks", "rows")
     asked_column = "phrase"
 
     def check(self, row: Row) -> None:
