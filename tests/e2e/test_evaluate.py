@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+from vrft.cli import main
+
 SMALL = ("experiment=digits_riddles", "debug=smoke", "dataset.n_test=80", "memory.evaluation_batch_size=4")
 COMPLETIONS = "evaluations/before/test/completions.jsonl"
 
@@ -68,9 +70,10 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(vrft, tmp_path):
     assert "was begun with another experiment" in refused.stderr
 
 
-def test_boxes_are_ranked_by_tokens_or_samples_from_any_number_of_processes(vrft, tmp_path):
+def test_boxes_are_ranked_by_tokens_or_samples_from_any_number_of_processes(vrft, tmp_path, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # which `main` sets
     small = ("experiment=digits_detection", "debug=smoke", "dataset.n_test=12", "memory.evaluation_batch_size=4",
-             "protocol.n_resamples=9")  # fmt: skip
+             "protocol.n_resamples=9", "memory.max_completion_length=64")  # fmt: skip
     kinds = {
         "token_probability": [],
         "agreement": ["protocol.n_samples=2"],
@@ -84,9 +87,11 @@ def test_boxes_are_ranked_by_tokens_or_samples_from_any_number_of_processes(vrft
         key = f"coco_present_v1_{source}" + ("_of_2_at_1" if source == "agreement" else "")
         result = json.loads((run_dir / "result.json").read_text())["before"][key]
         rows, out = run_dir / "data" / "test.jsonl", run_dir / "scores.json"
-        vrft("score", "protocol=coco_present", "task=detection", f"protocol.score_source={source}", f"rows={rows}",
-             "protocol.n_samples=2",
-             f"completions={run_dir / COMPLETIONS}", "protocol.n_resamples=9", f"out={out}")  # fmt: skip
+        arguments = [
+            "protocol=coco_present", "task=detection", f"protocol.score_source={source}", f"rows={rows}",
+            f"completions={run_dir / COMPLETIONS}", "protocol.n_samples=2", "protocol.n_resamples=9", f"out={out}",
+        ]  # fmt: skip
+        assert main(["score", *arguments]) == 0
         scored = json.loads(out.read_text())
         assert scored["protocol"] == key
         assert scored["metrics"]["AP"] == result["AP"]
@@ -96,4 +101,4 @@ def test_boxes_are_ranked_by_tokens_or_samples_from_any_number_of_processes(vrft
     assert [one["sample"] for one in samples] == [0, 1, 2] * 12
     greedy = [json.loads(line) for line in found["token_probability"].splitlines()]
     assert [one["text"] for one in greedy] == [one["text"] for one in samples if one["sample"] == 0]
-    assert all(len(one["token_logprobs"]) == one["n_tokens"] for one in greedy)
+    assert all(len(one["token_logprobs"]) == one["n_tokens"] - (not one["is_truncated"]) for one in greedy)
