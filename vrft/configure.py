@@ -250,7 +250,7 @@ def _pair_faults(config: dict[str, Any]) -> Iterator[str]:
     yield from judging_faults(config)
     yield from ranking_faults(config["protocol"])
     if config["protocol"].get("asked") == "exist_map":
-        yield "protocol=coco_exist_map needs a map of what is asked, so it judges files (vrft score); try coco_present"
+        yield "protocol=coco_exist_map needs a map of what is asked, so it judges files (vrft score); try coco_asked"
     try:
         task = load_task(**config["task"], trust_code=config["trust_code"])
     except (UserError, TypeError):

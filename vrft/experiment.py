@@ -147,7 +147,7 @@ def warn_of_questions(splits: dict[str, list[Row]], config: dict[str, Any]) -> N
             print(
                 f"warning: protocol={config['protocol']['name']} wants every category asked in every image, and "
                 f"{n} such questions are not among the rows of {split}, so wrong boxes that they would bring do not "
-                "count. Build the test rows with dataset.negatives=1000, or choose protocol=coco_present.",
+                "count. Build the test rows with dataset.negatives=1000, or choose protocol=coco_asked.",
                 file=sys.stderr,
             )
 

@@ -132,7 +132,7 @@ class Protocol:
     version: int
     scorer: str
     n_resamples: int
-    asked: Literal["all", "present", "exist_map"] | None = None
+    asked: Literal["all", "present", "rows", "exist_map"] | None = None
     polygons: Literal["all", "first"] | None = None
     score_source: Literal["written", "token_probability", "agreement"] | None = None
     n_samples: int | None = None

@@ -131,7 +131,7 @@ def _keys(config: Mapping) -> tuple[list[str], list[str]]:
     protocol = config["protocol"]
     has_files = protocol["scorer"] in ("coco", "lvis")
     asks_map = ["exist_map"] if protocol.get("asked") == "exist_map" else []
-    if config["completions"] or protocol["scorer"] not in _SCORERS:
+    if config["completions"] or protocol["scorer"] not in _SCORERS or protocol.get("asked") == "rows":
         if has_files and (config["annotations"] or protocol["scorer"] == "lvis" or asks_map):
             return ["completions", "rows", "annotations", *asks_map], ["classes"]
         return ["completions", "rows"], ["annotations"] if has_files else []

@@ -58,7 +58,7 @@ def score_own(config: Mapping, mask_of: Callable | None) -> tuple[dict, list[dic
 def _score_by_annotations(config: Mapping, rows: Sequence[Row], answers: Sequence) -> tuple[dict, list[dict]]:
     """The official figures over the images that were asked about, and the classes unless others are chosen.
 
-    Gold that no row asked for cannot be found: it counts as missed, and is counted.
+    Gold that no row asked for cannot be found: it counts as missed, and is counted; `coco_asked` leaves it out.
     """
     from vrft.evaluate.annotations import read_truth
     from vrft.evaluate.detections import asked_pairs, detections_of
@@ -67,6 +67,8 @@ def _score_by_annotations(config: Mapping, rows: Sequence[Row], answers: Sequenc
     whole = read_truth(Path(config["annotations"]), is_federated=protocol["scorer"] == "lvis")
     pairs = set().union(*asked_pairs(rows, whole))
     truth = whole.of_images({image_id for image_id, _ in pairs})
+    if protocol.get("asked") == "rows":
+        truth = truth.of_pairs(pairs)
     found, n_unknown = detections_of(rows, answers, whole)
     asked_ids = {number for _, number in pairs}
     options = {

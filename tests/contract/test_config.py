@@ -34,7 +34,7 @@ PROTOCOLS = {
     "classification": "classification",
     **dict.fromkeys(("counting", "pointing", "mixed", "own"), "rows"),
 }
-JUDGED_BY = {"coco_all": "detection", "counting": "counting"}
+JUDGED_BY = {"coco_all": "detection", "coco_asked": "detection", "counting": "counting"}
 SCORE_ONLY = ("lvis_federated", "coco_exist_map")  # judges files of predictions, not rows alone
 HUB_MODEL = "model.path=SOME/MODEL"  # a hub name: no folder is looked for
 

@@ -84,11 +84,11 @@ def test_boxes_are_ranked_by_tokens_or_samples_from_any_number_of_processes(vrft
         source, run_dir = name.split()[0], tmp_path / name.replace(" ", "_")
         vrft("evaluate", *small, f"protocol.score_source={source}", *extra, f"run.dir={run_dir}")
         found[name] = (run_dir / COMPLETIONS).read_bytes()
-        key = f"coco_present_v1_{source}" + ("_of_2_at_1" if source == "agreement" else "")
+        key = f"coco_asked_v1_{source}" + ("_of_2_at_1" if source == "agreement" else "")
         result = json.loads((run_dir / "result.json").read_text())["before"][key]
         rows, out = run_dir / "data" / "test.jsonl", run_dir / "scores.json"
         arguments = [
-            "protocol=coco_present", "task=detection", f"protocol.score_source={source}", f"rows={rows}",
+            "protocol=coco_asked", "task=detection", f"protocol.score_source={source}", f"rows={rows}",
             f"completions={run_dir / COMPLETIONS}", "protocol.n_samples=2", "protocol.n_resamples=9", f"out={out}",
         ]  # fmt: skip
         assert main(["score", *arguments]) == 0

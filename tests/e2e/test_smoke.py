@@ -9,7 +9,7 @@ import pytest
 from wandb_file import read_history
 
 EXPERIMENTS = {
-    "digits_detection": ("coco_present_v1", "AP"),
+    "digits_detection": ("coco_asked_v1", "AP"),
     "digits_classification": ("classification_v1", "accuracy"),
     "digits_grounding": ("grounding_v1", "accuracy@0.5"),
     "digits_riddles": ("grounding_v1", "accuracy@0.5"),

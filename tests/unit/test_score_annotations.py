@@ -200,6 +200,17 @@ def test_classes_that_no_row_asks_for_do_not_count_unless_chosen(tmp_path, monke
     assert chosen["counts"].get("questions_not_asked") == (3 if protocol == "coco_all" else None)
 
 
+def test_of_what_is_asked_alone_gold_that_is_not_does_not_count(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    truth = annotations(is_federated=False)
+    row, completion = dog_row(truth)
+    names = "classes=[big class_1,big class_2,big class_3,big class_4]"
+    assert score_one(truth, row, completion, names, protocol="coco_asked") == 0
+    scored = json.loads(Path("own.json").read_text())
+    assert scored["metrics"]["AP"]["value"] == pytest.approx(1.0)
+    assert scored["absent_classes"] == [f"big class_{k}" for k in (2, 3, 4)]
+
+
 def test_a_class_of_another_name_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     truth = annotations(is_federated=False)

@@ -73,6 +73,7 @@ RUNS = [
     ("counting", own("counting"), "accuracy"),
     ("classification", own("classification"), "accuracy"),
     ("coco_present", own("detection"), "AP"),
+    ("coco_asked", own("detection"), "AP"),
     ("rows", own("counting"), "count"),
 ]
 
@@ -121,6 +122,10 @@ print(codes, sorted({{"torch", "transformers", "datasets", "trl"}} & set(sys.mod
         ("annotations=gt.json detections=dt.json mask_model=sam", ["mask_model is given", "reasonseg_*"]),
         (f"protocol=coco_all {own('detection')} detections=dt.json", ["detections is given", "reads completions"]),
         (f"protocol=lvis_federated {own('detection')}", ["annotations must be given"]),
+        (
+            "protocol=coco_asked annotations=gt.json detections=dt.json",
+            ["completions must be given", "rows must be given"],
+        ),
         (f"protocol=coco_exist_map {own('detection')}", ["annotations must be given", "exist_map must be given"]),
         (
             f"protocol=coco_all {own('detection')} annotations=gt.json",

@@ -48,6 +48,11 @@ class Truth:
         annotations = [one for one in self.dataset["annotations"] if one["image_id"] in image_ids]
         return Truth({**self.dataset, "images": images, "annotations": annotations}, self.source)
 
+    def of_pairs(self, pairs: Collection[tuple]) -> Truth:
+        """The ground truth of these `(image id, category id)` alone; all images and classes stay."""
+        kept = [one for one in self.dataset["annotations"] if (one["image_id"], one["category_id"]) in pairs]
+        return Truth({**self.dataset, "annotations": kept}, self.source)
+
     def ids_of(self, names: Iterable[str], source: str) -> list:
         """The ids of these class names. Raises `UserError` naming the unknown ones; `source` says where they stand."""
         names = list(names)

@@ -78,11 +78,12 @@ def only_asked(
 ) -> list[dict]:
     """The detections that answer a question of the protocol; of the gold nothing is left out.
 
-    asked: `all` (every category in every image), `present` (those with an annotation in the image, crowds included),
-        `exist_map` (those that the map lists for the image; none for an image that it lacks).
+    asked: `all` (every category in every image), `rows` (what rows ask for, and nothing else is here), `present` (those
+        with an annotation in the image, crowds included), `exist_map` (those that the map lists for the image; none
+        for an image that it lacks).
     exist_map: `{image id: category ids}`, see `read_exist_map`.
     """
-    if asked == "all":
+    if asked in ("all", "rows"):
         return list(detections)
     if asked == "present":
         pairs: Collection = truth.present
