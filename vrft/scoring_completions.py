@@ -96,7 +96,8 @@ def _score_by_annotations(config: Mapping, rows: Sequence[Row], answers: Sequenc
 
 
 def _score_masks(config: Mapping, rows: Sequence[Row], answers: Sequence, mask_of: Callable | None) -> dict:
-    from vrft.evaluate.masks import mask_case, score_cases
+    from vrft.evaluate.mask_cases import mask_case
+    from vrft.evaluate.masks import score_cases
 
     return score_cases(
         [mask_case(row, answer) for row, answer in zip(rows, answers, strict=True)],

@@ -9,7 +9,8 @@ import pytest
 from pycocotools import mask as coco_masks
 
 from vrft.errors import UserError
-from vrft.evaluate.masks import cumulative_iou, predicted_mask, score_mask_file
+from vrft.evaluate.mask_cases import predicted_mask
+from vrft.evaluate.masks import cumulative_iou, score_mask_file
 
 WH = {"height": 10, "width": 12}
 

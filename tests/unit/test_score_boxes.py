@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from two_boxes import RIGHT, TRUTH
+from two_boxes import RIGHT, TRUTH, write
 
 from vrft.errors import UserError
 from vrft.evaluate.box_files import score_coco_file, score_lvis_file
@@ -66,15 +66,6 @@ def annotated(n_images=12, n_classes=5, seed=0):
 def files(tmp_path):
     truth, detections = annotated()
     return write(tmp_path, truth, detections)
-
-
-def write(folder, truth, *shards):
-    """The path of the annotations and those of the shards."""
-    folder.mkdir(exist_ok=True)
-    paths = [folder / "gt.json", *(folder / f"dt{i}.json" for i in range(len(shards)))]
-    for path, content in zip(paths, [truth, *shards], strict=True):
-        path.write_text(json.dumps(content), encoding="utf-8")
-    return paths[0], paths[1:]
 
 
 def official_coco(truth_path, detections_path):

@@ -6,20 +6,11 @@ import copy
 import json
 
 import pytest
-from two_boxes import RIGHT, TRUTH
+from two_boxes import RIGHT, TRUTH, write
 
 from vrft.errors import UserError
 from vrft.evaluate.annotations import read_class_names, read_truth
 from vrft.evaluate.box_files import score_coco_file, score_lvis_file
-
-
-def write(folder, truth, *shards):
-    """The path of the annotations and those of the shards."""
-    folder.mkdir(exist_ok=True)
-    paths = [folder / "gt.json", *(folder / f"dt{i}.json" for i in range(len(shards)))]
-    for path, content in zip(paths, [truth, *shards], strict=True):
-        path.write_text(json.dumps(content), encoding="utf-8")
-    return paths[0], paths[1:]
 
 
 def broken(**changes):

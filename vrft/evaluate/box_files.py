@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,26 +25,24 @@ from vrft.evaluate.resamples import (
 from vrft.rows import Row
 
 
-def score_coco_file(
-    annotations: Path,
-    detections: Sequence[Path],
-    *,
-    asked: str = "all",
-    exist_map: Path | None = None,
-    classes: str | Sequence[str] | None = None,
-    engine: str = "official",
-    n_resamples: int = 1000,
-) -> dict:
-    """`{"metrics", "per_class", "absent_classes", "counts"}`: COCO's twelve figures of boxes.
+def score_coco_file(annotations: Path, detections: Sequence[Path], **options: Any) -> dict:
+    """As `score_coco`, of an annotation file and a results file, or its shards. Raises `UserError` that lists what is
+    wrong with them."""
+    return _score_file(score_coco, annotations, detections, is_federated=False, **options)
 
-    asked: which questions count, see `only_asked`. classes: names, or a file of them, to which figures are restricted.
-    A class without gold (crowds aside) is listed as absent and is in no mean. Images are resampled for the intervals;
-    engine=`faster` gives none. Raises `UserError` that lists what is wrong with the files.
-    """
-    truth = read_truth(annotations, is_federated=False)
+
+def score_lvis_file(annotations: Path, detections: Sequence[Path], **options: Any) -> dict:
+    """As `score_lvis`, of an annotation file and a results file, or its shards."""
+    return _score_file(score_lvis, annotations, detections, is_federated=True, **options)
+
+
+def _score_file(
+    score: Callable[..., dict], annotations: Path, detections: Sequence[Path], *, is_federated: bool, **options: Any
+) -> dict:
+    truth = read_truth(annotations, is_federated=is_federated)
     found, n_shared = read_detections(detections, truth)
-    options = {"classes": classes, "engine": engine, "n_resamples": n_resamples}
-    return _with_shared(score_coco(truth, found, asked=asked, exist_map=exist_map, **options), n_shared)
+    result = score(truth, found, **options)
+    return {**result, "counts": {**result["counts"], "images_in_several_files": n_shared}}
 
 
 def score_coco(
@@ -56,7 +55,12 @@ def score_coco(
     engine: str = "official",
     n_resamples: int = 1000,
 ) -> dict:
-    """As `score_coco_file`, of what was read from the files."""
+    """`{"metrics", "per_class", "absent_classes", "counts"}`: COCO's twelve figures of boxes.
+
+    truth, found: as `read_truth` and `read_detections` give them. asked: which questions count, see `only_asked`.
+    classes: names, or a file of them, to which figures are restricted. A class without gold (crowds aside) is listed as
+    absent and is in no mean. Images are resampled for the intervals; engine=`faster` gives none.
+    """
     counts = count_detections(found, truth, most=COCO_LIMIT, is_per_class=True)
     counts["crowd_annotations"] = sum(bool(one.get("iscrowd")) for one in truth.dataset["annotations"])
     pairs, about_map = read_exist_map(exist_map, truth) if asked == "exist_map" else (None, {})
@@ -68,24 +72,6 @@ def score_coco(
     return {**result, "counts": counts | _outside(kept, category_ids)}
 
 
-def score_lvis_file(
-    annotations: Path,
-    detections: Sequence[Path],
-    *,
-    classes: str | Sequence[str] | None = None,
-    engine: str = "official",
-    n_resamples: int = 1000,
-) -> dict:
-    """As `score_coco_file`: LVIS's thirteen figures of boxes under its federated rule.
-
-    Only categories that are annotated in an image or listed as absent from it count there; detections of others are
-    left out, and counted. Where a category is not annotated exhaustively, a box that matches nothing is ignored.
-    """
-    truth = read_truth(annotations, is_federated=True)
-    found, n_shared = read_detections(detections, truth)
-    return _with_shared(score_lvis(truth, found, classes=classes, engine=engine, n_resamples=n_resamples), n_shared)
-
-
 def score_lvis(
     truth: Truth,
     found: Sequence[dict],
@@ -94,7 +80,11 @@ def score_lvis(
     engine: str = "official",
     n_resamples: int = 1000,
 ) -> dict:
-    """As `score_lvis_file`, of what was read from the files."""
+    """As `score_coco`: LVIS's thirteen figures of boxes under its federated rule.
+
+    Only categories that are annotated in an image or listed as absent from it count there; detections of others are
+    left out, and counted. Where a category is not annotated exhaustively, a box that matches nothing is ignored.
+    """
     counts = count_detections(found, truth, most=LVIS_LIMIT, is_per_class=False)
     verified = truth.present | {
         (image["id"], number) for image in truth.dataset["images"] for number in image["neg_category_ids"]
@@ -108,7 +98,7 @@ def score_lvis(
 
 
 def score_coco_rows(rows: Sequence[Row], found: Sequence[Sequence[tuple]], *, n_resamples: int = 1000) -> dict:
-    """As `score_coco_file`, of vrft's own rows; found: as for `average_precision`. Figures are None without gold."""
+    """As `score_coco`, of vrft's own rows; found: as for `average_precision`. Figures are None without gold."""
     dataset, detections = as_coco(rows, found)
     asked = asked_names(rows)
     for category in dataset["categories"]:
@@ -122,10 +112,6 @@ def score_coco_rows(rows: Sequence[Row], found: Sequence[Sequence[tuple]], *, n_
     result = _result(evaluation, COCO_FIGURES, truth, detections, category_ids, n_resamples=n_resamples)
     absent = sorted(set(asked.values()) - result["per_class"].keys())
     return {**result, "absent_classes": absent, "counts": counts}
-
-
-def _with_shared(result: dict, n_images: int) -> dict:
-    return {**result, "counts": {**result["counts"], "images_in_several_files": n_images}}
 
 
 def _chosen(classes: str | Sequence[str] | None, truth: Truth) -> list:

@@ -1,41 +1,33 @@
 """ReasonSeg masks as LISA judges them: gIoU and cIoU of predicted boxes or masks against polygons.
 
-A case is `{id, height, width, shapes: [{label, points: [[x, y], …]}], pred_box or pred_mask}`. `pred_box` is
-`[x1, y1, x2, y2]`, filled as a mask; `pred_mask` is COCO run lengths `{size: [height, width], counts}`; null is no
-prediction, an empty mask.
-
-LISA's rules (Lai et al. 2024, arXiv 2308.00692, and its public data loader): points are cut to whole pixels, OpenCV
-fills each polygon and paints its outline, larger polygons first, so that a smaller one shows where both lie. Labels
-with `ignore` in them mark pixels that count for neither side, `flag` is skipped, all others are the target. gIoU is the
-mean of the cases' IoUs, 1 where there is nothing to find and nothing found; cIoU is the sum of intersections over that
-of unions. LISA adds 1e-5 to each union for the one, 1e-10 to their sum for the other; so does this.
+`mask_cases` says what a case is. LISA's rules (Lai et al. 2024, arXiv 2308.00692, and its public data loader): points
+are cut to whole pixels, OpenCV fills each polygon and paints its outline, larger polygons first, so that a smaller one
+shows where both lie. Labels with `ignore` in them mark pixels that count for neither side, `flag` is skipped, all
+others are the target. gIoU is the mean of the cases' IoUs, 1 where there is nothing to find and nothing found; cIoU is
+the sum of intersections over that of unions. LISA adds 1e-5 to each union for the one, 1e-10 to their sum for the
+other; so does this.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL.Image import Image
 from tqdm import tqdm
 
-from vrft.boxes import clip_to_image
 from vrft.errors import UserError, raise_all
-from vrft.evaluate.annotations import is_number, read_json
+from vrft.evaluate.annotations import read_json
+from vrft.evaluate.mask_cases import CASE, case_faults, clipped_box, predicted_mask, prediction_of
 from vrft.evaluate.packages import import_opencv
 from vrft.evaluate.resamples import percentile_interval
 from vrft.metrics import mean_with_interval
-from vrft.rows import Row
 
 MaskOf = Callable[[Image, Sequence[float]], np.ndarray]
 """From an image in RGB and a box [x1, y1, x2, y2] in its pixels to a mask (height, width), True inside."""
 
 _TARGET, _IGNORED = 1, 255
-_MOST_PIXELS, _FARTHEST = 100_000_000, 1_000_000
-_CASE = "{height, width, shapes: [{label, points}, …], pred_box: [x1, y1, x2, y2] or pred_mask: {size, counts}}"
 
 
 def score_mask_file(
@@ -49,7 +41,7 @@ def score_mask_file(
     """
     cases = read_json(path)
     if not isinstance(cases, list) or not cases:
-        raise UserError(f"cases={path} holds {str(cases)[:60]}; a list of cases is needed, each {_CASE}")
+        raise UserError(f"cases={path} holds {str(cases)[:60]}; a list of cases is needed, each {CASE}")
     faults = [f"{path.name}, case {number}: {fault}" for number, one in enumerate(cases) for fault in case_faults(one)]
     if mask_of:
         faults += [
@@ -78,7 +70,7 @@ def score_cases(
     opencv = import_opencv("the painting of polygons")
     faults = []
     for number, case in enumerate(cases):
-        if mask_of and _clipped_box(case) and not (root / case["image"]).is_file():
+        if mask_of and clipped_box(case) and not (root / case["image"]).is_file():
             faults.append(f"{source}, case {number}: there is no image {root / case['image']}")
         try:
             predicted_mask(case)
@@ -91,7 +83,7 @@ def score_cases(
         verdicts.append({"id": case.get("id", number), **overlap(painted, _mask(case, mask_of, root))})
     counts = {
         "cases": len(cases),
-        "cases_without_prediction": sum(_prediction(case) is None for case in cases),
+        "cases_without_prediction": sum(prediction_of(case) is None for case in cases),
         "cases_without_target": sum(one["target_px"] == 0 for one in verdicts),
         "cases_with_ignored_pixels": sum(one["ignore_px"] > 0 for one in verdicts),
     }
@@ -100,19 +92,9 @@ def score_cases(
     return {"metrics": metrics, "per_class": {}, "absent_classes": [], "counts": counts, "cases": verdicts}
 
 
-def mask_case(row: Row, xyxy: Sequence[float] | None) -> dict[str, Any]:
-    """The case of a row of ReasonSeg and the box that was answered; None: unreadable."""
-    width, height = row["image_wh"]
-    polygons = {"target": row["target_polygons"], "ignore": row.get("ignore_polygons") or []}
-    shapes = [{"label": label, "points": points} for label, own in polygons.items() for points in own]
-    box = None if xyxy is None else list(xyxy)
-    shown = {"id": row["row_id"], "image": row["images"][0], "width": width, "height": height}
-    return {**shown, "shapes": shapes, "pred_box": box}
-
-
 def _mask(case: Mapping, mask_of: MaskOf | None, root: Path) -> np.ndarray:
     """(height, width) True inside: of a predicted box what `mask_of` makes of it, else as `predicted_mask`."""
-    box = _clipped_box(case)
+    box = clipped_box(case)
     if mask_of is None or box is None:
         return predicted_mask(case)
     from vrft.evaluate.generate import load_image  # torch
@@ -124,14 +106,6 @@ def _mask(case: Mapping, mask_of: MaskOf | None, root: Path) -> np.ndarray:
             f"{case['width']} × {case['height']}"
         )
     return mask_of(image, box)
-
-
-def _clipped_box(case: Mapping) -> list[float] | None:
-    """The predicted box without what lies outside the image; None without one, or where nothing is left of it."""
-    if case.get("pred_box") is None:
-        return None
-    x1, y1, x2, y2 = clip_to_image(case["pred_box"], (case["width"], case["height"]))
-    return [x1, y1, x2, y2] if x1 < x2 and y1 < y2 else None
 
 
 def paint(shapes: Sequence[Mapping], image_wh: tuple[int, int], *, polygons: str, opencv) -> np.ndarray:
@@ -150,23 +124,6 @@ def paint(shapes: Sequence[Mapping], image_wh: tuple[int, int], *, polygons: str
         n_pixels.append(int(alone.sum()))
     for index in np.argsort(n_pixels, kind="stable")[::-1]:
         _paint_polygon(mask, painted[index]["points"], _value(painted[index]["label"]), opencv)
-    return mask
-
-
-def predicted_mask(case: Mapping) -> np.ndarray:
-    """The prediction of a case that was checked, (height, width), True inside.
-
-    A box covers the pixels whose centres it covers: of whole numbers, those from x1 up to but without x2. Parts outside
-    the image are cut off, and an inverted box covers nothing. Raises ValueError for run lengths that cannot be decoded.
-    """
-    height, width = case["height"], case["width"]
-    mask, prediction = np.zeros((height, width), bool), _prediction(case)
-    if prediction is None:
-        return mask
-    if isinstance(prediction, dict):
-        return _decoded(prediction)
-    x1, y1, x2, y2 = (max(0, math.ceil(value - 0.5)) for value in prediction)
-    mask[y1:y2, x1:x2] = True
     return mask
 
 
@@ -219,88 +176,3 @@ def _paint_polygon(mask: np.ndarray, points: Sequence, value: int, opencv) -> No
     corners = [np.array(points, float).astype(np.int32)]
     opencv.polylines(mask, corners, True, value, 1)
     opencv.fillPoly(mask, corners, value)
-
-
-def _prediction(case: Mapping) -> Any:
-    return case["pred_mask"] if case.get("pred_mask") is not None else case.get("pred_box")
-
-
-def _decoded(lengths: Mapping) -> np.ndarray:
-    """The mask of COCO's run lengths: down the columns, outside and inside by turns."""
-    (height, width), counts = lengths["size"], lengths["counts"]
-    counts = _run_lengths(counts) if isinstance(counts, str) else counts
-    if min(counts, default=0) < 0 or sum(counts) != height * width:
-        raise ValueError(f"its counts are of {sum(counts)} pixels, the case's mask is {height} × {width}")
-    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
-
-
-def _run_lengths(text: str) -> list[int]:
-    """The counts that COCO's compressed text holds: five bits a character and one that says "more", with a sign, and
-    from the fourth on as the difference to the count two before. Raises ValueError for another text."""
-    counts, number, shift = [], 0, 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift > 60:
-            raise ValueError(f"{text[:20]!r} is no compressed text of COCO's")
-        number |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            number -= 1 << shift
-        counts.append(number + (counts[-2] if len(counts) > 2 else 0))
-        number, shift = 0, 0
-    if shift:
-        raise ValueError(f"{text[-20:]!r} ends within a number")
-    return counts
-
-
-def case_faults(case: Any) -> Iterator[str]:
-    if not isinstance(case, dict):
-        yield f"{str(case)[:60]!r} found; an object is needed: {_CASE}"
-        return
-    missing = [key for key in ("height", "width", "shapes") if key not in case]
-    if "pred_box" not in case and "pred_mask" not in case:
-        missing.append("pred_box or pred_mask")
-    if missing:
-        yield f"{', '.join(missing)} missing; the keys are {', '.join(map(str, case))}; needed: {_CASE}"
-        return
-    sides = [case["height"], case["width"]]
-    if not all(type(side) is int and side > 0 for side in sides) or sides[0] * sides[1] > _MOST_PIXELS:
-        yield f"height and width are {sides}; whole numbers are needed, of at most {_MOST_PIXELS} pixels together"
-    if not isinstance(case["shapes"], list):
-        yield f"shapes is {str(case['shapes'])[:60]}; a list of {{label, points}} is needed"
-    else:
-        for number, shape in enumerate(case["shapes"]):
-            yield from (f"shape {number}: {fault}" for fault in _shape_faults(shape))
-    yield from _prediction_faults(case, sides)
-
-
-def _shape_faults(shape: Any) -> Iterator[str]:
-    if not isinstance(shape, dict) or not isinstance(shape.get("label"), str):
-        yield f"{str(shape)[:60]} found; {{label: target, ignore or flag, points: [[x, y], …]}} is needed"
-        return
-    points = shape.get("points")
-    is_list = isinstance(points, list) and points and all(isinstance(point, list) for point in points)
-    if not is_list or not all(len(point) == 2 and all(map(_is_coordinate, point)) for point in points):
-        yield f"points is {str(points)[:60]}; a list of [x, y] in pixels is needed, finite numbers"
-
-
-def _prediction_faults(case: Mapping, sides: list) -> Iterator[str]:
-    box, lengths = case.get("pred_box"), case.get("pred_mask")
-    if box is not None and lengths is not None:
-        yield "pred_box and pred_mask are both given; one of them is needed"
-    if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(_is_coordinate, box))):
-        yield f"pred_box is {str(box)[:60]}; four finite numbers [x1, y1, x2, y2] are needed, or null for none"
-    if lengths is None:
-        return
-    counts = lengths.get("counts") if isinstance(lengths, dict) else None
-    is_plain = isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)
-    if not is_plain and not (isinstance(counts, str) and counts.isascii()):
-        yield f"pred_mask is {str(lengths)[:60]}; {{size: [height, width], counts: text or list}} is needed"
-    elif lengths.get("size") != sides:
-        yield f"pred_mask.size is {lengths.get('size')}; the case's own [height, width] {sides} is needed"
-
-
-def _is_coordinate(value: Any) -> bool:
-    return is_number(value) and abs(value) <= _FARTHEST

@@ -44,7 +44,8 @@ def score_masks(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, pr
 
     Of each row the pixels, under `mask`.
     """
-    from vrft.evaluate.masks import mask_case, score_cases
+    from vrft.evaluate.mask_cases import mask_case
+    from vrft.evaluate.masks import score_cases
 
     cases = [mask_case(row, one.answer) for row, one in zip(rows, parsed, strict=True)]
     figures = score_cases(cases, polygons=protocol.get("polygons") or "all", n_resamples=protocol["n_resamples"])
@@ -81,7 +82,7 @@ def row_faults(protocol: Mapping, rows: Sequence[Row]) -> list[str]:
     """What the rows lack to be judged by the protocol."""
     if protocol["scorer"] != "masks":
         return []
-    from vrft.evaluate.masks import case_faults, mask_case
+    from vrft.evaluate.mask_cases import case_faults, mask_case
 
     faults = []
     for row in rows:

@@ -1,0 +1,145 @@
+"""Cases of reasoning segmentation: polygons and a prediction in pixels of the image, what is wrong with one, its mask.
+
+    {height, width, shapes: [{label, points: [[x, y], …]}], pred_box or pred_mask}
+
+`pred_box` is `[x1, y1, x2, y2]`, filled as a mask; `pred_mask` is COCO run lengths `{size: [height, width], counts}`;
+null is no prediction, an empty mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vrft.boxes import clip_to_image
+from vrft.evaluate.annotations import is_number
+from vrft.rows import Row
+
+CASE = "{height, width, shapes: [{label, points}, …], pred_box: [x1, y1, x2, y2] or pred_mask: {size, counts}}"
+_MOST_PIXELS, _FARTHEST = 100_000_000, 1_000_000
+
+
+def mask_case(row: Row, xyxy: Sequence[float] | None) -> dict[str, Any]:
+    """The case of a row of ReasonSeg and the box that was answered; None: unreadable."""
+    width, height = row["image_wh"]
+    polygons = {"target": row["target_polygons"], "ignore": row.get("ignore_polygons") or []}
+    shapes = [{"label": label, "points": points} for label, own in polygons.items() for points in own]
+    box = None if xyxy is None else list(xyxy)
+    shown = {"id": row["row_id"], "image": row["images"][0], "width": width, "height": height}
+    return {**shown, "shapes": shapes, "pred_box": box}
+
+
+def prediction_of(case: Mapping) -> Any:
+    return case["pred_mask"] if case.get("pred_mask") is not None else case.get("pred_box")
+
+
+def clipped_box(case: Mapping) -> list[float] | None:
+    """The predicted box without what lies outside the image; None without one, or where nothing is left of it."""
+    if case.get("pred_box") is None:
+        return None
+    x1, y1, x2, y2 = clip_to_image(case["pred_box"], (case["width"], case["height"]))
+    return [x1, y1, x2, y2] if x1 < x2 and y1 < y2 else None
+
+
+def predicted_mask(case: Mapping) -> np.ndarray:
+    """The prediction of a case that was checked, (height, width), True inside.
+
+    A box covers the pixels whose centres it covers: of whole numbers, those from x1 up to but without x2. Parts outside
+    the image are cut off, and an inverted box covers nothing. Raises ValueError for run lengths that cannot be decoded.
+    """
+    height, width = case["height"], case["width"]
+    mask, prediction = np.zeros((height, width), bool), prediction_of(case)
+    if prediction is None:
+        return mask
+    if isinstance(prediction, dict):
+        return _decoded(prediction)
+    x1, y1, x2, y2 = (max(0, math.ceil(value - 0.5)) for value in prediction)
+    mask[y1:y2, x1:x2] = True
+    return mask
+
+
+def _decoded(lengths: Mapping) -> np.ndarray:
+    """The mask of COCO's run lengths: down the columns, outside and inside by turns.
+
+    `pycocotools.mask.decode` leaves the pixels that the counts do not reach as the memory has them, so it is not used.
+    """
+    (height, width), counts = lengths["size"], lengths["counts"]
+    counts = _run_lengths(counts) if isinstance(counts, str) else counts
+    if min(counts, default=0) < 0 or sum(counts) != height * width:
+        raise ValueError(f"its counts are of {sum(counts)} pixels, the case's mask is {height} × {width}")
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
+
+
+def _run_lengths(text: str) -> list[int]:
+    """The counts that COCO's compressed text holds: five bits a character and one that says "more", with a sign, and
+    from the fourth on as the difference to the count two before. Raises ValueError for another text."""
+    counts, number, shift = [], 0, 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            raise ValueError(f"{text[:20]!r} is no compressed text of COCO's")
+        number |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            number -= 1 << shift
+        counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+        number, shift = 0, 0
+    if shift:
+        raise ValueError(f"{text[-20:]!r} ends within a number")
+    return counts
+
+
+def case_faults(case: Any) -> Iterator[str]:
+    if not isinstance(case, dict):
+        yield f"{str(case)[:60]!r} found; an object is needed: {CASE}"
+        return
+    missing = [key for key in ("height", "width", "shapes") if key not in case]
+    if "pred_box" not in case and "pred_mask" not in case:
+        missing.append("pred_box or pred_mask")
+    if missing:
+        yield f"{', '.join(missing)} missing; the keys are {', '.join(map(str, case))}; needed: {CASE}"
+        return
+    sides = [case["height"], case["width"]]
+    if not all(type(side) is int and side > 0 for side in sides) or sides[0] * sides[1] > _MOST_PIXELS:
+        yield f"height and width are {sides}; whole numbers are needed, of at most {_MOST_PIXELS} pixels together"
+    if not isinstance(case["shapes"], list):
+        yield f"shapes is {str(case['shapes'])[:60]}; a list of {{label, points}} is needed"
+    else:
+        for number, shape in enumerate(case["shapes"]):
+            yield from (f"shape {number}: {fault}" for fault in _shape_faults(shape))
+    yield from _prediction_faults(case, sides)
+
+
+def _shape_faults(shape: Any) -> Iterator[str]:
+    if not isinstance(shape, dict) or not isinstance(shape.get("label"), str):
+        yield f"{str(shape)[:60]} found; {{label: target, ignore or flag, points: [[x, y], …]}} is needed"
+        return
+    points = shape.get("points")
+    is_list = isinstance(points, list) and points and all(isinstance(point, list) for point in points)
+    if not is_list or not all(len(point) == 2 and all(map(_is_coordinate, point)) for point in points):
+        yield f"points is {str(points)[:60]}; a list of [x, y] in pixels is needed, finite numbers"
+
+
+def _prediction_faults(case: Mapping, sides: list) -> Iterator[str]:
+    box, lengths = case.get("pred_box"), case.get("pred_mask")
+    if box is not None and lengths is not None:
+        yield "pred_box and pred_mask are both given; one of them is needed"
+    if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(_is_coordinate, box))):
+        yield f"pred_box is {str(box)[:60]}; four finite numbers [x1, y1, x2, y2] are needed, or null for none"
+    if lengths is None:
+        return
+    counts = lengths.get("counts") if isinstance(lengths, dict) else None
+    is_plain = isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)
+    if not is_plain and not (isinstance(counts, str) and counts.isascii()):
+        yield f"pred_mask is {str(lengths)[:60]}; {{size: [height, width], counts: text or list}} is needed"
+    elif lengths.get("size") != sides:
+        yield f"pred_mask.size is {lengths.get('size')}; the case's own [height, width] {sides} is needed"
+
+
+def _is_coordinate(value: Any) -> bool:
+    return is_number(value) and abs(value) <= _FARTHEST
