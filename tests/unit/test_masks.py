@@ -9,6 +9,7 @@ import pytest
 from pycocotools import mask as coco_masks
 
 from vrft.errors import UserError
+from vrft.evaluate.changes import metric_change
 from vrft.evaluate.mask_cases import predicted_mask
 from vrft.evaluate.masks import cumulative_iou, score_mask_file
 
@@ -139,3 +140,13 @@ def test_a_file_of_another_form_is_refused(tmp_path, content):
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match="a list of cases is needed"):
         score_mask_file(path)
+
+
+@pytest.mark.parametrize("metric", ["gIoU", "cIoU"])
+def test_a_change_needs_masks_on_both_sides(metric):
+    boxes, masks = (
+        {"metrics": {"iou": 0.5}},
+        {"metrics": {"iou": 0.5}, "mask": {"intersection": 1, "union": 2, "iou": 0.5}},
+    )
+    assert metric_change([], [boxes], [masks], metric=metric) is None
+    assert metric_change([], [masks], [masks], metric=metric, n_resamples=2)["value"] == 0

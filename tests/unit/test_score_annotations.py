@@ -229,6 +229,10 @@ def test_classes_that_differ_by_a_hyphen_are_told_apart(tmp_path, monkeypatch):
     completion["text"] = completion["text"].replace("0.9}", "0.9, 'Label': 'big class_1'}")
     assert score_one(truth, row, completion, "task.labelled=true") == 0
     assert json.loads(Path("own.json").read_text())["metrics"]["AP"]["value"] == pytest.approx(1.0)
+    n_boxes = completion["text"].count("big class_1")
+    completion["text"] = completion["text"].replace("big class_1", "bigclass1")  # either of the two
+    assert score_one(truth, row, completion, "task.labelled=true") == 0
+    assert json.loads(Path("own.json").read_text())["counts"]["detections_with_an_unknown_label"] == n_boxes > 0
 
 
 def test_a_class_asked_for_in_vain_is_absent(tmp_path, monkeypatch):
@@ -240,3 +244,14 @@ def test_a_class_asked_for_in_vain_is_absent(tmp_path, monkeypatch):
     scored = json.loads(Path("own.json").read_text())
     assert scored["absent_classes"] == ["zebra"]
     assert scored["metrics"]["AP"] == {"value": None, "n": 1, "interval": None}
+    found = {**row, "row_id": "s", "category": "Sea Lion", "gold": [[0, 0, 50, 50]]}
+    write("rows.jsonl", [row, found])
+    answers = {"r": "No Objects", "s": "[{'Position': [0, 0, 50, 50], 'Confidence': 0.9}]"}
+    write(
+        "completions.jsonl",
+        [{"row_id": name, "text": f"<think></think><answer>{text}</answer>"} for name, text in answers.items()],
+    )
+    files = ["rows=rows.jsonl", "completions=completions.jsonl", "out=own.json", "frame=pixels"]
+    assert main(["score", "task=detection", *files]) == 0
+    scored = json.loads(Path("own.json").read_text())
+    assert (scored["absent_classes"], list(scored["per_class"])) == (["zebra"], ["Sea Lion"])
