@@ -23,7 +23,7 @@ from vrft.rows import Row, rows_hash, write_rows, write_text_atomically
 from vrft.tasks import load_task
 from vrft.tasks.base import Task
 
-_BEGUN = ("evaluations", "checkpoints", "rollouts")
+_OF_THE_PARENT = {"config.yaml", "provenance.json", "data"}
 
 
 def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides: list[str]) -> int:
@@ -33,7 +33,7 @@ def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides
     Raises `UserError` before the worker starts.
     """
     run_dir = Path(config["run"]["dir"])
-    with contextlib.suppress(_RefusedByWorkerError), fresh_run_dir(run_dir, is_resuming=config["run"]["resume"]):
+    with fresh_run_dir(run_dir, is_resuming=config["run"]["resume"]) as is_fresh:
         check_same_experiment(run_dir, {"config_hash": config_hash(config)})  # before the rows are written again
         drift = [] if config["evaluate"]["train"] else setting_drift(config)
         for difference in drift:
@@ -51,16 +51,14 @@ def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides
         check_same_experiment(run_dir, record)
         write_text_atomically(run_dir / "provenance.json", json.dumps(record, indent=2) + "\n")
         write_text_atomically(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        code = start_worker(run_dir, config)
-        if code == 2 and not any((run_dir / name).exists() for name in _BEGUN):
-            raise _RefusedByWorkerError
+    code = start_worker(run_dir, config)  # outside: whatever ends it, what it has made stays
     if code == 0:
         write_reports([run_dir])
+    if (
+        code == 2 and is_fresh and {path.name for path in run_dir.iterdir()} <= _OF_THE_PARENT
+    ):  # refused before it began
+        _remove_all_but_cache(run_dir)
     return code
-
-
-class _RefusedByWorkerError(Exception):
-    """The worker has told the user what is wrong before it began."""
 
 
 def write_reports(run_dirs: list[Path], *, out_dir: Path | None = None) -> None:
@@ -85,11 +83,12 @@ def write_reports(run_dirs: list[Path], *, out_dir: Path | None = None) -> None:
 
 
 @contextlib.contextmanager
-def fresh_run_dir(run_dir: Path, *, is_resuming: bool, key: str = "run.dir") -> Iterator[None]:
+def fresh_run_dir(run_dir: Path, *, is_resuming: bool, key: str = "run.dir") -> Iterator[bool]:
     """Make the run directory; take it away again if what follows fails, so that the same command can be given again.
 
-    The cache of checked images stays, so that one bad row does not cost decoding all images again.
-    key: the config's key that names it. Raises `UserError` if it holds anything else and the run is not resuming.
+    Yields True where it held nothing before. The cache of checked images stays, so that one bad row does not cost
+    decoding all images again. key: the config's key that names it. Raises `UserError` if it holds anything else and the
+    run is not resuming.
     """
     has_content = run_dir.exists() and (not run_dir.is_dir() or any(_files_but_cache(run_dir)))
     if has_content and not is_resuming:
@@ -99,17 +98,22 @@ def fresh_run_dir(run_dir: Path, *, is_resuming: bool, key: str = "run.dir") -> 
     run_dir.mkdir(parents=True, exist_ok=True)
     is_done = False
     try:
-        yield
+        yield not has_content
         is_done = True
     finally:
         if not is_done and not has_content:
-            for path in _files_but_cache(run_dir):
-                path.unlink()
-            for folder in sorted((path for path in run_dir.rglob("*") if path.is_dir()), reverse=True):
-                if not any(folder.iterdir()):
-                    folder.rmdir()
-            if not any(run_dir.iterdir()):
-                run_dir.rmdir()
+            _remove_all_but_cache(run_dir)
+
+
+def _remove_all_but_cache(folder: Path) -> None:
+    """Remove all files but the cache of checked images, and the folders that this leaves empty."""
+    for path in _files_but_cache(folder):
+        path.unlink()
+    for inner in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+        if not any(inner.iterdir()):
+            inner.rmdir()
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _files_but_cache(folder: Path) -> list[Path]:
