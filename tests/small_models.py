@@ -1,0 +1,130 @@
+"""Random models of the three families around the embedded tokenizer, and prompts with images of several sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    ProcessorMixin,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+)
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
+from vrft.configure import TINY_MODEL
+
+FAMILIES = {
+    "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor, Qwen2VLVideoProcessor, 14),
+    "qwen2_5_vl": (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+        Qwen2VLVideoProcessor,
+        14,
+    ),
+    "qwen3_vl": (Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor, Qwen3VLVideoProcessor, 16),
+}
+TOKENS = ("image_pad", "video_pad", "vision_start", "vision_end")
+
+
+def small_model(
+    family: str, *, width: int = 64, n_layers: int = 2, vision_depth: int = 2, vision_width: int = 64, seed: int = 0
+) -> PreTrainedModel:
+    """Grouped-query attention, 4 heads on 2; weights large enough that tokens and gradients differ visibly."""
+    config_class, model_class, *_, patch = FAMILIES[family]
+    tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
+    half = width // 4 // 2
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": width // 4,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "mrope_section": [half - 2 * (half // 3), half // 3, half // 3],
+        },
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "initializer_range": 0.08,
+    }
+    vision = {"depth": vision_depth, "num_heads": 4, "patch_size": patch, "spatial_merge_size": 2}
+    if family == "qwen2_vl":
+        vision |= {"embed_dim": vision_width, "hidden_size": width, "mlp_ratio": 2}
+    else:
+        vision |= {"hidden_size": vision_width, "out_hidden_size": width, "intermediate_size": 2 * vision_width}
+    if family == "qwen2_5_vl":
+        vision |= {"fullatt_block_indexes": [1], "window_size": 56}
+    if family == "qwen3_vl":
+        vision |= {"deepstack_visual_indexes": [0, 1]}
+    ids = {f"{name.replace('pad', 'token')}_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in TOKENS[:2]}
+    ids |= {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in TOKENS[2:]}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = model_class(
+            config_class(
+                text_config=text, vision_config={**vision, "initializer_range": 0.08}, tie_word_embeddings=True, **ids
+            )
+        )
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model.eval()
+
+
+def small_processor(family: str) -> ProcessorMixin:
+    """The family's processor; an image keeps its size, rounded to patches."""
+    *_, processor_class, video_class, patch = FAMILIES[family]
+    size = {"shortest_edge": 1, "longest_edge": 10**7}
+    sides = {"patch_size": patch, "merge_size": 2, "temporal_patch_size": 2}
+    return processor_class(
+        image_processor=Qwen2VLImageProcessor(**sides, size=dict(size)),
+        tokenizer=AutoTokenizer.from_pretrained(TINY_MODEL, padding_side="left"),
+        video_processor=video_class(**sides, size=dict(size)),
+        chat_template=(TINY_MODEL / "chat_template.jinja").read_text(encoding="utf-8"),
+    )
+
+
+def save_model(folder: Path, family: str, **options) -> Path:
+    """Model and processor on disk, from where TRL loads its reference model."""
+    small_model(family, **options).save_pretrained(folder)
+    small_processor(family).save_pretrained(folder)
+    return folder
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """An image of noise."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def prompt_rows(n: int, *, image_sizes=((112, 84), (56, 56), (84, 140)), n_images=(1,)) -> Dataset:
+    """Questions of different lengths about images of different sizes, as TRL reads them."""
+    questions = ["find it", "where is the digit seven", "count", "what is to the left of the four"]
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": questions[row % len(questions)]}],
+            "images": [picture(*image_sizes[(row + i) % len(image_sizes)], seed=10 * row + i) for i in range(count)],
+            "row_id": str(row),
+        }
+        for row in range(n)
+        for count in [n_images[row % len(n_images)]]
+    ]
+    return Dataset.from_list(rows)

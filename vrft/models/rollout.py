@@ -1,0 +1,136 @@
+"""Completions token by token: each prompt computed and kept once for all its rows, finished rows out of the batch.
+
+A step feeds one token for every row that still writes, as a rectangle (N prompts, W rows of a prompt). Keys and values
+lie in one cache row a prompt: the prompt's, then W columns a step, each owned by one row; a row sees its prompt and its
+own columns. Prompts whose rows have all ended leave the cache, and W is that of the prompt with the most rows left.
+
+Sampled tokens are those of transformers' `generate` under the same seed, in float32 and but for ties closer than its
+rounding: noise is drawn for the whole batch at every step, also for rows that have left.
+
+N: prompts, P: their tokens, B: rows, V: vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+
+from vrft.models.shared_prefix import register_attention
+
+
+@torch.no_grad()
+def generate_shared(
+    generate: Callable[..., Tensor],
+    inputs: Mapping[str, Any],
+    prompt_of_row: Sequence[int],
+    *,
+    generation_config: GenerationConfig,
+    logits_processor: LogitsProcessorList | None = None,
+) -> Tensor:
+    """Prompt and completion of every row, (B, P + tokens of the longest), padded on the right as `generate` does.
+
+    generate: the model's own. inputs: what the processor returns for the N distinct prompts, padded on the left; each
+    ends in a text token.
+    prompt_of_row: (B,) which of them each row answers.
+    """
+    register_attention()
+    return generate(
+        **inputs,
+        generation_config=generation_config,
+        logits_processor=logits_processor,
+        custom_generate=_decode,
+        prompt_of_row=torch.as_tensor(prompt_of_row, device=inputs["input_ids"].device),
+    )
+
+
+def _decode(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    prompt_of_row: Tensor,
+    **inputs,
+) -> Tensor:
+    """The decoding loop behind `model.generate`, which has prepared everything else. input_ids: (N, P)."""
+    n_prompt, device = input_ids.shape[1], input_ids.device
+    prompt_mask = inputs["attention_mask"]
+    prompt_mask = torch.ones_like(input_ids) if prompt_mask is None else prompt_mask  # dropped where nothing is padded
+    first_position = inputs["position_ids"][1, :, -1] + 1  # the last prompt token is text: alike in all three axes
+    prefill = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **inputs)
+    logits = model(**prefill, return_dict=True).logits[prompt_of_row, -1]  # (B, V)
+    columns = _Columns(inputs["past_key_values"], prompt_mask.bool())
+    n_new = generation_config.max_length - n_prompt
+    pad = generation_config.pad_token_id
+    sequences = torch.cat([input_ids[prompt_of_row], input_ids.new_full((len(prompt_of_row), n_new), pad)], dim=1)
+    live = torch.arange(len(prompt_of_row), device=device)
+    for n_written in range(1, n_new + 1):
+        length = n_prompt + n_written
+        scores = logits_processor(sequences[live, : length - 1], logits.to(torch.float32, copy=True))
+        tokens = _choose(scores, live, len(prompt_of_row), generation_config.do_sample)
+        sequences[live, length - 1] = tokens
+        is_finished = stopping_criteria(sequences[live, :length], scores)
+        live, tokens = live[~is_finished], tokens[~is_finished]
+        if len(live) == 0:
+            break
+        prompts = prompt_of_row[live]
+        slots, mask = columns.open(live, prompts)
+        fed = torch.full(mask.shape[::2][:1] + mask.shape[2:3], pad, device=device)
+        positions = torch.zeros_like(fed)
+        fed[slots], positions[slots] = tokens, first_position[prompts] + n_written - 1
+        logits = model(
+            input_ids=fed,
+            attention_mask=_additive(mask, model.dtype),
+            position_ids=positions.expand(3, -1, -1),
+            past_key_values=columns.cache,
+            use_cache=True,
+            return_dict=True,
+        ).logits[slots]
+    return sequences[:, :length]
+
+
+def _choose(scores: Tensor, live: Tensor, n_rows: int, do_sample: bool) -> Tensor:
+    """The next token of each live row; draws what `torch.multinomial` draws for all `n_rows` rows. scores: (live, V)"""
+    if not do_sample:
+        return scores.argmax(-1)
+    noise = scores.new_empty((n_rows, scores.shape[-1])).exponential_()
+    return (scores.softmax(-1) / noise[live]).argmax(-1)
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+class _Columns:
+    """The cache of prompts that still have rows, and which row owns each of its columns behind the prompt."""
+
+    def __init__(self, cache: Cache, prompt_mask: Tensor) -> None:
+        self.cache, self.prompt_mask = cache, prompt_mask
+        self.prompts = torch.arange(len(prompt_mask), device=prompt_mask.device)
+        self.owner = torch.empty((len(prompt_mask), 0), dtype=torch.long, device=prompt_mask.device)
+
+    def open(self, live: Tensor, prompts: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Place one token for each live row.
+
+        live: rows in rising order. prompts: theirs. Returns the cache row and the column of each, and who sees what:
+        (N, 1, W, keys), True where a query may look.
+        """
+        of_row, n_rows = prompts.unique(return_inverse=True, return_counts=True)[1:]
+        kept = torch.isin(self.prompts, prompts)
+        if not kept.all():
+            self.cache.batch_select_indices(kept.nonzero()[:, 0])
+            self.prompts, self.owner, self.prompt_mask = self.prompts[kept], self.owner[kept], self.prompt_mask[kept]
+        order = of_row.argsort(stable=True)
+        column = torch.empty_like(of_row)
+        column[order] = torch.arange(len(live), device=live.device) - (n_rows.cumsum(0) - n_rows)[of_row[order]]
+        slots = of_row, column
+        owner = torch.full((len(self.prompts), int(n_rows.max())), -1, device=live.device)
+        owner[slots] = live
+        self.owner = torch.cat([self.owner, owner], dim=1)
+        is_own = self.owner[:, None, :] == owner[:, :, None]
+        seen = torch.cat([self.prompt_mask[:, None].expand(-1, owner.shape[1], -1), is_own], dim=2)
+        return slots, seen[:, None]

@@ -1,0 +1,73 @@
+"""A processor that renders, tokenizes and preprocesses each distinct prompt of a batch once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import BatchFeature, ProcessorMixin
+
+
+class PromptOnce:
+    """Stands in for `processor` while TRL prepares one batch of prompts, in which every prompt comes G times, twice.
+
+    Images are the same if they are one object, as in rows that `training_dataset` repeats; others are processed
+    one by one, which is slower and never wrong. Whatever else it is asked, the processor itself answers.
+    """
+
+    def __init__(self, processor: ProcessorMixin) -> None:
+        self.processor = processor
+        self.rendered: dict[str, str] = {}
+        self.encoded: dict[tuple, tuple[BatchFeature, Sequence]] = {}  # with the images, so that no id is given twice
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.processor, name)
+
+    def apply_chat_template(
+        self, conversation: list, *, tokenize: bool = False, return_dict: bool = False, **options
+    ) -> str | list[str] | BatchFeature:
+        """As the processor's own, of one conversation or of many; with `tokenize`, what calling it gives."""
+        conversations = conversation if isinstance(conversation[0], list) else [conversation]
+        options = {name: value for name, value in options.items() if value not in (None, False)}
+        texts = [self._render(one, options) for one in conversations]
+        if tokenize:
+            return self(text=texts, images=[_images(one) for one in conversations])
+        return texts if conversations is conversation else texts[0]
+
+    def __call__(
+        self, *, text: Sequence[str], images: Sequence[Sequence | None], padding: bool = False, return_tensors=None
+    ) -> BatchFeature:
+        """As the processor's own: fields by token as lists, or with `padding` as tensors (B, P) padded on the left."""
+        rows = [self._encode(one, tuple(own or ())) for one, own in zip(text, images, strict=True)]
+        fields = {name: [row[name] for row in rows if name in row] for row in rows for name in row}
+        for name, values in fields.items():
+            if name in ("pixel_values", "image_grid_thw"):
+                fields[name] = torch.cat(values)
+            elif padding:
+                value = self.processor.tokenizer.pad_token_id if name == "input_ids" else 0
+                width = max(row.shape[1] for row in values)
+                padded = [torch.nn.functional.pad(row, (width - row.shape[1], 0), value=value) for row in values]
+                fields[name] = torch.cat(padded)
+            else:
+                fields[name] = [row[0].tolist() for row in values]
+        return BatchFeature(fields)
+
+    def _render(self, conversation: list[dict], options: dict) -> str:
+        key = json.dumps([conversation, options], default=lambda other: type(other).__name__)
+        if key not in self.rendered:
+            self.rendered[key] = self.processor.apply_chat_template(conversation, tokenize=False, **options)
+        return self.rendered[key]
+
+    def _encode(self, text: str, images: tuple) -> BatchFeature:
+        key = text, *map(id, images)
+        if key not in self.encoded:
+            fields = self.processor(text=[text], images=[list(images)] if images else None, return_tensors="pt")
+            self.encoded[key] = fields, images
+        return self.encoded[key][0]
+
+
+def _images(conversation: list[dict]) -> list:
+    parts = [part for turn in conversation if isinstance(turn["content"], list) for part in turn["content"]]
+    return [part["image"] for part in parts if part["type"] == "image"]
