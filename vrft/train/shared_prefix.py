@@ -202,13 +202,14 @@ class SharedPrefixTrainer(GRPOTrainer):
 
     def _scored(self, groups: Sequence[Sequence[int]], completion_mask: Tensor) -> list[list[int]]:
         """The groups without the rows that need no computing."""
-        is_scored = completion_mask.any(1) if self._skipped is None else ~self._skipped
+        self._log_fraction(sum(len(rows) for rows in groups if len(rows) > 1) / len(completion_mask))
         if self._skipped is None:
+            is_scored = completion_mask.any(1)
             is_scored[0] |= ~is_scored.any()  # all processes make as many calls
+        else:
+            is_scored = ~self._skipped
         is_scored = is_scored.tolist()
         groups = [[row for row in rows if is_scored[row]] for rows in groups]
-        n_sharing = sum(len(rows) for rows in groups if len(rows) > 1)
-        self._log_fraction(n_sharing / max(sum(is_scored), 1))
         return [rows for rows in groups if rows]
 
     def _filled(self, logps: Tensor, entropies: Tensor | None) -> tuple[Tensor, Tensor | None]:
