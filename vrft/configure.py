@@ -100,6 +100,8 @@ def plain(composed: DictConfig) -> dict[str, Any]:
         raise UserError(f"The config cannot be resolved: {error}") from None
     if isinstance(weights := values.get("reward", {}).get("weights"), dict):
         values["reward"]["weights"] = dict(_dotted(weights))  # an override of a.b.term arrives nested
+    if values.get("rollout", {}).get("sharing") is True:
+        values["rollout"]["sharing"] = "on"  # YAML reads a bare on as true
     return values
 
 

@@ -99,6 +99,7 @@ def _make_trainer(experiment: Experiment, model, arguments: dict, callbacks: lis
             experiment.processor,
             judge=experiment.judge,
             rollouts=experiment.run_dir / "rollouts",
+            sharing=config["rollout"].get("sharing"),
             **shared,
         )
     trainer.remove_callback(PrinterCallback)

@@ -73,12 +73,14 @@ class Trainer:
 
 @dataclass
 class Rollout:
-    """How completions are sampled."""
+    """How completions are sampled. sharing: of a prompt among its completions; auto where it is possible, on to stop
+    where it is not."""
 
-    name: Literal["transformers"]
+    name: Literal["shared_prefix", "transformers"]
     temperature: float
     top_p: float
     top_k: int
+    sharing: Literal["auto", "on"] | None = None
 
 
 @dataclass

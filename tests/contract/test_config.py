@@ -25,7 +25,7 @@ from vrft.tasks.judge import Judge, weights_for
 GROUPS = groups()
 LEAST = {  # so that a glob that finds nothing cannot pass
     "dataset": 10, "debug": 1, "deepspeed": 5, "experiment": 12, "launch": 2, "logging": 4, "memory": 4, "model": 8,
-    "model/peft": 2, "protocol": 10, "recipe": 5, "reward": 4, "reward/options": 1, "rollout": 1,
+    "model/peft": 2, "protocol": 10, "recipe": 5, "reward": 4, "reward/options": 1, "rollout": 2,
     "sweep": 2, "task": 8, "trainer": 5,
 }  # fmt: skip
 PROTOCOLS = {

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from vrft.errors import UserError
+from vrft.models.rollout import generate_shared
 
 
 def chat(question: str, n_images: int) -> list[dict]:
@@ -77,8 +78,10 @@ def generate_texts(
     is_training = model.training
     model.eval()
     highest = _HighestLogprob()
-    output = model.generate(
-        **inputs,
+    output = generate_shared(
+        model.generate,
+        inputs,
+        range(len(prompts)),
         generation_config=_generation_config(model, processor, max_new_tokens, temperature),
         logits_processor=LogitsProcessorList([highest] if with_logprobs else []),
     )
@@ -87,7 +90,8 @@ def generate_texts(
     end_ids = torch.tensor(end_token_ids(model, processor), device=output.device)
     completions = [_completion(ids, end_ids, processor, response_prefix) for ids in completion_ids]
     if with_logprobs:
-        for completion, ids, logprobs in zip(completions, completion_ids, highest.logprobs(), strict=True):
+        by_row = highest.by_row([completion["n_tokens"] for completion in completions])
+        for completion, ids, logprobs in zip(completions, completion_ids, by_row, strict=True):
             n_written = completion["n_tokens"] - (not completion["is_truncated"])
             ends = text_ends(ids[:n_written].tolist(), processor.tokenizer, begin=len(response_prefix))
             completion["token_logprobs"] = [[end, logprob] for end, logprob in zip(ends, logprobs, strict=False)]
@@ -123,7 +127,7 @@ def _generation_config(
 class _HighestLogprob(LogitsProcessor):
     """Leaves the logits as they are, and keeps each step's highest log probability: that of the greedy token.
 
-    A step keeps one number a row; `generate` itself would keep (steps, rows, vocabulary) of them.
+    A step keeps one number for each row that still writes; `generate` itself would keep (steps, rows, vocabulary).
     """
 
     def __init__(self) -> None:
@@ -133,9 +137,14 @@ class _HighestLogprob(LogitsProcessor):
         self.steps.append(scores.float().amax(-1) - scores.float().logsumexp(-1))
         return scores
 
-    def logprobs(self) -> list[list[float]]:
-        """By row, of each step in turn."""
-        return torch.stack(self.steps, dim=1).tolist()
+    def by_row(self, n_tokens: Sequence[int]) -> list[list[float]]:
+        """By row, of each step in turn; row i wrote `n_tokens[i]` tokens."""
+        rows: list[list[float]] = [[] for _ in n_tokens]
+        for n_written, step in enumerate(self.steps):
+            writing = [row for row, n in zip(rows, n_tokens, strict=True) if n > n_written]
+            for row, logprob in zip(writing, step.tolist(), strict=True):
+                row.append(logprob)
+        return rows
 
 
 def text_ends(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, *, begin: int = 0) -> list[int]:

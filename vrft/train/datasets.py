@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
-from datasets import Dataset, Image, List
+from datasets import Dataset, Image
 
 from vrft.rows import Row, image_paths
 
@@ -13,10 +14,10 @@ from vrft.rows import Row, image_paths
 def training_dataset(
     rows: Sequence[Row], root: Path, *, question: Callable[[Row], str], completion: Callable[[Row], str] | None = None
 ) -> Dataset:
-    """Columns `prompt` (one user turn), `images` (decoded when read) and `row_id`; with `completion` also that (one
-    assistant turn).
+    """Columns `prompt` (one user turn), `images` and `row_id`; with `completion` also that (one assistant turn).
 
-    TRL puts the images in front of the question's text.
+    TRL puts the images in front of the question's text. A file is decoded once for all rows that are read together:
+    they share one image object.
     """
     columns = {
         "prompt": [[{"role": "user", "content": question(row)}] for row in rows],
@@ -25,4 +26,10 @@ def training_dataset(
     }
     if completion is not None:
         columns["completion"] = [[{"role": "assistant", "content": completion(row)}] for row in rows]
-    return Dataset.from_dict(columns).cast_column("images", List(Image()))
+    return Dataset.from_dict(columns).with_transform(_with_images)
+
+
+def _with_images(batch: dict[str, list]) -> dict[str, list]:
+    """Columns of rows with image files -> the same with their images, upright."""
+    decoded = {path: Image().decode_example({"path": path, "bytes": None}) for path in set(chain(*batch["images"]))}
+    return batch | {"images": [[decoded[path] for path in paths] for paths in batch["images"]]}

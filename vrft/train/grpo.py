@@ -19,6 +19,7 @@ from vrft.rows import Row
 from vrft.tasks.base import Task
 from vrft.tasks.judge import Judge
 from vrft.train.datasets import training_dataset
+from vrft.train.shared_prefix import SharedPrefixTrainer
 
 
 def grpo_trainer(
@@ -32,16 +33,19 @@ def grpo_trainer(
     judge: Judge,
     arguments: dict,
     rollouts: Path,
+    sharing: str | None = None,
     peft_config: PeftConfig | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> GRPOTrainer:
-    """TRL's trainer, ready to train `model` on the rows.
+    """TRL's trainer, or the one that computes each prompt once, ready to train `model` on the rows.
 
     judge: what a completion earns; a term of weight 0 is logged and not optimised.
     arguments: fields of `trl.GRPOConfig`.
     rollouts: folder to which every completion is written with its terms, one JSON-lines file a step and process.
+    sharing: `auto` to share a prompt among its completions where possible, `on` to raise where not, None for TRL's own.
     """
-    return GRPOTrainer(
+    trainer = functools.partial(SharedPrefixTrainer, must_share=sharing == "on") if sharing else GRPOTrainer
+    return trainer(
         model=model,
         processing_class=processor,
         args=GRPOConfig(**arguments, reward_weights=[weight for _, weight in judge.columns]),
