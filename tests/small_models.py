@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from transformers import (
     AutoTokenizer,
     PreTrainedModel,
+    PrinterCallback,
     ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -25,6 +27,7 @@ from transformers import (
     Qwen3VLProcessor,
 )
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+from trl import GRPOConfig
 
 from vrft.configure import TINY_MODEL
 
@@ -43,9 +46,21 @@ TOKENS = ("image_pad", "video_pad", "vision_start", "vision_end")
 
 
 def small_model(
-    family: str, *, width: int = 64, n_layers: int = 2, vision_depth: int = 2, vision_width: int = 64, seed: int = 0
+    family: str,
+    *,
+    width: int = 64,
+    n_layers: int = 2,
+    vision_depth: int = 2,
+    vision_width: int = 64,
+    seed: int = 0,
+    is_tied: bool = True,
+    text_options: Mapping | None = None,
+    vision_options: Mapping | None = None,
 ) -> PreTrainedModel:
-    """Grouped-query attention, 4 heads on 2; weights large enough that tokens and gradients differ visibly."""
+    """Grouped-query attention, 4 heads on 2; weights large enough that tokens and gradients differ visibly.
+
+    text_options, vision_options: fields of the family's two configs, over those set here.
+    """
     config_class, model_class, *_, patch = FAMILIES[family]
     tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
     half = width // 4 // 2
@@ -82,7 +97,10 @@ def small_model(
         torch.manual_seed(seed)
         model = model_class(
             config_class(
-                text_config=text, vision_config={**vision, "initializer_range": 0.08}, tie_word_embeddings=True, **ids
+                text_config={**text, **(text_options or {})},
+                vision_config={**vision, "initializer_range": 0.08, **(vision_options or {})},
+                tie_word_embeddings=is_tied,
+                **ids,
             )
         )
     model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -128,3 +146,46 @@ def prompt_rows(n: int, *, image_sizes=((112, 84), (56, 56), (84, 140)), n_image
         for count in [n_images[row % len(n_images)]]
     ]
     return Dataset.from_list(rows)
+
+
+def reward_by_ids(completion_ids: list, **kwargs) -> list[float]:
+    """Something that differs between completions."""
+    return [sum(ids) % 7 / 7 + 0.01 * len(ids) for ids in completion_ids]
+
+
+def make_trainer(trainer_class, model: PreTrainedModel, family: str, rows: Dataset, folder: Path, **options):
+    """A GRPO trainer on the CPU with plain SGD. options: fields of `trl.GRPOConfig`, and those named here."""
+    reward, peft_config = options.pop("reward", reward_by_ids), options.pop("peft_config", None)
+    own = {"must_share": options.pop("must_share")} if "must_share" in options else {}
+    arguments = {
+        "output_dir": str(folder),
+        "max_steps": 3,
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": 16,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "optim": "sgd",
+        "beta": 0.0,
+        "top_k": 0,
+        "bf16": False,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "seed": 3,
+    }
+    trainer = trainer_class(
+        model=model,
+        args=GRPOConfig(**arguments | options),
+        reward_funcs=[reward],
+        train_dataset=rows,
+        processing_class=small_processor(family),
+        peft_config=peft_config,
+        **own,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer

@@ -25,7 +25,7 @@ from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, uns
 
 from vrft.errors import UserError
 from vrft.models.image_features import ImageFeatures, is_vision_frozen
-from vrft.models.rollout import generate_shared
+from vrft.models.rollout import generate_shared, sampling_fault
 from vrft.models.shared_prefix import Prompts, model_fault, pack, register_attention, rotary_positions
 from vrft.train.prompt_once import PromptOnce
 
@@ -142,11 +142,8 @@ class SharedPrefixTrainer(GRPOTrainer):
             skipped |= inputs["advantages"] == 0
         if not self.model.training:
             return torch.zeros_like(skipped)
-        kind = self.accelerator.distributed_type
-        is_plain = kind in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-        is_alone = kind == DistributedType.NO or (is_plain and not self.accelerator.sync_gradients)
-        if not is_alone:
-            skipped[0] &= ~skipped.all()  # the other processes wait for this one's forward and backward
+        if self.accelerator.distributed_type != DistributedType.NO:
+            skipped[0] &= ~skipped.all()  # DDP and DeepSpeed wait for every process's forward and backward
         return skipped
 
     def _get_per_token_logps_and_entropies(
@@ -238,12 +235,9 @@ class SharedPrefixTrainer(GRPOTrainer):
         return "the loss has a load-balancing term" if has_aux_loss else model_fault(model)
 
     def _rollout_fault(self, model: PreTrainedModel, fields: Mapping[str, Any]) -> str | None:
-        config = self.generation_config
         if is_deepspeed_zero3_enabled() and not self.args.ds3_gather_for_generation:
             return "trainer.args.ds3_gather_for_generation=false: processes would wait for each other at every token"
-        if (config.num_beams and config.num_beams > 1) or config.cache_implementation:
-            return "beams and other caches are left to transformers"
-        return self._scoring_fault(model, fields, has_aux_loss=False)
+        return sampling_fault(self.generation_config) or self._scoring_fault(model, fields, has_aux_loss=False)
 
     def _refuses(self, fault: str | None) -> bool:
         """True if a batch has to take TRL's path. Raises `UserError` if that is not wanted."""
