@@ -1,23 +1,24 @@
 """One GRPO step by stock TRL and by vrft's shared prefix, side by side on the same random model in one process.
 
     OMP_NUM_THREADS=1 python tests/bench/bench_step.py [--quick] [--repeats N] [--out FILE.json] [--plot FILE.png]
-    python tests/bench/bench_step.py --gpu qwen2_vl_2b        (or qwen2_5_vl_3b; needs about 80 GB)
+    python tests/bench/bench_step.py --gpu qwen2_vl_2b        (or qwen2_5_vl_3b; needs some 130 GB)
 
-A step is all of `trainer.train()` for one prompt: fetching the batch, preprocessing, completions of exactly C tokens, the
-reference model's log probabilities (beta = 0.04), rewards, forward and backward without checkpointing, SGD. Of each side:
+A step is all of `trainer.train()` for one prompt: fetching the batch, preprocessing, completions of exactly C tokens,
+log probabilities of a reference (beta = 0.04), rewards, forward and backward without checkpointing, SGD. Of each side:
 
-    FLOPs    what torch's counter counts, attention included; as is its convention, causal attention as if it were full
+    FLOPs    by torch's counter, attention included; by its convention causal attention counts as if it were full
     time     CPU time, on a GPU wall time; the sides take turns, median
     saved    bytes that the loss keeps for its backward pass, each storage once, weights left out
     peak     on a GPU: the most memory that a step allocated on top of what was held before it
 
 and the largest absolute differences of log probabilities (policy's and reference's), of the loss and of any weight's
-gradient in the very first step. Lines without a time are points of the plot. P: prompt tokens, C: completion tokens,
+gradient in the very first step. Rows without a time are points of the plot. P: prompt tokens, C: completion tokens,
 G: completions of the prompt.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
 import functools
@@ -25,10 +26,10 @@ import gc
 import json
 import math
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,180 +38,39 @@ import matplotlib.pyplot as plt
 import torch
 import transformers
 import trl
-from datasets import Dataset, Image, List
-from peft import LoraConfig
+from step_cases import TIMING_MODEL, TRUE_SHAPES, Case, make_trainer, save_random_model
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from transformers import PrinterCallback
-from trl import GRPOConfig, GRPOTrainer
-
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-from small_models import picture, save_model, small_processor
+from trl import GRPOTrainer
 
 from vrft.models import shared_prefix
-from vrft.train.datasets import training_dataset
 from vrft.train.shared_prefix import SharedPrefixTrainer
 
 SIDES = {"stock": GRPOTrainer, "shared": SharedPrefixTrainer}
-N_TEXT, N_TEMPLATE = 89, 16  # text tokens of every prompt; of these the chat template's
-TOKEN_SIDE = 28  # pixels of an image token: 2 x 2 patches of 14
-
-
-class Case(NamedTuple):
-    """What is measured: P (text, and an image of P - 89 tokens, a square number), C, G."""
-
-    n_prompt: int
-    n_completion: int
-    n_group: int
-    is_lora: bool = False  # LoRA on the language model, the vision tower frozen; else all weights are trained
-
-
-class Architecture(NamedTuple):
-    """A family of `small_models`, and the fields of its configs that differ from those there."""
-
-    family: str
-    text: dict[str, Any]
-    vision: dict[str, Any]
-    is_tied: bool = True
-
-
 TIMED = (Case(665, 64, 8), Case(345, 64, 8), Case(665, 64, 16), Case(665, 64, 8, is_lora=True))
-PLOTTED = {
-    "P": [Case(n_prompt, 64, 8) for n_prompt in (105, 189, 345, 665, 1050)],
-    "C": [Case(665, n_completion, 8) for n_completion in (16, 32, 64, 128, 256)],
-    "G": [Case(665, 64, n_group) for n_group in (2, 4, 8, 16)],
-}
-
-TIMING_MODEL = Architecture(  # 8.3 M parameters, 1.3 M of them in the vision tower
-    "qwen2_vl",
-    {
-        "hidden_size": 256,
-        "num_hidden_layers": 6,
-        "intermediate_size": 1024,
-        "head_dim": 64,
-        "vocab_size": 2048,
-        "initializer_range": 0.02,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
-    },
-    {"depth": 4, "embed_dim": 128, "hidden_size": 256, "mlp_ratio": 4, "initializer_range": 0.02},
-    is_tied=False,
+PLOTTED = (  # by P, by C, by G
+    [Case(n_prompt, 64, 8) for n_prompt in (105, 189, 345, 665, 1050)],
+    [Case(665, n_completion, 8) for n_completion in (16, 32, 64, 128, 256)],
+    [Case(665, 64, n_group) for n_group in (2, 4, 8, 16)],
 )
-_TRUE_TEXT = {
-    "num_key_value_heads": 2,
-    "head_dim": 128,
-    "vocab_size": 151936,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-    "initializer_range": 0.02,
-}
-_TRUE_VISION = {"depth": 32, "num_heads": 16, "initializer_range": 0.02}
-TRUE_SHAPES = {  # config.json of Qwen/Qwen2-VL-2B-Instruct and Qwen/Qwen2.5-VL-3B-Instruct
-    "qwen2_vl_2b": Architecture(
-        "qwen2_vl",
-        _TRUE_TEXT
-        | {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
-        _TRUE_VISION | {"embed_dim": 1280, "hidden_size": 1536, "mlp_ratio": 4},
-    ),
-    "qwen2_5_vl_3b": Architecture(
-        "qwen2_5_vl",
-        _TRUE_TEXT
-        | {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16},
-        _TRUE_VISION
-        | {"hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 2048, "window_size": 112}
-        | {"fullatt_block_indexes": [7, 15, 23, 31]},
-    ),
-}
+HEAD = """| case | GFLOPs | bound | time, s | saved, MB | peak, MB | Δ log p | Δ loss | Δ gradient |
+|---|---|---|---|---|---|---|---|---|"""
+
 
 _ATEN = torch.ops.aten
-FLOP_FORMULAS = {  # of operators that torch's counter takes for free: attention on the CPU, TRL's head in its backward
-    _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
-        query, key, value
-    ),
-    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, query, key, value, *_, **__: (
-        sdpa_backward_flop_count(grad, query, key, value)
-    ),
+FLOP_FORMULAS = {  # operators that torch's counter takes for free: attention on the CPU, TRL's head in its backward
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda *qkv, **_: sdpa_flop_count(*qkv[:3]),
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda *grad, **_: sdpa_backward_flop_count(*grad[:4]),
     _ATEN.addmm_: lambda _, left, right, **__: 2 * math.prod(left) * right[1],
 }
-
-
-def save_random_model(folder: Path, architecture: Architecture = TIMING_MODEL) -> Path:
-    """The folder, with model and processor: policy and reference are loaded from there."""
-    family, text, vision, is_tied = architecture
-    return save_model(folder, family, is_tied=is_tied, text_options=text, vision_options=vision)
-
-
-def make_trainer(
-    cls: type[GRPOTrainer], case: Case, folder: Path, *, family: str = "qwen2_vl", on_gpu: bool = False, **load: Any
-) -> GRPOTrainer:
-    """A trainer of one prompt whose `train()` is one step; every completion has exactly C tokens.
-
-    folder: of the saved model. load: options for `from_pretrained`.
-    """
-    lora = LoraConfig(r=16, lora_alpha=32, target_modules=r".*language_model.*\.(q|k|v|o|gate|up|down)_proj")
-    trainer = cls(
-        model=str(folder),
-        args=GRPOConfig(
-            output_dir=str(folder / "out"),
-            max_steps=1,
-            per_device_train_batch_size=case.n_group,
-            gradient_accumulation_steps=1,
-            num_generations=case.n_group,
-            max_completion_length=case.n_completion,
-            generation_kwargs={"min_new_tokens": case.n_completion},
-            top_k=0,
-            beta=0.04,
-            gradient_checkpointing=False,
-            optim="sgd",
-            model_init_kwargs=load or None,
-            bf16=on_gpu,
-            use_cpu=not on_gpu,
-            dataloader_pin_memory=on_gpu,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
-        ),
-        reward_funcs=[reward],
-        train_dataset=question_dataset(cls, case, folder),
-        processing_class=small_processor(family),
-        peft_config=lora if case.is_lora else None,
-    )
-    trainer.remove_callback(PrinterCallback)
-    leave_reference(trainer.model)
-    return trainer
-
-
-@torch.no_grad()
-def leave_reference(policy: torch.nn.Module) -> None:
-    """Some noise on the weights that are trained: the divergence from the reference and its gradient are 0 before."""
-    torch.manual_seed(0)
-    for weight in policy.parameters():
-        if weight.requires_grad:
-            weight += 0.002 * torch.randn_like(weight)
-
-
-def reward(completion_ids: Sequence[Sequence[int]], **_) -> list[float]:
-    """Seven values, by the sum of a completion's token ids: a group has several."""
-    return [sum(ids) % 7 / 7 for ids in completion_ids]
-
-
-def question_dataset(cls: type[GRPOTrainer], case: Case, folder: Path) -> Dataset:
-    """One question about one image file, as vrft reads it and, for stock TRL, as TRL's examples do."""
-    side = math.isqrt(case.n_prompt - N_TEXT)
-    if side**2 != case.n_prompt - N_TEXT:
-        raise ValueError(f"P = {case.n_prompt}: P - {N_TEXT} has to be a square number, the tokens of the image")
-    picture(side * TOKEN_SIDE, side * TOKEN_SIDE).save(folder / f"{side}.png")
-    question = "\n" * (N_TEXT - N_TEMPLATE)  # of all strings these surely are one token a character
-    rows = [{"row_id": "0", "images": [f"{side}.png"]}]
-    if issubclass(cls, SharedPrefixTrainer):
-        return training_dataset(rows, folder, question=lambda row: question)
-    columns = {"prompt": [[{"role": "user", "content": question}]], "images": [[str(folder / f"{side}.png")]]}
-    return Dataset.from_dict(columns).cast_column("images", List(Image()))
 
 
 class Step(NamedTuple):
     """What was seen of one step. Rows are sorted by completion: stock TRL shuffles them."""
 
+    size: tuple[int, int, int]  # (P, C, G)
     flops: int
     saved_bytes: int
     loss: float
@@ -228,9 +88,10 @@ def observed_step(trainer: GRPOTrainer, seed: int = 0) -> Step:
             loss = compute(model, inputs)
         ids = inputs["completion_ids"].tolist()
         order = sorted(range(len(ids)), key=ids.__getitem__)
+        n_written = int(inputs["completion_mask"].sum(1).min())
+        seen["size"] = inputs["prompt_ids"].shape[1], n_written, len(ids)
         seen["loss"], seen["completions"] = loss.item(), [ids[row] for row in order]
-        logps = torch.stack([seen.pop("policy"), inputs["ref_per_token_logps"].float()])
-        seen["logps"] = logps[:, order]
+        seen["logps"] = torch.stack([seen.pop("policy"), inputs["ref_per_token_logps"].float()])[:, order]
         return loss
 
     def watch_logps(compute: Callable, *args: Any, **kwargs: Any) -> tuple:
@@ -253,7 +114,8 @@ def observed_step(trainer: GRPOTrainer, seed: int = 0) -> Step:
         FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter,
     ):
         trainer.train()
-    return Step(counter.get_total_flops(), sum(seen.pop("saved_bytes").values()), **seen)
+    seen |= {"flops": counter.get_total_flops(), "saved_bytes": sum(seen["saved_bytes"].values())}
+    return Step(**seen)
 
 
 @contextlib.contextmanager
@@ -274,7 +136,7 @@ def without_modes(function: Callable, *args: Any) -> Any:
 
 
 @contextlib.contextmanager
-def counted_storages(exclude: Iterator[Tensor]) -> Iterator[dict[int, int]]:
+def counted_storages(exclude: Iterable[Tensor]) -> Iterator[dict[int, int]]:
     """Bytes, by address, of each storage that is saved for backward meanwhile."""
     found: dict[int, int] = {}
     excluded = {tensor.untyped_storage().data_ptr() for tensor in exclude}
@@ -322,8 +184,12 @@ def timed_step(trainer: GRPOTrainer, seed: int) -> tuple[float, int | None]:
 
 def measured(case: Case, folder: Path, *, repeats: int, **options: Any) -> dict[str, Any]:
     """All figures of a case; without times if `repeats` is 0. options: of `make_trainer`."""
+    gc.collect()  # the trainers of the case before
     trainers = {side: make_trainer(cls, case, folder, **options) for side, cls in SIDES.items()}
     steps = {side: observed_step(trainer) for side, trainer in trainers.items()}
+    for side, step in steps.items():
+        if step.size != case[:3]:
+            raise ValueError(f"the {side} step has P, C, G = {step.size}, where {case[:3]} are wanted")
     runs = [{side: timed_step(trainer, seed) for side, trainer in trainers.items()} for seed in range(1, repeats + 1)]
     figures: dict[str, Any] = {"P": case.n_prompt, "C": case.n_completion, "G": case.n_group}
     figures |= {f"flops_{side}": step.flops for side, step in steps.items()}
@@ -345,8 +211,8 @@ def bound(n_prompt: int, n_completion: int, n_group: int) -> float:
     return n_group * (n_prompt + n_completion) / (n_prompt + n_group * n_completion)
 
 
-def row_of_table(figures: dict[str, Any], name: str = "") -> str:
-    """The figures as a row of a table in Markdown."""
+def table_row(figures: dict[str, Any], case: Case) -> str:
+    """The figures as a row of Markdown: stock / shared = ratio."""
 
     def pair(key: str, unit: float, digits: int) -> str:
         stock, shared = (figures.get(key.format(side)) for side in SIDES)
@@ -354,33 +220,93 @@ def row_of_table(figures: dict[str, Any], name: str = "") -> str:
             return "-"
         return f"{stock / unit:.{digits}f} / {shared / unit:.{digits}f} = **{stock / shared:.2f}**"
 
-    size = [figures[letter] for letter in "PCG"]
+    size = case[:3]
+    name = ", ".join(f"{letter} = {n}" for letter, n in zip("PCG", size, strict=True))
     cells = [
-        ", ".join(f"{letter} {n}" for letter, n in zip("PCG", size, strict=True)) + name,
+        name + (", LoRA and frozen vision" if case.is_lora else ""),
         pair("flops_{}", 1e9, 1),
         f"{bound(*size):.2f}",
         pair("time_{}_s", 1, 2),
         pair("saved_bytes_{}", 1e6, 1),
         pair("peak_bytes_{}", 1e6, 0),
-        *(f"{figures[key]:.1e}" for key in figures if key.endswith("_difference")),
+        *(f"{value:.1e}" for key, value in figures.items() if key.endswith("_difference")),
     ]
     return f"| {' | '.join(cells)} |"
 
 
-HEAD = """| case | GFLOPs | bound | time, s | saved, MB | peak, MB | Δ log p | Δ loss | Δ gradient |
-|---|---|---|---|---|---|---|---|---|"""
-
-
-def draw(results: Sequence[dict[str, Any]], file: Path) -> None:
-    """The ratio of FLOPs against P, C and G, beside the ratio of tokens."""
-    figure, panels = plt.subplots(1, 3, figsize=(9, 3), sharey=True, layout="constrained")
-    names = {"P": "prompt tokens P", "C": "completion tokens C", "G": "completions of a prompt G"}
-    for panel, (letter, cases) in zip(panels, PLOTTED.items(), strict=True):
-        by_size = {(one["P"], one["C"], one["G"]): one["flops_stock"] / one["flops_shared"] for one in results}
+def plot(ratios: dict[tuple[int, int, int], float], file: Path) -> None:
+    """Draws the ratios of FLOPs, by (P, C, G), beside the bounds."""
+    figure, panels = plt.subplots(1, 3, figsize=(9, 3.2), sharey=True, layout="constrained")
+    names = ("prompt tokens P", "completion tokens C", "completions of a prompt G")
+    for axis, (panel, name, cases) in enumerate(zip(panels, names, PLOTTED, strict=True)):
         sizes = [case[:3] for case in cases]
-        x = ["PCG".index(letter)]
-        x = [size["PCG".index(letter)] for size in sizes]
-        fixed = ", ".join(f"{other} = {size}" for other, size in zip("PCG", sizes[0], strict=True) if other != letter)
-        panel.plot(x, [by_size[size] for size in sizes], "o-", color="#1f5f8b", label="measured FLOPs")
-        panel.plot(x, [bound(*size) for size in sizes], color="#888888", linewidth=0.8, label="G(P + C) / (P + GC)")
-        panel.set(xlabel=names[letter], title=fixed, xticks=x, ylim=(0, None))
+        x = [size[axis] for size in sizes]
+        panel.plot(x, [ratios[size] for size in sizes], "o-", color="tab:blue", label="measured")
+        panel.plot(x, [bound(*size) for size in sizes], color="0.5", linewidth=0.8, label="G(P + C) / (P + GC)")
+        fixed = [f"{letter} = {n}" for i, (letter, n) in enumerate(zip("PCG", sizes[0], strict=True)) if i != axis]
+        panel.set(xlabel=name, title=", ".join(fixed), ylim=0, xticks=x)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(axis="y", color="0.9")
+    panels[0].set_ylabel("FLOPs of a step, stock / shared")
+    panels[0].legend(frameon=False)
+    figure.savefig(file, dpi=150)
+
+
+def surroundings(device: str) -> str:
+    """Where, with what and when."""
+    versions = [f"{module.__name__} {module.__version__}" for module in (torch, transformers, trl)]
+    return ", ".join([device, *versions, datetime.date.today().isoformat()])
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="without the points of the plot")
+    parser.add_argument("--repeats", type=int, default=3, help="steps of each side that are timed")
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures of the cases that train all weights")
+    parser.add_argument("--plot", type=Path, help="a PNG file for the ratios of FLOPs")
+    parser.add_argument("--gpu", choices=TRUE_SHAPES, help="a model of true size with random weights, in bfloat16")
+    parser.add_argument("--attention", choices=("sdpa", "flash_attention_2"), default="sdpa", help="with --gpu")
+    chosen = parser.parse_args()
+    if chosen.plot and (chosen.quick or chosen.gpu):
+        parser.error("--plot needs the points that --quick and --gpu leave out")
+    if chosen.repeats < 1:
+        parser.error(f"--repeats {chosen.repeats}: at least 1")
+    if chosen.gpu and not torch.cuda.is_available():
+        parser.error(f"--gpu {chosen.gpu} needs a CUDA device, and torch sees none; without --gpu the CPU is measured")
+    return chosen
+
+
+def main() -> None:
+    chosen = arguments()
+    warnings.simplefilter("ignore")
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    architecture = TRUE_SHAPES[chosen.gpu] if chosen.gpu else TIMING_MODEL
+    options = {"family": architecture.family, "gpu_attention": chosen.attention if chosen.gpu else None}
+    points = [] if chosen.quick or chosen.gpu else [case for cases in PLOTTED for case in cases]
+    print(surroundings(torch.cuda.get_device_name() if chosen.gpu else "CPU, one thread"))
+    print(HEAD, flush=True)
+    results: dict[Case, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_random_model(folder, architecture)
+        for case in dict.fromkeys([*TIMED, *points]):
+            repeats = chosen.repeats if case in TIMED else 0
+            results[case] = measured(case, folder, repeats=repeats, **options)
+            print(table_row(results[case], case), flush=True)
+    full = {case: figures for case, figures in results.items() if not case.is_lora}
+    if chosen.out:
+        records = [
+            {key: value for key, value in full[case].items() if not key.startswith("peak")}
+            for case in TIMED
+            if case in full
+        ]
+        chosen.out.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    if chosen.plot:
+        plot({case[:3]: one["flops_stock"] / one["flops_shared"] for case, one in full.items()}, chosen.plot)
+
+
+if __name__ == "__main__":
+    main()

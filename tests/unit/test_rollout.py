@@ -50,7 +50,9 @@ def prompts_of(processor, numbers):
 def sampling(**options):
     """A third of the vocabulary ends a completion, so that rows leave at many steps."""
     defaults = {"do_sample": True, "temperature": 1.0, "top_k": 0, "max_new_tokens": N_NEW, "pad_token_id": 576}
-    return GenerationConfig(**defaults | {"eos_token_id": list(range(0, 570, 12)), "suppress_tokens": [576, 581]} | options)
+    return GenerationConfig(
+        **defaults | {"eos_token_id": list(range(0, 570, 12)), "suppress_tokens": [576, 581]} | options
+    )
 
 
 def both(model, processor, prompt_of_row, config):

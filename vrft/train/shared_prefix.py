@@ -85,7 +85,7 @@ class SharedPrefixTrainer(GRPOTrainer):
             prompt_of_row = torch.empty(len(input_ids), dtype=torch.long, device=input_ids.device)
             for number, rows in enumerate(groups):
                 prompt_of_row[rows] = number
-            distinct = self._with_image_features(_base(policy), prompts.inputs([rows[0] for rows in groups]))
+            distinct = self._with_image_features(prompts.inputs([rows[0] for rows in groups]))
             return generate_shared(generate, distinct, prompt_of_row, generation_config=generation_config)
 
         with _replaced(policy, "generate", generate_once):
@@ -180,7 +180,7 @@ class SharedPrefixTrainer(GRPOTrainer):
         for chunk in _chunks(groups, batch_size or len(input_ids)):
             inputs = prompts.inputs([rows[0] for rows in chunk])
             packed = pack(input_ids, attention_mask, logits_to_keep, chunk, rotary_positions(base, inputs))
-            inputs = self._with_image_features(base, inputs)
+            inputs = self._with_image_features(inputs)
             with self.accelerator.autocast():
                 outputs = model(
                     input_ids=packed.input_ids,
@@ -221,12 +221,13 @@ class SharedPrefixTrainer(GRPOTrainer):
             entropies = torch.where(skipped, mean, entropies)
         return logps, entropies
 
-    def _with_image_features(self, model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
-        """A frozen vision tower's features, computed once a generation, in place of pixels."""
-        if not is_vision_frozen(model):
+    def _with_image_features(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A frozen vision tower's features, computed once a generation for policy and reference, in place of pixels."""
+        policy = _base(self.accelerator.unwrap_model(self.model))
+        if not is_vision_frozen(policy):
             return inputs
         with self.accelerator.autocast():
-            return self._image_features.stand_in(model, inputs)
+            return self._image_features.stand_in(policy, inputs)
 
     def _scoring_fault(self, model: PreTrainedModel, fields: Mapping[str, Any], has_aux_loss: bool) -> str | None:
         unknown = {name for name, value in fields.items() if value is not None} - {*_VISION, "mm_token_type_ids"}
