@@ -270,6 +270,11 @@ def _pair_faults(config: dict[str, Any]) -> Iterator[str]:
     if trainer["name"] != "sft" and trainer.get("sft_thought"):
         yield f"trainer.sft_thought is {trainer['sft_thought']}, which only trainer=sft reads; leave it out"
     yield from argument_faults(trainer["name"], trainer["args"])
+    rollout, attention = config["rollout"], config["model"]["attention"]
+    if rollout["name"] == "transformers" and rollout.get("sharing"):
+        yield f"rollout.sharing is {rollout['sharing']}, which only rollout=shared_prefix reads; leave it out"
+    if rollout.get("sharing") == "on" and attention == "eager":
+        yield "rollout.sharing=on cannot be kept with model.attention=eager; choose model.attention=sdpa"
     launch = config["launch"]
     if launch["name"] == "local" and launch["nproc_per_node"] > 1:
         yield f"launch=local starts one process; for launch.nproc_per_node={launch['nproc_per_node']} choose torchrun"

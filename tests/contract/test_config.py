@@ -86,6 +86,11 @@ def test_every_file_composes_and_passes(group, name):
     assert config["derived"]["per_device_train_batch_size"] >= 1
 
 
+@pytest.mark.parametrize(("written", "read"), [("on", "on"), ("true", "on"), ("auto", "auto")])
+def test_sharing_is_read_as_yaml_writes_it(written, read):
+    assert frozen(HUB_MODEL, f"rollout.sharing={written}")["rollout"]["sharing"] == read
+
+
 @pytest.mark.parametrize("name", GROUPS["trainer"])
 def test_every_trainer_has_settings_for_the_tiny_model(name):
     assert f"tiny_{name}" in GROUPS["recipe"]
@@ -155,6 +160,9 @@ def test_sft_of_the_demo_differs_from_rft_in_the_trainer_alone():
         (["launch.nproc_per_node=2"], ["choose torchrun"]),
         (["model.family=qwen3"], ["model.family is 'qwen3'", "qwen3_vl"]),
         (["trainer.eval_steps=null"], ["evaluate.checkpoint=last"]),
+        (["rollout.sharing=of"], ["rollout.sharing is 'of'", "auto or on"]),
+        (["rollout.sharing=on", "model.attention=eager"], ["rollout.sharing=on", "model.attention=sdpa"]),
+        (["rollout=transformers", "+rollout.sharing=auto"], ["rollout.sharing is auto", "only rollout=shared_prefix"]),
         # out of range
         (["memory.num_generations=1"], ["at least 2"]),
         (["memory.max_pixels=100"], ["memory.min_pixels=3136 exceeds memory.max_pixels=100"]),

@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+from safetensors.torch import load_file
 from wandb_file import read_history
 
 EXPERIMENTS = {
@@ -116,6 +117,23 @@ def test_the_same_seed_gives_the_same_run_and_wandb_offline_holds_it(vrft, tmp_p
     assert any("validation" in key for entry in history for key in entry)
     rewards = [entry["reward"] for entry in read_lines(run_dir / "metrics.jsonl") if "reward" in entry]
     assert [entry["train/reward"] for entry in logged] == rewards
+
+
+def test_sharing_prompts_changes_no_completion_and_no_weight(vrft, tmp_path, riddles_run):
+    """The default `rollout=shared_prefix` against TRL's own path, through every part of a run."""
+    stock = tmp_path / "stock"
+    vrft(*RIDDLES, f"run.dir={stock}", "rollout=transformers", "evaluate.before=false", "trainer.save_steps=1")
+    assert rollouts_of(stock) == rollouts_of(riddles_run)
+    weights = [load_file(run_dir / "checkpoints/last/model.safetensors") for run_dir in (stock, riddles_run)]
+    assert max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0]) <= 1e-6
+    steps = [
+        [entry for entry in read_lines(run_dir / "metrics.jsonl") if "reward" in entry]
+        for run_dir in (stock, riddles_run)
+    ]
+    for theirs, ours in zip(*steps, strict=True):
+        assert ours["shared_prefix/fraction"] == 1.0
+        assert "shared_prefix/fraction" not in theirs
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)
 
 
 @pytest.mark.slow

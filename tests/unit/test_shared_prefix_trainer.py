@@ -355,10 +355,8 @@ def test_signatures_still_fit(name):
     assert {key: theirs[key].default for key in named} == {key: ours[key].default for key in named}
 
 
-def test_must_share_names_the_key(tmp_path):
+def test_what_cannot_be_shared_is_refused_before_the_first_step(tmp_path):
     model = copy.deepcopy(small_model("qwen2_vl"))
-    trainer = make_trainer(
-        SharedPrefixTrainer, model, "qwen2_vl", prompt_rows(2), tmp_path, must_share=True, repetition_penalty=1.1
-    )
+    options = {"must_share": True, "repetition_penalty": 1.1}
     with pytest.raises(UserError, match=r"rollout\.sharing=on, but .*repetition_penalty.*rollout\.sharing=auto"):
-        trainer._generate_and_score_completions(batch_from(trainer))
+        make_trainer(SharedPrefixTrainer, model, "qwen2_vl", prompt_rows(2), tmp_path, **options)

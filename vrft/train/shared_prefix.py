@@ -48,6 +48,8 @@ class SharedPrefixTrainer(GRPOTrainer):
         self._zero_variance = 0.0  # share of groups, in the latest generation
         self._skipped: Tensor | None = None  # (B,), while a loss is computed: rows that it cannot depend on
         self._image_features = ImageFeatures()
+        if must_share:
+            self._refuses(self._rollout_fault(_base(self.model), {}))
         n_rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
         if n_rows % self.num_generations and self.accelerator.is_main_process:
             warnings.warn(
