@@ -226,9 +226,14 @@ def attend(
         """Queries stand at the end of the keys; (…, H, T, D) -> (…, T, H, D)."""
         if name != "sdpa":
             return base(module, query, key, value, None, **options)[0]
-        bias = {"is_causal": True}
-        if query.shape[2] != key.shape[2]:
-            bias = {"attn_mask": causal_lower_right(query.shape[2], key.shape[2])}
+        n_queries, n_keys = query.shape[2], key.shape[2]
+        if n_queries == n_keys:
+            bias = {"is_causal": True}
+        elif query.is_cuda:  # flash attention by its own kernel; elsewhere torch would make a mask of it after all
+            bias = {"attn_mask": causal_lower_right(n_queries, n_keys)}
+        else:
+            ones = torch.ones(n_queries, n_keys, dtype=torch.bool, device=query.device)
+            bias = {"attn_mask": ones.tril(n_keys - n_queries)}
         return scaled_dot_product_attention(
             query,
             key,
