@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from vrft.checkpoint_card import make_card, read_card, wording_drift
 from vrft.errors import UserError
@@ -81,6 +82,10 @@ def _make_trainer(experiment: Experiment, model, arguments: dict, callbacks: lis
     from vrft.train.sft import sft_trainer
 
     config = experiment.config
+    if config["deepspeed"]["config"] and config["derived"]["device"] == "cpu":
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo")  # accelerate skips its DeepSpeed branch on a CPU
     freeze_parts(model, config["model"]["freeze"], FAMILIES[config["model"]["family"]])
     shared = {
         "rows": experiment.training_rows,
@@ -131,9 +136,11 @@ def run(run_dir: Path) -> None:
             model.config._name_or_path = config["model"]["path"]  # from where TRL loads the reference model
         with experiment.timed("train"):
             history = train(experiment, model, resumed_from)
+        unset_hf_deepspeed_config()  # or a checkpoint would be loaded in parts, one a process
     names = list(dict.fromkeys([wanted["checkpoint"], *wanted["also"]])) if wanted["train"] and wanted["after"] else []
     for name in names:
-        policy = model if name == "last" else _load(experiment, str(run_dir / "checkpoints" / name))
+        is_whole = name == "last" and not config["deepspeed"]["config"]
+        policy = model if is_whole else _load(experiment, str(run_dir / "checkpoints" / name))
         with experiment.timed(f"evaluate_{name}"):
             results[name] = evaluate_splits(experiment, policy, experiment.test_splits, name=name)
     if experiment.processes.is_main_process:

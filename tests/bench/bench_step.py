@@ -1,6 +1,6 @@
 """One GRPO step by stock TRL and by vrft's shared prefix, side by side on the same random model in one process.
 
-    OMP_NUM_THREADS=1 python tests/bench/bench_step.py [--quick] [--repeats N] [--out FILE.json] [--plot FILE.png]
+    OMP_NUM_THREADS=1 python tests/bench/bench_step.py [--repeats N] [--out FILE.json] [--plot FILE.png]
     python tests/bench/bench_step.py --gpu qwen2_vl_2b        (or qwen2_5_vl_3b; needs some 130 GB)
 
 A step is all of `trainer.train()` for one prompt: fetching the batch, preprocessing, completions of exactly C tokens,
@@ -12,8 +12,10 @@ log probabilities of a reference (beta = 0.04), rewards, forward and backward wi
     peak     on a GPU: the most memory that a step allocated on top of what was held before it
 
 and the largest absolute differences of log probabilities (policy's and reference's), of the loss and of any weight's
-gradient in the very first step. Rows without a time are points of the plot. P: prompt tokens, C: completion tokens,
-G: completions of the prompt.
+gradient in the very first step. A plot needs further sizes, the rows without a time, and another ten minutes.
+
+P: prompt tokens, C: completion tokens, G: completions of the prompt; tokens: G(P + C) / (P + GC), how many times fewer
+of them the language model reads in a forward pass.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ PLOTTED = (  # by P, by C, by G
     [Case(665, n_completion, 8) for n_completion in (16, 32, 64, 128, 256)],
     [Case(665, 64, n_group) for n_group in (2, 4, 8, 16)],
 )
-HEAD = """| case | GFLOPs | bound | time, s | saved, MB | peak, MB | Δ log p | Δ loss | Δ gradient |
+HEAD = """| case | GFLOPs | tokens | time, s | saved, MB | peak, MB | Δ log p | Δ loss | Δ gradient |
 |---|---|---|---|---|---|---|---|---|"""
 
 
@@ -130,7 +132,7 @@ def watched(owner: object, name: str, watch: Callable) -> Iterator[None]:
 
 
 def without_modes(function: Callable, *args: Any) -> Any:
-    """torch cannot make a `CausalBias` while FLOPs are counted: "the raw Tensor object is already associated"."""
+    """On a GPU; torch cannot make a `CausalBias` under a counter: "the raw Tensor object is already associated"."""
     with _disable_current_modes():
         return function(*args)
 
@@ -168,18 +170,23 @@ def differences(stock: Step, shared: Step) -> dict[str, float]:
 
 def timed_step(trainer: GRPOTrainer, seed: int) -> tuple[float, int | None]:
     """Seconds of a step (CPU time; on a GPU wall time) and, on a GPU, the bytes that it allocated at most."""
+    on_gpu, marks, held = trainer.args.device.type == "cuda", [], 0
+
+    def mark(function: Callable, *args: Any) -> Any:
+        if on_gpu:
+            torch.cuda.synchronize()
+        marks.append(time.perf_counter() if on_gpu else time.process_time())
+        return function(*args)
+
     torch.manual_seed(seed)
     gc.collect()
-    if trainer.args.device.type == "cpu":
-        started = time.process_time()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+    with watched(trainer, "get_batch_samples", mark), watched(trainer.callback_handler, "on_step_end", mark):
         trainer.train()
-        return time.process_time() - started, None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    held, started = torch.cuda.memory_allocated(), time.perf_counter()
-    trainer.train()
-    torch.cuda.synchronize()
-    return time.perf_counter() - started, torch.cuda.max_memory_allocated() - held
+    started, ended = marks  # what `train` does before its first batch and after its last step is left out
+    return ended - started, torch.cuda.max_memory_allocated() - held if on_gpu else None
 
 
 def measured(case: Case, folder: Path, *, repeats: int, **options: Any) -> dict[str, Any]:
@@ -202,10 +209,10 @@ def measured(case: Case, folder: Path, *, repeats: int, **options: Any) -> dict[
     return figures
 
 
-def bound(n_prompt: int, n_completion: int, n_group: int) -> float:
+def token_ratio(n_prompt: int, n_completion: int, n_group: int) -> float:
     """How many times fewer tokens there are when G completions share their prompt.
 
-    >>> bound(600, 100, 6)
+    >>> token_ratio(600, 100, 6)
     3.5
     """
     return n_group * (n_prompt + n_completion) / (n_prompt + n_group * n_completion)
@@ -225,7 +232,7 @@ def table_row(figures: dict[str, Any], case: Case) -> str:
     cells = [
         name + (", LoRA and frozen vision" if case.is_lora else ""),
         pair("flops_{}", 1e9, 1),
-        f"{bound(*size):.2f}",
+        f"{token_ratio(*size):.2f}",
         pair("time_{}_s", 1, 2),
         pair("saved_bytes_{}", 1e6, 1),
         pair("peak_bytes_{}", 1e6, 0),
@@ -235,20 +242,26 @@ def table_row(figures: dict[str, Any], case: Case) -> str:
 
 
 def plot(ratios: dict[tuple[int, int, int], float], file: Path) -> None:
-    """Draws the ratios of FLOPs, by (P, C, G), beside the bounds."""
+    """Draws the ratios of FLOPs, by (P, C, G), beside those of tokens."""
     figure, panels = plt.subplots(1, 3, figsize=(9, 3.2), sharey=True, layout="constrained")
     names = ("prompt tokens P", "completion tokens C", "completions of a prompt G")
     for axis, (panel, name, cases) in enumerate(zip(panels, names, PLOTTED, strict=True)):
         sizes = [case[:3] for case in cases]
         x = [size[axis] for size in sizes]
         panel.plot(x, [ratios[size] for size in sizes], "o-", color="tab:blue", label="measured")
-        panel.plot(x, [bound(*size) for size in sizes], color="0.5", linewidth=0.8, label="G(P + C) / (P + GC)")
+        panel.plot(
+            x, [token_ratio(*size) for size in sizes], color="0.5", linewidth=0.8, label="tokens: G(P + C) / (P + GC)"
+        )
         fixed = [f"{letter} = {n}" for i, (letter, n) in enumerate(zip("PCG", sizes[0], strict=True)) if i != axis]
-        panel.set(xlabel=name, title=", ".join(fixed), ylim=0, xticks=x)
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(x, labels=x)
+        panel.minorticks_off()
+        panel.set(xlabel=name, title=", ".join(fixed))
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="y", color="0.9")
     panels[0].set_ylabel("FLOPs of a step, stock / shared")
-    panels[0].legend(frameon=False)
+    panels[0].set_ylim(0)
+    panels[0].legend(frameon=False, loc="lower right")
     figure.savefig(file, dpi=150)
 
 
@@ -260,15 +273,12 @@ def surroundings(device: str) -> str:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="without the points of the plot")
     parser.add_argument("--repeats", type=int, default=3, help="steps of each side that are timed")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures of the cases that train all weights")
     parser.add_argument("--plot", type=Path, help="a PNG file for the ratios of FLOPs")
     parser.add_argument("--gpu", choices=TRUE_SHAPES, help="a model of true size with random weights, in bfloat16")
     parser.add_argument("--attention", choices=("sdpa", "flash_attention_2"), default="sdpa", help="with --gpu")
     chosen = parser.parse_args()
-    if chosen.plot and (chosen.quick or chosen.gpu):
-        parser.error("--plot needs the points that --quick and --gpu leave out")
     if chosen.repeats < 1:
         parser.error(f"--repeats {chosen.repeats}: at least 1")
     if chosen.gpu and not torch.cuda.is_available():
@@ -285,7 +295,7 @@ def main() -> None:
     torch.set_num_threads(1)
     architecture = TRUE_SHAPES[chosen.gpu] if chosen.gpu else TIMING_MODEL
     options = {"family": architecture.family, "gpu_attention": chosen.attention if chosen.gpu else None}
-    points = [] if chosen.quick or chosen.gpu else [case for cases in PLOTTED for case in cases]
+    points = [case for cases in PLOTTED for case in cases] if chosen.plot else []
     print(surroundings(torch.cuda.get_device_name() if chosen.gpu else "CPU, one thread"))
     print(HEAD, flush=True)
     results: dict[Case, dict[str, Any]] = {}

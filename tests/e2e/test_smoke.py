@@ -80,6 +80,16 @@ def test_two_processes_give_the_same_evaluation_as_one(vrft, tmp_path, riddles_r
     assert json.loads((two / "result.json").read_text())["after"] is not None
 
 
+def test_zero3_trains_validates_and_evaluates_on_two_processes(vrft, tmp_path, riddles_run):
+    """Processes that generate unlike numbers of tokens, in rollouts and validation, do not wait for each other."""
+    two = tmp_path / "two"
+    processes = ("launch=torchrun", "launch.nproc_per_node=2", "deepspeed=zero3")
+    vrft(*RIDDLES, *processes, f"run.dir={two}", "evaluate.before=false", "evaluate.also=[last]")
+    steps = [entry for entry in read_lines(two / "metrics.jsonl") if "reward" in entry]
+    assert [entry["shared_prefix/fraction"] for entry in steps] == [1.0, 1.0]
+    assert {"best", "last"} <= json.loads((two / "result.json").read_text())["test_sets"]["test"].keys()
+
+
 def test_a_run_stopped_after_one_step_goes_on_to_the_same_weights(vrft, tmp_path, riddles_run):
     halved = tmp_path / "halved"
     shutil.copytree(riddles_run, halved)

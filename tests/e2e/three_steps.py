@@ -48,6 +48,7 @@ def three_steps(
     """The log entries of the steps, and the weights after them by name."""
     model = AutoModelForImageTextToText.from_pretrained(folder / "model", dtype=torch.float32)
     model.base_model.visual.requires_grad_(not freeze_vision)
+    model.generation_config.eos_token_id = list(range(0, 570, 24))  # completions end at many lengths
     trainer = make_trainer(
         SIDES[side],
         model,

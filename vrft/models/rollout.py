@@ -78,7 +78,8 @@ def _decode(
     prompt_mask = torch.ones_like(input_ids) if prompt_mask is None else prompt_mask  # dropped where nothing is padded
     first_position = inputs["position_ids"][1, :, -1] + 1  # the last prompt token is text: alike in all three axes
     prefill = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **inputs)
-    logits = model(**prefill, return_dict=True).logits[prompt_of_row, -1]  # (B, V)
+    forward = model.forward  # a call of the model itself is one that all processes under ZeRO-3 have to make together
+    logits = forward(**prefill, return_dict=True).logits[prompt_of_row, -1]  # (B, V)
     columns = _Columns(inputs["past_key_values"], prompt_mask.bool())
     n_new = generation_config.max_length - n_prompt
     pad = generation_config.pad_token_id
@@ -98,7 +99,7 @@ def _decode(
         fed = torch.full(mask.shape[::2][:1] + mask.shape[2:3], pad, device=device)
         positions = torch.zeros_like(fed)
         fed[slots], positions[slots] = tokens, first_position[prompts] + n_written - 1
-        logits = model(
+        logits = forward(
             input_ids=fed,
             attention_mask=_additive(mask, model.dtype),
             position_ids=positions.expand(3, -1, -1),

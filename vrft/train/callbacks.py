@@ -10,6 +10,7 @@ from pathlib import Path
 import transformers
 from tqdm import tqdm
 from transformers import TrainerCallback
+from trl.models.utils import unwrap_model_for_generation
 
 from vrft.errors import UserError
 from vrft.train.checkpoints import save_checkpoint
@@ -105,7 +106,9 @@ class Validation(TrainerCallback):
             control.should_log = should_log  # the validation's own log cleared it, and this step's would be lost
 
     def _validate(self, state) -> None:
-        metrics = self.evaluate(self.trainer.accelerator.unwrap_model(self.trainer.model))
+        # Under ZeRO-3 the weights are brought together meanwhile: processes generate different numbers of tokens.
+        with unwrap_model_for_generation(self.trainer.model_wrapped, self.trainer.accelerator) as policy:
+            metrics = self.evaluate(policy)
         figure = metrics[self.metric]
         if figure["value"] is None:
             raise UserError(
