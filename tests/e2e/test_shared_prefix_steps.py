@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import three_steps
+from small_models import save_model
 
 AGREE = ("loss", "grad_norm", "kl", "entropy", "reward", "completions/mean_length", "num_tokens", "step")
 KL = {"beta": 0.04}
@@ -73,6 +74,16 @@ PROCESSES = {
                 "deepspeed": {"zero_optimization": ZERO3, "zero_allow_untested_optimizer": True, **DEEPSPEED},
             },
         },
+        "unlike numbers of calls": {
+            "family": "qwen2_vl",
+            "arguments": {
+                **KL,
+                "deepspeed": {"zero_optimization": ZERO3, "zero_allow_untested_optimizer": True, **DEEPSPEED},
+                "per_device_train_batch_size": 2,
+                "gradient_accumulation_steps": 4,
+                "mask_truncated_completions": True,
+            },
+        },
     },
 }
 
@@ -98,6 +109,7 @@ def assert_agree(made: dict, *, is_split: bool = False) -> None:
 
 @pytest.mark.parametrize("settings", STEPS.values(), ids=STEPS)
 def test_three_steps_agree_with_trl(tmp_path, settings):
+    save_model(tmp_path / "model", settings["family"])
     made = three_steps.both_sides(tmp_path, settings)
     assert_agree(made, is_split=settings["arguments"].get("gradient_accumulation_steps", 1) > 1)
     skipped = [step["shared_prefix/skipped"] for step in made["shared"]]
@@ -113,7 +125,7 @@ def test_three_steps_of_two_processes_agree_with_trl(tmp_path, kind):
         *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"),
         *(str(Path(__file__).with_name("three_steps.py")), json.dumps(PROCESSES[kind]), str(tmp_path)),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     made = json.loads((tmp_path / "steps.json").read_text())
     assert made.keys() == PROCESSES[kind].keys()

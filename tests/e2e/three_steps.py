@@ -73,10 +73,7 @@ def three_steps(
 
 
 def both_sides(folder: Path, settings: dict) -> dict:
-    """`{"stock": [...], "shared": [...], "largest_difference": of any weight}`; `folder` gets the model."""
-    with PartialState(cpu=True).main_process_first():
-        if not (folder / "model").is_dir():
-            save_model(folder / "model", settings["family"])
+    """`{"stock": [...], "shared": [...], "largest_difference": of any weight}`; the model is in `folder / "model"`."""
     logs, weights = {}, {}
     for side in SIDES:
         logs[side], weights[side] = three_steps(side, folder, **settings)
@@ -93,6 +90,10 @@ def main() -> None:
         import deepspeed
 
         deepspeed.init_distributed(dist_backend="gloo")  # accelerate skips its DeepSpeed branch on a CPU
+    with PartialState(cpu=True).main_process_first():  # before ZeRO-3 would make all processes build them together
+        for name, settings in cases.items():
+            if not (folder / name).is_dir():
+                save_model(folder / name / "model", settings["family"])
     made = {name: both_sides(folder / name, settings) for name, settings in cases.items()}
     if os.environ.get("RANK", "0") == "0":
         (folder / "steps.json").write_text(json.dumps(made), encoding="utf-8")

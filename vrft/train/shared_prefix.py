@@ -47,6 +47,7 @@ class SharedPrefixTrainer(GRPOTrainer):
         self.must_share = must_share
         self._zero_variance = 0.0  # share of groups, in the latest generation
         self._skipped: Tensor | None = None  # (B,), while a loss is computed: rows that it cannot depend on
+        self._inputs: dict[str, Any] | None = None  # meanwhile, what it is computed from
         self._image_features = ImageFeatures()
         if must_share:
             self._refuses(self._rollout_fault(_base(self.model), {}))
@@ -62,7 +63,7 @@ class SharedPrefixTrainer(GRPOTrainer):
         self._image_features.clear()
         with _replaced(self, "processing_class", PromptOnce(self.processing_class)):
             batch = super()._generate_and_score_completions(inputs)
-        self._metrics["train" if self.model.training else "eval"]["frac_reward_zero_std"][-1] = self._zero_variance
+        self._metrics[self._mode]["frac_reward_zero_std"][-1] = self._zero_variance
         return batch
 
     def _calculate_rewards(self, *args, **kwargs) -> Tensor:
@@ -125,7 +126,7 @@ class SharedPrefixTrainer(GRPOTrainer):
             share = self._skipped.float().mean().item()
         finally:
             self._skipped = self._inputs = None
-        self._metrics["train" if self.model.training else "eval"]["shared_prefix/skipped"].append(share)
+        self._metrics[self._mode]["shared_prefix/skipped"].append(share)
         return loss
 
     def _rows_without_effect(self, inputs: Mapping[str, Any]) -> Tensor:
@@ -179,7 +180,8 @@ class SharedPrefixTrainer(GRPOTrainer):
         logps = input_ids.new_zeros((len(input_ids), logits_to_keep), dtype=torch.float32)
         entropies = logps.clone() if compute_entropy else None
         groups = self._scored(prompts.groups(), attention_mask[:, n_prompt:])
-        for chunk in _chunks(groups, batch_size or len(input_ids)):
+        chunks = list(_chunks(groups, batch_size or len(input_ids)))
+        for number, chunk in enumerate([*chunks, *[chunks[0]] * self._n_missing_calls(len(chunks))]):
             inputs = prompts.inputs([rows[0] for rows in chunk])
             packed = pack(input_ids, attention_mask, logits_to_keep, chunk, rotary_positions(base, inputs))
             inputs = self._with_image_features(inputs)
@@ -192,9 +194,9 @@ class SharedPrefixTrainer(GRPOTrainer):
                     fused_lm_head=True,
                     **{name: inputs[name] for name in _VISION if name in inputs},
                 )
-            logps = logps + packed.unpack(outputs.log_probs)
-            if compute_entropy:
-                entropies = entropies + packed.unpack(outputs.entropy)
+            if number < len(chunks):
+                logps = logps + packed.unpack(outputs.log_probs)
+                entropies = entropies + packed.unpack(outputs.entropy) if compute_entropy else None
         if self._skipped is not None and self._skipped.any():
             logps, entropies = self._filled(logps, entropies)
         return logps, entropies, None
@@ -210,6 +212,13 @@ class SharedPrefixTrainer(GRPOTrainer):
         is_scored = is_scored.tolist()
         groups = [[row for row in rows if is_scored[row]] for rows in groups]
         return [rows for rows in groups if rows]
+
+    def _n_missing_calls(self, n_calls: int) -> int:
+        """How many more another process makes; under ZeRO-3 each is one that all have to make together."""
+        if not is_deepspeed_zero3_enabled() or torch.is_grad_enabled():  # a loss is always one call
+            return 0
+        n_everywhere = self.accelerator.gather(torch.tensor([n_calls], device=self.accelerator.device))
+        return int(n_everywhere.max()) - n_calls
 
     def _filled(self, logps: Tensor, entropies: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Rows left out get a ratio of 1, and an entropy that leaves the mean as it is: NaN, if there is none."""
@@ -251,7 +260,11 @@ class SharedPrefixTrainer(GRPOTrainer):
         return fault is not None
 
     def _log_fraction(self, share: float) -> None:
-        self._metrics["train" if self.model.training else "eval"]["shared_prefix/fraction"].append(share)
+        self._metrics[self._mode]["shared_prefix/fraction"].append(share)
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
 
 
 def _base(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
