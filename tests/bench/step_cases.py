@@ -1,4 +1,4 @@
-"""What `bench_step.py` measures: sizes of a step, random models, and a trainer of one step for each side."""
+"""What `step.py` measures: sizes of a step, random models, and a trainer of one step for each side."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Building rows from annotations of COCO's size: generated JPEG files of 640 × 480 pixels, seven boxes each on average.
 
-    .venv/bin/python tests/bench/bench_build.py --images 118287    (COCO's train2017; some 6 GB in the temporary folder)
+    .venv/bin/python tests/bench/build.py --images 118287    (COCO's train2017; some 6 GB in the temporary folder)
 
 Prints the wall time and the memory of `vrft build`, and the same again with the checked images known: a build that was
 killed goes on like that.

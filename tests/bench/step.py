@@ -1,7 +1,7 @@
 """One GRPO step by stock TRL and by vrft's shared prefix, side by side on the same random model in one process.
 
-    OMP_NUM_THREADS=1 python tests/bench/bench_step.py [--repeats N] [--out FILE.json] [--plot FILE.png]
-    python tests/bench/bench_step.py --gpu qwen2_vl_2b        (or qwen2_5_vl_3b; needs some 130 GB)
+    OMP_NUM_THREADS=1 python tests/bench/step.py [--repeats N] [--out FILE.json] [--plot FILE.png]
+    python tests/bench/step.py --gpu qwen2_vl_2b        (or qwen2_5_vl_3b; written, never run)
 
 A step is all of `trainer.train()` for one prompt: fetching the batch, preprocessing, completions of exactly C tokens,
 log probabilities of a reference (beta = 0.04), rewards, forward and backward without checkpointing, SGD. Of each side:
@@ -12,7 +12,7 @@ log probabilities of a reference (beta = 0.04), rewards, forward and backward wi
     peak     on a GPU: the most memory that a step allocated on top of what was held before it
 
 and the largest absolute differences of log probabilities (policy's and reference's), of the loss and of any weight's
-gradient in the very first step. A plot needs further sizes, the rows without a time, and another ten minutes.
+gradient in the very first step. A plot needs further sizes, the rows without a time, and seven more minutes.
 
 P: prompt tokens, C: completion tokens, G: completions of the prompt; tokens: G(P + C) / (P + GC), how many times fewer
 of them the language model reads in a forward pass.
@@ -26,6 +26,7 @@ import datetime
 import functools
 import gc
 import json
+import logging
 import math
 import statistics
 import tempfile
@@ -290,7 +291,7 @@ def main() -> None:
     chosen = arguments()
     warnings.simplefilter("ignore")
     datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_error()
+    logging.disable(logging.WARNING)  # also what DeepSpeed, where installed, writes to the standard output
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
     architecture = TRUE_SHAPES[chosen.gpu] if chosen.gpu else TIMING_MODEL
