@@ -42,16 +42,13 @@ FAMILIES = {
     ),
     "qwen3_vl": (Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor, Qwen3VLVideoProcessor, 16),
 }
+WIDTH = 64
 TOKENS = ("image_pad", "video_pad", "vision_start", "vision_end")
 
 
 def small_model(
     family: str,
     *,
-    width: int = 64,
-    n_layers: int = 2,
-    vision_depth: int = 2,
-    vision_width: int = 64,
     seed: int = 0,
     is_tied: bool = True,
     text_options: Mapping | None = None,
@@ -63,15 +60,15 @@ def small_model(
     """
     config_class, model_class, *_, patch = FAMILIES[family]
     tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
-    half = width // 4 // 2
+    half = WIDTH // 4 // 2
     text = {
         "vocab_size": len(tokenizer),
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-        "num_hidden_layers": n_layers,
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": width // 4,
+        "head_dim": WIDTH // 4,
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 1e4,
@@ -82,11 +79,11 @@ def small_model(
         "pad_token_id": tokenizer.pad_token_id,
         "initializer_range": 0.08,
     }
-    vision = {"depth": vision_depth, "num_heads": 4, "patch_size": patch, "spatial_merge_size": 2}
+    vision = {"depth": 2, "num_heads": 4, "patch_size": patch, "spatial_merge_size": 2}
     if family == "qwen2_vl":
-        vision |= {"embed_dim": vision_width, "hidden_size": width, "mlp_ratio": 2}
+        vision |= {"embed_dim": WIDTH, "hidden_size": WIDTH, "mlp_ratio": 2}
     else:
-        vision |= {"hidden_size": vision_width, "out_hidden_size": width, "intermediate_size": 2 * vision_width}
+        vision |= {"hidden_size": WIDTH, "out_hidden_size": WIDTH, "intermediate_size": 2 * WIDTH}
     if family == "qwen2_5_vl":
         vision |= {"fullatt_block_indexes": [1], "window_size": 56}
     if family == "qwen3_vl":
