@@ -273,6 +273,8 @@ def _pair_faults(config: dict[str, Any]) -> Iterator[str]:
     rollout, attention = config["rollout"], config["model"]["attention"]
     if rollout["name"] == "transformers" and rollout.get("sharing"):
         yield f"rollout.sharing is {rollout['sharing']}, which only rollout=shared_prefix reads; leave it out"
+    if rollout["name"] == "shared_prefix" and not rollout.get("sharing"):
+        yield "rollout.sharing is null: choose rollout=transformers for TRL's own path, or sharing=auto"
     if rollout.get("sharing") == "on" and attention == "eager":
         yield "rollout.sharing=on cannot be kept with model.attention=eager; choose model.attention=sdpa"
     launch = config["launch"]

@@ -139,7 +139,8 @@ def run(run_dir: Path) -> None:
         unset_hf_deepspeed_config()  # or a checkpoint would be loaded in parts, one a process
     names = list(dict.fromkeys([wanted["checkpoint"], *wanted["also"]])) if wanted["train"] and wanted["after"] else []
     for name in names:
-        is_whole = name == "last" and not config["deepspeed"]["config"]
+        is_sharded = ((config["deepspeed"]["config"] or {}).get("zero_optimization") or {}).get("stage") == 3
+        is_whole = name == "last" and not is_sharded
         policy = model if is_whole else _load(experiment, str(run_dir / "checkpoints" / name))
         with experiment.timed(f"evaluate_{name}"):
             results[name] = evaluate_splits(experiment, policy, experiment.test_splits, name=name)

@@ -12,7 +12,17 @@ import pytest
 import three_steps
 from small_models import save_model
 
-AGREE = ("loss", "grad_norm", "kl", "entropy", "reward", "completions/mean_length", "num_tokens", "step")
+AGREE = (
+    "loss",
+    "grad_norm",
+    "kl",
+    "entropy",
+    "entropy_coef",
+    "reward",
+    "completions/mean_length",
+    "num_tokens",
+    "step",
+)
 KL = {"beta": 0.04}
 STEPS = {
     "Qwen2-VL": {"family": "qwen2_vl", "arguments": KL},
@@ -51,6 +61,17 @@ STEPS = {
         "family": "qwen2_5_vl",
         "arguments": {"loss_type": "dapo", "num_iterations": 2, "per_device_train_batch_size": 16},
         "reward": "first_token",
+    },
+    "nothing to learn from": {"family": "qwen2_vl", "arguments": {"optim": "adamw_torch"}, "reward": "constant"},
+    "adaptive entropy, all completions masked": {
+        "family": "qwen2_vl",
+        "arguments": {
+            "mask_truncated_completions": True,
+            "max_completion_length": 1,
+            "use_adaptive_entropy": True,
+            "entropy_target": 0.5,
+            "entropy_coef": 0.01,
+        },
     },
     "GSPO": {"family": "qwen2_vl", "arguments": {"importance_sampling_level": "sequence", "loss_type": "grpo"}},
 }
@@ -101,9 +122,7 @@ def assert_agree(made: dict, *, is_split: bool = False) -> None:
                 continue  # that of the other rows
             if theirs.get(name) is not None and not (is_split and name in ("kl", "entropy")):
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-7), (name, theirs, ours)
-    assert any(step["grad_norm"] > 0.01 for step in stock), "steps without a gradient would show nothing"
     assert made["largest_difference"] <= 1e-6
-    assert all(step["completions/min_length"] < step["completions/max_length"] for step in stock[:1])
     assert all(step["shared_prefix/fraction"] == 1.0 for step in shared)
 
 
@@ -113,9 +132,7 @@ def test_three_steps_agree_with_trl(tmp_path, settings):
     made = three_steps.both_sides(tmp_path, settings)
     assert_agree(made, is_split=settings["arguments"].get("gradient_accumulation_steps", 1) > 1)
     skipped = [step["shared_prefix/skipped"] for step in made["shared"]]
-    assert (max(skipped) > 0.2) == (
-        settings.get("reward") == "first_token" or "mask_truncated_completions" in settings["arguments"]
-    )
+    assert (max(skipped) > 0.2) == ("reward" in settings or "mask_truncated_completions" in settings["arguments"])
 
 
 @pytest.mark.parametrize("kind", PROCESSES)

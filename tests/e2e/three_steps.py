@@ -3,7 +3,7 @@
     python tests/e2e/three_steps.py '{"a name": {"family": "qwen2_vl", "arguments": {"beta": 0.04}}}' FOLDER
 
 Also under torchrun. Settings: `family`, `arguments` of `trl.GRPOConfig`, `lora` and `freeze_vision` (true or false),
-`n_images` by row, `reward` (`ids` or `first_token`).
+`n_images` by row, `reward` (`ids`, `first_token` or `constant`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,14 @@ def first_token(completion_ids: list, **kwargs) -> list[float]:
     return [float(ids[0] % 16 == 0) for ids in completion_ids]
 
 
+def constant(completion_ids: list, **kwargs) -> list[float]:
+    """Nothing to learn from."""
+    return [1.0] * len(completion_ids)
+
+
+REWARDS = {"ids": reward_by_ids, "first_token": first_token, "constant": constant}
+
+
 def three_steps(
     side: str,
     folder: Path,
@@ -55,7 +63,7 @@ def three_steps(
         family,
         prompt_rows(24, n_images=n_images),
         folder,
-        reward={"ids": reward_by_ids, "first_token": first_token}[reward],
+        reward=REWARDS[reward],
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None,
         **arguments,
     )

@@ -108,8 +108,37 @@ def test_a_generation_prepares_each_prompt_once_and_decodes_each_file_once(tmp_p
     counted.update(preprocessed=0, rendered=0)
     trainer._generate_and_score_completions(batch)
     assert counted == {"preprocessed": 2, "rendered": 2}
+    assert trainer._metrics["train"]["shared_prefix/fraction_sampled"] == [1.0]
+    assert dataset.select_columns(["row_id"])[0] == {"row_id": "0"}
     assert trainer.processing_class.__class__.__name__ == "Qwen2VLProcessor", "as it was before"
     assert task.name == "grounding"
+
+
+def test_what_is_asked_otherwise_the_processor_answers(counted):
+    processor = small_processor("qwen2_vl")
+    once = PromptOnce(processor)
+    assert once(text=["find it", "count"])["input_ids"] == processor(text=["find it", "count"])["input_ids"]
+    right = {"text": ["find it", "count"], "padding": True, "padding_side": "right", "return_tensors": "pt"}
+    assert torch.equal(once(**right)["input_ids"], processor(**right)["input_ids"])
+    assert once.tokenizer is processor.tokenizer
+
+
+def test_rows_without_an_image_stand_beside_rows_with_one(tmp_path):
+    """TRL itself refuses such a batch. Whatever shares a micro-batch, the gradient is the same."""
+    gradients = []
+    for per_device in (16, 4):
+        trainer = make_trainer(
+            SharedPrefixTrainer, small_model("qwen2_vl"), "qwen2_vl", prompt_rows(4, n_images=(1, 0)), tmp_path,
+            per_device_train_batch_size=per_device, gradient_accumulation_steps=16 // per_device, loss_type="grpo",
+        )  # fmt: skip
+        inputs = batch_from(trainer)
+        torch.manual_seed(0)
+        for number in range(16 // per_device):
+            trainer._step = number
+            trainer._compute_loss(trainer.model, trainer._prepare_inputs(inputs)).backward()
+        gradients.append({name: weight.grad for name, weight in trainer.model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-6, rtol=0)
 
 
 # --- batches by group ------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from transformers import (
 
 from vrft.errors import UserError
 from vrft.models.rollout import generate_shared
+from vrft.models.shared_prefix import family_fault, without_adapter
 
 
 def chat(question: str, n_images: int) -> list[dict]:
@@ -78,13 +79,14 @@ def generate_texts(
     is_training = model.training
     model.eval()
     highest = _HighestLogprob()
-    output = generate_shared(
-        model.generate,
-        inputs,
-        range(len(prompts)),
-        generation_config=_generation_config(model, processor, max_new_tokens, temperature),
-        logits_processor=LogitsProcessorList([highest] if with_logprobs else []),
-    )
+    options = {
+        "generation_config": _generation_config(model, processor, max_new_tokens, temperature),
+        "logits_processor": LogitsProcessorList([highest] if with_logprobs else []),
+    }
+    if family_fault(without_adapter(model)):
+        output = model.generate(**inputs, **options)
+    else:
+        output = generate_shared(model.generate, inputs, range(len(prompts)), **options)
     model.train(is_training)
     completion_ids = output[:, inputs["input_ids"].shape[1] :]
     end_ids = torch.tensor(end_token_ids(model, processor), device=output.device)
@@ -141,7 +143,8 @@ class _HighestLogprob(LogitsProcessor):
         """By row, of each step in turn; row i wrote `n_tokens[i]` tokens."""
         rows: list[list[float]] = [[] for _ in n_tokens]
         for n_written, step in enumerate(self.steps):
-            writing = [row for row, n in zip(rows, n_tokens, strict=True) if n > n_written]
+            is_all = len(step) == len(rows)  # transformers' own loop goes on with rows that have ended
+            writing = [row for row, n in zip(rows, n_tokens, strict=True) if n > n_written or is_all]
             for row, logprob in zip(writing, step.tolist(), strict=True):
                 row.append(logprob)
         return rows

@@ -96,7 +96,7 @@ def _decode(
             break
         prompts = prompt_of_row[live]
         slots, mask = columns.open(live, prompts)
-        fed = torch.full(mask.shape[::2][:1] + mask.shape[2:3], pad, device=device)
+        fed = torch.full((mask.shape[0], mask.shape[2]), pad, device=device)  # (N, W)
         positions = torch.zeros_like(fed)
         fed[slots], positions[slots] = tokens, first_position[prompts] + n_written - 1
         logits = forward(

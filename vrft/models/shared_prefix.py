@@ -25,11 +25,12 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
@@ -120,7 +121,7 @@ class Prompts:
     def inputs(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """What a model takes for these rows."""
         fields = {"input_ids": self.ids[rows], "attention_mask": self.mask[rows]}
-        if self.pixels is None:
+        if self.pixels is None or not any(len(self.pixels[row]) for row in rows):
             return fields
         return fields | {
             "mm_token_type_ids": self.token_types[rows],
@@ -137,16 +138,26 @@ class Prompts:
         return None
 
 
-def model_fault(model: PreTrainedModel) -> str | None:
-    """Why no prompt of this model can be shared, or None."""
-    config = model.config.get_text_config()
-    if config._attn_implementation not in SHAREABLE_ATTENTION:
-        return f"model.attention={config._attn_implementation}; {' or '.join(SHAREABLE_ATTENTION)} is needed"
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+def without_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model itself, with the adapter's layers in place if it has one."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def family_fault(model: PreTrainedModel) -> str | None:
+    """Why rows of this model cannot be told apart by a mask of our own, or None."""
+    if "sliding_attention" in (getattr(model.config.get_text_config(), "layer_types", None) or ()):
         return "the model has layers of sliding attention"
     if not hasattr(model.base_model, "get_rope_index"):
         return f"a {model.config.model_type} is not of the Qwen-VL families"
     return None
+
+
+def model_fault(model: PreTrainedModel) -> str | None:
+    """Why no prompt of this model can be shared, or None."""
+    attention = model.config.get_text_config()._attn_implementation
+    if attention not in SHAREABLE_ATTENTION:
+        return f"model.attention={attention}; {' or '.join(SHAREABLE_ATTENTION)} is needed"
+    return family_fault(model)
 
 
 def rotary_positions(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -169,7 +180,7 @@ def pack(
     n_prompt = input_ids.shape[1] - n_completion
     lengths = attention_mask[:, n_prompt:].sum(1).clamp(min=1)
     step = torch.arange(n_completion, device=input_ids.device)
-    ids, labels, places, suffixes, start = [], [], [], [], 0
+    ids, labels, rotary, suffixes, start = [], [], [], [], 0
     place_of_row = torch.full((len(input_ids), n_completion), -1, device=input_ids.device)
     for number, rows in enumerate(groups):
         is_prompt = attention_mask[rows[0], :n_prompt].bool()
@@ -182,13 +193,30 @@ def pack(
         place = start + n_prefix + length.cumsum(0) - length + torch.minimum(offset, length - 1)
         ids += [prompt[:-1], read[is_token]]
         labels += [torch.full_like(prompt[:-1], -100), completions[is_token]]
-        places += [position[:, :-1], position[:, -1:] + offset[is_token]]
+        rotary += [position[:, :-1], position[:, -1:] + offset[is_token]]
         place_of_row[rows, : offset.shape[1]] = torch.where(is_token, place, -1)
         suffixes.append(Suffixes(start, n_prefix, place, is_token))
         start += n_prefix + int(length.sum())
     return PackedRow(
-        torch.cat(ids)[None], torch.cat(places, dim=1)[:, None], torch.cat(labels)[None], place_of_row, suffixes
+        torch.cat(ids)[None], torch.cat(rotary, dim=1)[:, None], torch.cat(labels)[None], place_of_row, suffixes
     )
+
+
+def in_chunks(groups: Sequence[Sequence[int]], n_rows: int) -> Iterator[list[Sequence[int]]]:
+    """Whole groups, as many as fit into `n_rows` rows; larger groups in parts.
+
+    >>> list(in_chunks([[0, 1], [2], [3, 4, 5]], 3)), list(in_chunks([[0, 1, 2]], 2))
+    ([[[0, 1], [2]], [[3, 4, 5]]], [[[0, 1]], [[2]]])
+    """
+    chunk: list[Sequence[int]] = []
+    for rows in groups:
+        for part in (rows[start : start + n_rows] for start in range(0, len(rows), n_rows)):
+            if sum(map(len, chunk)) + len(part) > n_rows:
+                yield chunk
+                chunk = []
+            chunk.append(part)
+    if chunk:
+        yield chunk
 
 
 def register_attention() -> None:
@@ -219,30 +247,14 @@ def attend(
     if packed_groups is None or options.get("is_causal") is False:
         is_explicit = attention_mask is not None and attention_mask.ndim == 4
         if is_explicit and name != "sdpa":  # flash attention reads no mask by query and key
-            base = _sdpa()
+            base = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return base(module, query, key, value, attention_mask, **options)
 
     def causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Queries stand at the end of the keys; (…, H, T, D) -> (…, T, H, D)."""
-        if name != "sdpa":
-            return base(module, query, key, value, None, **options)[0]
-        n_queries, n_keys = query.shape[2], key.shape[2]
-        if n_queries == n_keys:
-            bias = {"is_causal": True}
-        elif query.is_cuda:  # flash attention by its own kernel; elsewhere torch would make a mask of it after all
-            bias = {"attn_mask": causal_lower_right(n_queries, n_keys)}
-        else:
-            ones = torch.ones(n_queries, n_keys, dtype=torch.bool, device=query.device)
-            bias = {"attn_mask": ones.tril(n_keys - n_queries)}
-        return scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            dropout_p=options.get("dropout", 0.0),
-            scale=options.get("scaling"),
-            enable_gqa=query.shape[1] != key.shape[1],
-            **bias,
-        ).transpose(1, 2)
+        """(…, H, T, D) -> (…, T, H, D)"""
+        if name == "sdpa":
+            return _causal_sdpa(query, key, value, options).transpose(1, 2)
+        return base(module, query, key, value, None, **options)[0]
 
     mixed = []
     for start, n_prefix, place, is_token in packed_groups:
@@ -256,5 +268,22 @@ def attend(
     return torch.cat(mixed)[None], None
 
 
-def _sdpa() -> Callable:
-    return ALL_ATTENTION_FUNCTIONS["sdpa"]
+def _causal_sdpa(query: Tensor, key: Tensor, value: Tensor, options: Mapping) -> Tensor:
+    """Attention of queries that stand at the end of the keys."""
+    n_queries, n_keys = query.shape[2], key.shape[2]
+    if n_queries == n_keys:
+        bias = {"is_causal": True}
+    elif query.is_cuda:  # flash attention by its own kernel; elsewhere torch would make a mask of it after all
+        bias = {"attn_mask": causal_lower_right(n_queries, n_keys)}
+    else:
+        ones = torch.ones(n_queries, n_keys, dtype=torch.bool, device=query.device)
+        bias = {"attn_mask": ones.tril(n_keys - n_queries)}
+    return scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        dropout_p=options.get("dropout", 0.0),
+        scale=options.get("scaling"),
+        enable_gqa=query.shape[1] != key.shape[1],
+        **bias,
+    )

@@ -31,5 +31,7 @@ def training_dataset(
 
 def _with_images(batch: dict[str, list]) -> dict[str, list]:
     """Columns of rows with image files -> the same with their images, upright."""
+    if "images" not in batch:  # other columns are asked for
+        return batch
     decoded = {path: Image().decode_example({"path": path, "bytes": None}) for path in set(chain(*batch["images"]))}
     return batch | {"images": [[decoded[path] for path in paths] for paths in batch["images"]]}

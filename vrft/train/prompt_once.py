@@ -37,12 +37,15 @@ class PromptOnce:
         return texts if conversations is conversation else texts[0]
 
     def __call__(
-        self, *, text: Sequence[str], images: Sequence[Sequence | None], padding: bool = False, return_tensors=None
+        self, images=None, text: Sequence[str] | None = None, *, padding=False, return_tensors=None, **options
     ) -> BatchFeature:
         """As the processor's own: fields by token as lists, or with `padding` as tensors (B, P) padded on the left."""
+        if images is None or text is None or options:
+            return self.processor(images=images, text=text, padding=padding, return_tensors=return_tensors, **options)
         rows = [self._encode(one, tuple(own or ())) for one, own in zip(text, images, strict=True)]
-        fields = {name: [row[name] for row in rows if name in row] for row in rows for name in row}
-        for name, values in fields.items():
+        fields = {}
+        for name in dict.fromkeys(name for row in rows for name in row):
+            values = [row[name] for row in rows if name in row]
             if name in ("pixel_values", "image_grid_thw"):
                 fields[name] = torch.cat(values)
             elif padding:

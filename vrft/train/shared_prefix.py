@@ -10,13 +10,13 @@ B: rows (completions), P: prompt tokens, C: completion tokens, G: completions of
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -26,7 +26,15 @@ from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, uns
 from vrft.errors import UserError
 from vrft.models.image_features import ImageFeatures, is_vision_frozen
 from vrft.models.rollout import generate_shared, sampling_fault
-from vrft.models.shared_prefix import Prompts, model_fault, pack, register_attention, rotary_positions
+from vrft.models.shared_prefix import (
+    Prompts,
+    in_chunks,
+    model_fault,
+    pack,
+    register_attention,
+    rotary_positions,
+    without_adapter,
+)
 from vrft.train.prompt_once import PromptOnce
 
 _VISION = ("pixel_values", "image_grid_thw", "mm_encoder_outputs")
@@ -36,9 +44,10 @@ class SharedPrefixTrainer(GRPOTrainer):
     """`trl.GRPOTrainer` that shares prompts among the completions that lie on one device.
 
     must_share: True to raise `UserError` where a batch cannot be shared; else it takes TRL's own path. Logged beside
-    TRL's metrics: `shared_prefix/fraction`, of the completions scored those that shared their prompt with another, and
-    `shared_prefix/skipped`, of the completions trained on those left out because nothing could come of them (`entropy`
-    is then that of the others). `frac_reward_zero_std` counts the groups whose rewards are all equal.
+    TRL's metrics: `shared_prefix/fraction` and `shared_prefix/fraction_sampled`, of the completions scored and sampled
+    those that shared their prompt with another; `shared_prefix/skipped`, of the completions trained on those left out
+    because nothing could come of them (`entropy` is then that of the others). `frac_reward_zero_std` counts the groups
+    whose rewards are all equal.
     """
 
     def __init__(self, *args, must_share: bool = False, **kwargs) -> None:
@@ -50,7 +59,7 @@ class SharedPrefixTrainer(GRPOTrainer):
         self._inputs: dict[str, Any] | None = None  # meanwhile, what it is computed from
         self._image_features = ImageFeatures()
         if must_share:
-            self._refuses(self._rollout_fault(_base(self.model), {}))
+            self._refuses(self._rollout_fault(without_adapter(self.model), {}))
         n_rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
         if n_rows % self.num_generations and self.accelerator.is_main_process:
             warnings.warn(
@@ -81,10 +90,13 @@ class SharedPrefixTrainer(GRPOTrainer):
 
         def generate_once(input_ids, attention_mask, generation_config, **fields) -> Tensor:
             prompts = Prompts.of(input_ids, attention_mask, fields, [len(own or ()) for own in images or ()])
-            if self._refuses(self._rollout_fault(_base(policy), fields) or prompts.fault()):
+            if self._refuses(self._rollout_fault(without_adapter(policy), fields) or prompts.fault()):
+                self._log("shared_prefix/fraction_sampled", 0.0)
                 inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **fields}
                 return generate(**inputs, generation_config=generation_config)
             groups = prompts.groups()
+            n_sharing = sum(len(rows) for rows in groups if len(rows) > 1)
+            self._log("shared_prefix/fraction_sampled", n_sharing / len(input_ids))
             prompt_of_row = torch.empty(len(input_ids), dtype=torch.long, device=input_ids.device)
             for number, rows in enumerate(groups):
                 prompt_of_row[rows] = number
@@ -119,6 +131,7 @@ class SharedPrefixTrainer(GRPOTrainer):
         try:
             loss = super()._compute_loss(model, inputs)
             if self._skipped.all():  # nothing has run: the gradients are the zeros that a backward would have added
+                self._metrics[self._mode]["entropy"][-1] = math.nan  # there is none; logs leave it out
                 for parameter in model.parameters():
                     if parameter.requires_grad and parameter.grad is None:
                         parameter.grad = torch.zeros_like(parameter)
@@ -126,7 +139,7 @@ class SharedPrefixTrainer(GRPOTrainer):
             share = self._skipped.float().mean().item()
         finally:
             self._skipped = self._inputs = None
-        self._metrics[self._mode]["shared_prefix/skipped"].append(share)
+        self._log("shared_prefix/skipped", share)
         return loss
 
     def _rows_without_effect(self, inputs: Mapping[str, Any]) -> Tensor:
@@ -135,6 +148,8 @@ class SharedPrefixTrainer(GRPOTrainer):
         Such are rows without a scored token and, if all that acts on them is the advantage, those whose is exactly 0.
         """
         skipped = ~inputs["completion_mask"].bool().any(1)
+        if not self.model.training:
+            return torch.zeros_like(skipped)
         is_only_by_advantage = (
             self.beta == 0.0
             and not self._entropy_bonus_enabled
@@ -143,8 +158,6 @@ class SharedPrefixTrainer(GRPOTrainer):
         )
         if is_only_by_advantage:
             skipped |= inputs["advantages"] == 0
-        if not self.model.training:
-            return torch.zeros_like(skipped)
         if self.accelerator.distributed_type != DistributedType.NO:
             skipped[0] &= ~skipped.all()  # DDP and DeepSpeed wait for every process's forward and backward
         return skipped
@@ -164,8 +177,10 @@ class SharedPrefixTrainer(GRPOTrainer):
         """Log probabilities and, if asked, entropies of completion tokens, (B, C); 0 where none is scored."""
         n_prompt = input_ids.shape[1] - logits_to_keep
         prompts = Prompts.of(input_ids[:, :n_prompt], attention_mask[:, :n_prompt], fields, num_images)
-        base = _base(self.accelerator.unwrap_model(model))
+        base = without_adapter(self.accelerator.unwrap_model(model))
         if self._refuses(self._scoring_fault(base, fields, compute_aux_loss) or prompts.fault()):
+            self._log("shared_prefix/fraction", 0.0)
+            self._skipped = None if self._skipped is None else torch.zeros_like(self._skipped)
             return super()._get_per_token_logps_and_entropies(
                 model,
                 input_ids,
@@ -179,9 +194,11 @@ class SharedPrefixTrainer(GRPOTrainer):
             )
         logps = input_ids.new_zeros((len(input_ids), logits_to_keep), dtype=torch.float32)
         entropies = logps.clone() if compute_entropy else None
-        groups = self._scored(prompts.groups(), attention_mask[:, n_prompt:])
-        chunks = list(_chunks(groups, batch_size or len(input_ids)))
-        for number, chunk in enumerate([*chunks, *[chunks[0]] * self._n_missing_calls(len(chunks))]):
+        groups, limit = prompts.groups(), batch_size or len(input_ids)
+        n_sharing = sum(len(rows) for rows in groups if min(len(rows), limit) > 1)
+        self._log("shared_prefix/fraction", n_sharing / len(input_ids))
+        chunks = list(in_chunks(self._scored(groups, attention_mask[:, n_prompt:]), limit))
+        for number, chunk in enumerate([*chunks, *chunks[:1] * self._n_missing_calls(len(chunks))]):
             inputs = prompts.inputs([rows[0] for rows in chunk])
             packed = pack(input_ids, attention_mask, logits_to_keep, chunk, rotary_positions(base, inputs))
             inputs = self._with_image_features(inputs)
@@ -203,7 +220,6 @@ class SharedPrefixTrainer(GRPOTrainer):
 
     def _scored(self, groups: Sequence[Sequence[int]], completion_mask: Tensor) -> list[list[int]]:
         """The groups without the rows that need no computing."""
-        self._log_fraction(sum(len(rows) for rows in groups if len(rows) > 1) / len(completion_mask))
         if self._skipped is None:
             is_scored = completion_mask.any(1)
             is_scored[0] |= ~is_scored.any()  # all processes make as many calls
@@ -221,20 +237,20 @@ class SharedPrefixTrainer(GRPOTrainer):
         return int(n_everywhere.max()) - n_calls
 
     def _filled(self, logps: Tensor, entropies: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Rows left out get a ratio of 1, and an entropy that leaves the mean as it is: NaN, if there is none."""
+        """Rows left out get a ratio of 1, and an entropy that leaves the mean as it is."""
         old = self._inputs.get("old_per_token_logps")
         skipped, mask = self._skipped[:, None], self._inputs["completion_mask"]
         if old is not None:
             logps = torch.where(skipped, old, logps)
         if entropies is not None:
             counted = mask * ~skipped
-            mean = (entropies.detach() * counted).sum() / counted.sum()
+            mean = (entropies.detach() * counted).sum() / counted.sum().clamp(min=1)
             entropies = torch.where(skipped, mean, entropies)
         return logps, entropies
 
     def _with_image_features(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """A frozen vision tower's features, computed once a generation for policy and reference, in place of pixels."""
-        policy = _base(self.accelerator.unwrap_model(self.model))
+        policy = without_adapter(self.accelerator.unwrap_model(self.model))
         if not is_vision_frozen(policy):
             return inputs
         with self.accelerator.autocast():
@@ -255,37 +271,14 @@ class SharedPrefixTrainer(GRPOTrainer):
         """True if a batch has to take TRL's path. Raises `UserError` if that is not wanted."""
         if fault and self.must_share:
             raise UserError(f"rollout.sharing=on, but {fault}; with rollout.sharing=auto TRL's own path is taken")
-        if fault:
-            self._log_fraction(0.0)
         return fault is not None
 
-    def _log_fraction(self, share: float) -> None:
-        self._metrics[self._mode]["shared_prefix/fraction"].append(share)
+    def _log(self, name: str, value: float) -> None:
+        self._metrics[self._mode][name].append(value)
 
     @property
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
-
-
-def _base(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def _chunks(groups: Sequence[Sequence[int]], n_rows: int) -> Iterator[list[Sequence[int]]]:
-    """Whole groups, as many as fit into `n_rows` rows; larger groups in parts.
-
-    >>> list(_chunks([[0, 1], [2], [3, 4, 5]], 3)), list(_chunks([[0, 1, 2]], 2))
-    ([[[0, 1], [2]], [[3, 4, 5]]], [[[0, 1]], [[2]]])
-    """
-    chunk: list[Sequence[int]] = []
-    for rows in groups:
-        for part in (rows[start : start + n_rows] for start in range(0, len(rows), n_rows)):
-            if sum(map(len, chunk)) + len(part) > n_rows:
-                yield chunk
-                chunk = []
-            chunk.append(part)
-    if chunk:
-        yield chunk
 
 
 def _in_order(values: Any, order: Sequence[int]) -> Any:
