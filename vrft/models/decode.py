@@ -17,7 +17,7 @@ from transformers import (
 
 from vrft.errors import UserError
 from vrft.models.rollout import generate_shared
-from vrft.models.shared_prefix import family_fault, without_adapter
+from vrft.models.shared_prefix import model_fault, without_adapter
 
 
 def chat(question: str, n_images: int) -> list[dict]:
@@ -83,7 +83,7 @@ def generate_texts(
         "generation_config": _generation_config(model, processor, max_new_tokens, temperature),
         "logits_processor": LogitsProcessorList([highest] if with_logprobs else []),
     }
-    if family_fault(without_adapter(model)):
+    if model_fault(without_adapter(model)):
         output = model.generate(**inputs, **options)
     else:
         output = generate_shared(model.generate, inputs, range(len(prompts)), **options)

@@ -1,13 +1,13 @@
 """Completions token by token: each prompt computed and kept once for all its rows, finished rows out of the batch.
 
-A step feeds one token for every row that still writes, as a rectangle (N prompts, W rows of a prompt). Keys and values
-lie in one cache row a prompt: the prompt's, then W columns a step, each owned by one row; a row sees its prompt and its
-own columns. Prompts whose rows have all ended leave the cache, and W is that of the prompt with the most rows left.
+A step feeds one token for every row that still writes, as a rectangle (N prompts, W rows of a prompt). A row attends to
+the keys of its prompt, which lie there once, and to its own; both by one softmax. Prompts whose rows have all ended
+leave the cache, and W is that of the prompt with the most rows left.
 
 Sampled tokens are those of transformers' `generate` under the same seed, in float32 and but for ties closer than its
 rounding: noise is drawn for the whole batch at every step, also for rows that have left.
 
-N: prompts, P: their tokens, B: rows, V: vocabulary.
+N: prompts, P: their tokens, B: rows, V: vocabulary, H: heads, K: those of keys, D: their width, T: tokens written.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _decode(
     prefill = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **inputs)
     forward = model.forward  # a call of the model itself is one that all processes under ZeRO-3 have to make together
     logits = forward(**prefill, return_dict=True).logits[prompt_of_row, -1]  # (B, V)
-    columns = _Columns(inputs["past_key_values"], prompt_mask.bool())
+    cache = GroupCache(inputs["past_key_values"], prompt_mask.bool())
     n_new = generation_config.max_length - n_prompt
     pad = generation_config.pad_token_id
     sequences = torch.cat([input_ids[prompt_of_row], input_ids.new_full((len(prompt_of_row), n_new), pad)], dim=1)
@@ -95,16 +95,15 @@ def _decode(
         if len(live) == 0:
             break
         prompts = prompt_of_row[live]
-        slots, mask = columns.open(live, prompts)
-        fed = torch.full((mask.shape[0], mask.shape[2]), pad, device=device)  # (N, W)
+        slots = cache.arrange(live, prompts)
+        fed = torch.full(cache.rows.shape, pad, device=device)
         positions = torch.zeros_like(fed)
         fed[slots], positions[slots] = tokens, first_position[prompts] + n_written - 1
         logits = forward(
             input_ids=fed,
-            attention_mask=_additive(mask, model.dtype),
             position_ids=positions.expand(3, -1, -1),
-            past_key_values=columns.cache,
-            use_cache=True,
+            group_cache=cache,
+            use_cache=False,
             return_dict=True,
         ).logits[slots]
     return sequences[:, :length]
@@ -118,36 +117,57 @@ def _choose(scores: Tensor, live: Tensor, n_rows: int, do_sample: bool) -> Tenso
     return (scores.softmax(-1) / noise[live]).argmax(-1)
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+class GroupCache:
+    """Keys and values of prompts, each kept once, and of what their rows have written, by layer.
 
+    rows: (N, W) which row stands where; -1 where none does.
+    """
 
-class _Columns:
-    """The cache of prompts that still have rows, and which row owns each of its columns behind the prompt."""
-
-    def __init__(self, cache: Cache, prompt_mask: Tensor) -> None:
-        self.cache, self.prompt_mask = cache, prompt_mask
+    def __init__(self, prefill: Cache, prompt_mask: Tensor) -> None:
+        """prefill: the model's cache of the prompts. prompt_mask: (N, P), False where padded."""
+        self.prompt = [(layer.keys, layer.values) for layer in prefill.layers]  # (N, K, P, D)
+        self.own: list[tuple[Tensor, Tensor] | None] = [None] * len(prefill.layers)  # (N, W, K, T, D)
+        self.bias = torch.zeros(prompt_mask.shape, device=prompt_mask.device).masked_fill(~prompt_mask, -torch.inf)
         self.prompts = torch.arange(len(prompt_mask), device=prompt_mask.device)
-        self.owner = torch.empty((len(prompt_mask), 0), dtype=torch.long, device=prompt_mask.device)
+        self.rows = torch.empty((len(prompt_mask), 0), dtype=torch.long, device=prompt_mask.device)
 
-    def open(self, live: Tensor, prompts: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Place one token for each live row.
+    def arrange(self, live: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep these rows alone, in rising order, and their prompts; returns where in `rows` each stands."""
+        number, n_rows = prompts.unique(return_inverse=True, return_counts=True)[1:]
+        order = number.argsort(stable=True)
+        column = torch.empty_like(number)
+        column[order] = torch.arange(len(live), device=live.device) - (n_rows.cumsum(0) - n_rows)[number[order]]
+        rows = torch.full((len(n_rows), int(n_rows.max())), -1, device=live.device)
+        rows[number, column] = live
+        if not torch.equal(rows, self.rows):
+            self._move(rows, torch.isin(self.prompts, prompts).nonzero()[:, 0])
+        return number, column
 
-        live: rows in rising order. prompts: theirs. Returns the cache row and the column of each, and who sees what:
-        (N, 1, W, keys), True where a query may look.
-        """
-        of_row, n_rows = prompts.unique(return_inverse=True, return_counts=True)[1:]
-        kept = torch.isin(self.prompts, prompts)
-        if not kept.all():
-            self.cache.batch_select_indices(kept.nonzero()[:, 0])
-            self.prompts, self.owner, self.prompt_mask = self.prompts[kept], self.owner[kept], self.prompt_mask[kept]
-        order = of_row.argsort(stable=True)
-        column = torch.empty_like(of_row)
-        column[order] = torch.arange(len(live), device=live.device) - (n_rows.cumsum(0) - n_rows)[of_row[order]]
-        slots = of_row, column
-        owner = torch.full((len(self.prompts), int(n_rows.max())), -1, device=live.device)
-        owner[slots] = live
-        self.owner = torch.cat([self.owner, owner], dim=1)
-        is_own = self.owner[:, None, :] == owner[:, :, None]
-        seen = torch.cat([self.prompt_mask[:, None].expand(-1, owner.shape[1], -1), is_own], dim=2)
-        return slots, seen[:, None]
+    def _move(self, rows: Tensor, kept: Tensor) -> None:
+        """kept: which of the prompts stay."""
+        if len(kept) < len(self.prompts):
+            self.prompt = [tuple(part[kept] for part in layer) for layer in self.prompt]
+            self.bias, self.prompts = self.bias[kept], self.prompts[kept]
+        if self.own[0] is not None:
+            before = (self.rows[kept][:, None] == rows[:, :, None]).int().argmax(-1)  # (N, W); any place for no row
+            self.own = [tuple(part[kept[:, None], before] for part in layer) for layer in self.own]
+        self.rows = rows
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Add the new tokens' key and value (N, K, W, D), and attend with query (N, H, W, D); returns (N, W, H, D)."""
+        new = key.transpose(1, 2)[:, :, :, None], value.transpose(1, 2)[:, :, :, None]
+        own = self.own[layer]
+        own = new if own is None else tuple(torch.cat(pair, dim=3) for pair in zip(own, new, strict=True))
+        self.own[layer] = own
+        n_prompts, n_heads, width, size = query.shape
+        n_keys = key.shape[1]
+        query = query.float().view(n_prompts, n_keys, -1, width, size) * scaling  # (N, K, H / K, W, D)
+        keys, values = (part.float() for part in self.prompt[layer])
+        own_keys, own_values = (part.float() for part in own)
+        of_prompt = query.flatten(2, 3) @ keys.mT + self.bias[:, None, None]  # (N, K, H / K * W, P)
+        of_own = (query.permute(0, 3, 1, 2, 4) @ own_keys.mT).permute(0, 2, 3, 1, 4).flatten(2, 3)  # (…, T)
+        weights = torch.cat([of_prompt, of_own], dim=-1).softmax(-1)
+        to_prompt, to_own = weights.split([of_prompt.shape[-1], of_own.shape[-1]], dim=-1)
+        mixed = (to_prompt @ values).unflatten(2, (-1, width)).permute(0, 3, 1, 2, 4)  # (N, W, K, H / K, D)
+        mixed = mixed + to_own.unflatten(2, (-1, width)).permute(0, 3, 1, 2, 4) @ own_values
+        return mixed.reshape(n_prompts, width, n_heads, size).to(value.dtype)

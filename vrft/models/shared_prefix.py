@@ -27,7 +27,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -36,6 +36,9 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+if TYPE_CHECKING:
+    from vrft.models.rollout import GroupCache
 
 SHAREABLE_ATTENTION = ("sdpa", "flash_attention_2")
 
@@ -143,21 +146,16 @@ def without_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def family_fault(model: PreTrainedModel) -> str | None:
-    """Why rows of this model cannot be told apart by a mask of our own, or None."""
-    if "sliding_attention" in (getattr(model.config.get_text_config(), "layer_types", None) or ()):
-        return "the model has layers of sliding attention"
-    if not hasattr(model.base_model, "get_rope_index"):
-        return f"a {model.config.model_type} is not of the Qwen-VL families"
-    return None
-
-
 def model_fault(model: PreTrainedModel) -> str | None:
     """Why no prompt of this model can be shared, or None."""
     attention = model.config.get_text_config()._attn_implementation
     if attention not in SHAREABLE_ATTENTION:
         return f"model.attention={attention}; {' or '.join(SHAREABLE_ATTENTION)} is needed"
-    return family_fault(model)
+    if "sliding_attention" in (getattr(model.config.get_text_config(), "layer_types", None) or ()):
+        return "the model has layers of sliding attention"
+    if not hasattr(model.base_model, "get_rope_index"):
+        return f"a {model.config.model_type} is not of the Qwen-VL families"
+    return None
 
 
 def rotary_positions(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -237,17 +235,17 @@ def attend(
     base: Callable,
     name: str,
     packed_groups: Sequence[Suffixes] | None = None,
+    group_cache: GroupCache | None = None,
     **options,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function `name`, which is `base`, for packed rows and for decoding a group at a time.
+    """transformers' attention function `name`, which is `base`, that also reads packed rows and a cache by group.
 
     query: (1, H, L, D); key, value: (1, H of keys, L, D); returns (1, L, H, D). The vision tower, whose attention is
     not causal, is left to `base`.
     """
+    if group_cache is not None:
+        return group_cache.attend(module.layer_idx, query, key, value, options["scaling"]), None
     if packed_groups is None or options.get("is_causal") is False:
-        is_explicit = attention_mask is not None and attention_mask.ndim == 4
-        if is_explicit and name != "sdpa":  # flash attention reads no mask by query and key
-            base = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return base(module, query, key, value, attention_mask, **options)
 
     def causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
