@@ -8,6 +8,7 @@ from small_models import FAMILIES, picture, small_model, small_processor
 from transformers import GenerationConfig
 
 from vrft.models.decode import render_prompt
+from vrft.models import rollout
 from vrft.models.rollout import generate_shared, sampling_fault
 
 N_NEW = 24
@@ -24,6 +25,12 @@ SAMPLING = {
     "greedy": {"do_sample": False},
     "never an end": {"min_new_tokens": N_NEW},
 }
+
+
+@pytest.fixture(autouse=True)
+def little_room(monkeypatch):
+    """A row's cache grows often, as it does in long completions."""
+    monkeypatch.setattr(rollout, "_ROOM", 3)
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
