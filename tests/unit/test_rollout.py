@@ -7,8 +7,8 @@ import torch
 from small_models import FAMILIES, picture, small_model, small_processor
 from transformers import GenerationConfig
 
-from vrft.models.decode import render_prompt
 from vrft.models import rollout
+from vrft.models.decode import render_prompt
 from vrft.models.rollout import generate_shared, sampling_fault
 
 N_NEW = 24
