@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from small_models import FAMILIES, picture, small_model, small_processor
-from transformers import GenerationConfig
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache, GenerationConfig
 
 from vrft.models import rollout
 from vrft.models.decode import render_prompt
@@ -106,6 +107,23 @@ def test_rows_that_have_ended_leave_and_prompts_are_computed_once(model, process
     for step, fed in enumerate(n_fed[n_stock + 1 :], start=1):
         alive = (lengths > step).view(2, 4).sum(1)
         assert fed == (int((alive > 0).sum()), int(alive.max()))
+
+
+def test_a_token_looks_at_its_prompt_and_at_its_own_row_alone():
+    n_prompts, width, n_keys, n_heads, n_prompt, size, n_written = 2, 3, 2, 4, 7, 8, 5
+    cache = DynamicCache()
+    cache.update(*torch.randn(2, n_prompts, n_keys, n_prompt, size), layer_idx=0)
+    groups = rollout.GroupCache(cache, torch.ones(n_prompts, n_prompt, dtype=torch.bool))
+    rows = torch.arange(n_prompts * width)
+    query = torch.randn(n_prompts, n_heads, width, size)
+    flops = []
+    for _ in range(n_written):
+        groups.arrange(rows, rows // width)
+        with FlopCounterMode(display=False) as counter:
+            groups.attend(0, query, *torch.randn(2, n_prompts, n_keys, width, size), scaling=1.0)
+        flops.append(counter.get_total_flops())
+    per_key = 2 * 2 * n_prompts * width * n_heads * size  # a product with the key, one with the value
+    assert flops == [per_key * (n_prompt + n_own) for n_own in range(1, n_written + 1)]
 
 
 @pytest.mark.parametrize(
