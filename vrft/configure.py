@@ -277,6 +277,8 @@ def _pair_faults(config: dict[str, Any]) -> Iterator[str]:
         yield "rollout.sharing is null: choose rollout=transformers for TRL's own path, or sharing=auto"
     if rollout.get("sharing") == "on" and attention == "eager":
         yield "rollout.sharing=on cannot be kept with model.attention=eager; choose model.attention=sdpa"
+    if rollout.get("sharing") == "on" and config["memory"]["completions_per_device"] == 1:
+        yield "rollout.sharing=on cannot be kept with memory.completions_per_device=1; let it be 2 or more, or null"
     launch = config["launch"]
     if launch["name"] == "local" and launch["nproc_per_node"] > 1:
         yield f"launch=local starts one process; for launch.nproc_per_node={launch['nproc_per_node']} choose torchrun"

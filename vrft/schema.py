@@ -80,7 +80,7 @@ class Rollout:
     temperature: float
     top_p: float
     top_k: int
-    sharing: Literal["auto", "on"] | None = None
+    sharing: Literal["auto", "on"] = "auto"
 
 
 @dataclass

@@ -162,7 +162,12 @@ def test_sft_of_the_demo_differs_from_rft_in_the_trainer_alone():
         (["trainer.eval_steps=null"], ["evaluate.checkpoint=last"]),
         (["rollout.sharing=of"], ["rollout.sharing is 'of'", "auto or on"]),
         (["rollout.sharing=on", "model.attention=eager"], ["rollout.sharing=on", "model.attention=sdpa"]),
-        (["rollout.sharing=null"], ["rollout.sharing is null", "rollout=transformers"]),
+        (["rollout.sharing=null"], ["rollout.sharing is None", "auto or on is needed"]),
+        (["~rollout.sharing"], ["rollout.sharing is null", "rollout=transformers"]),
+        (
+            ["rollout.sharing=on", "memory.completions_per_device=1"],
+            ["rollout.sharing=on", "memory.completions_per_device=1", "2 or more"],
+        ),
         (["rollout=transformers", "+rollout.sharing=auto"], ["rollout.sharing is auto", "only rollout=shared_prefix"]),
         # out of range
         (["memory.num_generations=1"], ["at least 2"]),

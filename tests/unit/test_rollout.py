@@ -109,6 +109,16 @@ def test_rows_that_have_ended_leave_and_prompts_are_computed_once(model, process
         assert fed == (int((alive > 0).sum()), int(alive.max()))
 
 
+@pytest.mark.parametrize("settings", [{"use_cache": False}, {"cache_implementation": "static"}])
+def test_a_checkpoints_cache_settings_change_nothing(model, processor, monkeypatch, settings):
+    config = sampling(do_sample=False)
+    inputs = prompts_of(processor, [0, 1])
+    expected = generate_shared(model.generate, inputs, [0, 1, 1], generation_config=config)
+    for name, value in settings.items():
+        monkeypatch.setattr(model.generation_config, name, value)
+    assert torch.equal(generate_shared(model.generate, inputs, [0, 1, 1], generation_config=config), expected)
+
+
 def test_a_token_looks_at_its_prompt_and_at_its_own_row_alone():
     n_prompts, width, n_keys, n_heads, n_prompt, size, n_written = 2, 3, 2, 4, 7, 8, 5
     cache = DynamicCache()
@@ -147,9 +157,15 @@ def test_greedy_rows_of_one_prompt_are_all_the_same(model, processor):
     assert (made == made[0]).all()
 
 
-def test_half_precision_is_no_further_from_float32_than_generate_is(processor, model):
+@pytest.mark.parametrize("is_autocast", [False, True], ids=["bfloat16", "autocast"])
+def test_half_precision_is_no_further_from_float32_than_generate_is(processor, model, is_autocast):
     """Greedy tokens may part at a tie, so the scores of one step are compared."""
-    config = sampling(do_sample=True, max_new_tokens=3, min_new_tokens=3)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "self_attn" in name and name.endswith(("q_proj.bias", "k_proj.bias")):
+                parameter.mul_(0.0).add_(torch.linspace(-15, 15, len(parameter)))  # large scores, which round badly
+    config = sampling(do_sample=True, max_new_tokens=9, min_new_tokens=9)
     seen = {}
 
     def record(name):
@@ -162,12 +178,13 @@ def test_half_precision_is_no_further_from_float32_than_generate_is(processor, m
     rows, distinct = [0, 0, 1, 1], prompts_of(processor, [0, 1])
     for name, dtype in {"exact": torch.float32, "stock": torch.bfloat16, "shared": torch.bfloat16}.items():
         model.to(dtype)
-        if name == "shared":
-            generate_shared(model.generate, distinct, rows, generation_config=config, logits_processor=record(name))
-        else:
-            repeated = prompts_of(processor, rows)
-            model.generate(**repeated, generation_config=config, logits_processor=record(name))
-    model.to(torch.float32)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast and name != "exact"):
+            if name == "shared":
+                generate_shared(model.generate, distinct, rows, generation_config=config, logits_processor=record(name))
+            else:
+                repeated = prompts_of(processor, rows)
+                model.generate(**repeated, generation_config=config, logits_processor=record(name))
+    model.to(torch.float32).load_state_dict(state)
     exact, stock, shared = (torch.stack(seen[name])[1:].clamp(min=-50) for name in ("exact", "stock", "shared"))
     stock_error, error = ((side - exact).square().mean().sqrt() for side in (stock, shared))
     assert stock_error > 1e-3

@@ -384,6 +384,15 @@ def test_signatures_still_fit(name):
     assert {key: theirs[key].default for key in named} == {key: ours[key].default for key in named}
 
 
+def test_what_cannot_be_shared_is_said_once(tmp_path, capsys):
+    model = copy.deepcopy(small_model("qwen2_vl"))
+    trainer = make_trainer(SharedPrefixTrainer, model, "qwen2_vl", prompt_rows(2), tmp_path, repetition_penalty=1.1)
+    trainer.train()
+    told = capsys.readouterr().err
+    assert told.count("warning: prompts are not shared: the sampling setting repetition_penalty") == 1
+    assert trainer.state.global_step > 1
+
+
 def test_what_cannot_be_shared_is_refused_before_the_first_step(tmp_path):
     model = copy.deepcopy(small_model("qwen2_vl"))
     options = {"must_share": True, "repetition_penalty": 1.1}

@@ -65,7 +65,7 @@ def generate_texts(
     temperature: 0 decodes greedily; above, tokens are drawn with torch's global generator.
     response_prefix: text that stands already written at the start of each completion; it is part of `text`, not of
     `n_tokens`. n_tokens counts the end token; is_truncated is True if `max_new_tokens` came first. The checkpoint's
-    own sampling settings (repetition penalty, top-k) are not used.
+    own top-k, top-p and repetition penalty are not used.
     with_logprobs: for greedy decoding, also `token_logprobs`: for each token but the end token `[where its characters
     end in text, its log probability]`.
     """

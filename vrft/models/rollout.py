@@ -49,6 +49,8 @@ def generate_shared(
         generation_config=generation_config,
         logits_processor=logits_processor,
         custom_generate=_decode,
+        use_cache=True,  # whatever the checkpoint's own settings say: no token depends on it
+        cache_implementation="dynamic",
         prompt_of_row=torch.as_tensor(prompt_of_row, device=inputs["input_ids"].device),
     )
 
@@ -156,7 +158,9 @@ class GroupCache:
         if self.own[0] is not None:
             before = (self.rows[kept][:, None] == rows[:, :, None]).int().argmax(-1)  # (N, W); any place for no row
             moved = kept[:, None], before
-            self.own = [tuple(part.transpose(1, 2)[moved].transpose(1, 2) for part in layer) for layer in self.own]
+            self.own = [
+                tuple(part.transpose(1, 2)[moved].transpose(1, 2).contiguous() for part in layer) for layer in self.own
+            ]
         self.rows = rows
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -168,13 +172,18 @@ class GroupCache:
             )
         own = [part[..., : self.n_written, :] for part in self.own[layer]]
         own[0][..., -1, :], own[1][..., -1, :] = key, value
-        n_keys, width = key.shape[1:3]
-        query = (query.float() * scaling).unflatten(1, (n_keys, -1)).transpose(2, 3).contiguous()  # (N, K, W, H / K, D)
-        keys, values = (part.float() for part in self.prompt[layer])
+        with torch.autocast(query.device.type, enabled=False):  # it would round the scores
+            return self._mix(query.float() * scaling, self.prompt[layer], own).to(value.dtype)
+
+    def _mix(self, query: Tensor, prompt: Sequence[Tensor], own: Sequence[Tensor]) -> Tensor:
+        """Attention of a scaled query (N, H, W, D) to (keys, values) of its prompt and of its row; (N, W, H, D)."""
+        n_keys, width = own[0].shape[1:3]
+        query = query.unflatten(1, (n_keys, -1)).transpose(2, 3).contiguous()  # (N, K, W, H / K, D)
+        keys, values = (part.float() for part in prompt)
         own_keys, own_values = (part.float() for part in own)
         of_prompt = query.flatten(2, 3) @ keys.mT + self.bias[:, None, None]  # (N, K, W * H / K, P)
         of_own = (query @ own_keys.mT).flatten(2, 3)  # (N, K, W * H / K, T)
         weights = torch.cat([of_prompt, of_own], dim=-1).softmax(-1)
         to_prompt, to_own = weights.split([of_prompt.shape[-1], of_own.shape[-1]], dim=-1)
         mixed = (to_prompt @ values).unflatten(2, (width, -1)) + to_own.unflatten(2, (width, -1)) @ own_values
-        return mixed.transpose(1, 2).flatten(2, 3).to(value.dtype)
+        return mixed.transpose(1, 2).flatten(2, 3)

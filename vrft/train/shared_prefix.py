@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +21,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
-from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from vrft.errors import UserError
 from vrft.models.image_features import ImageFeatures, is_vision_frozen
@@ -35,6 +34,7 @@ from vrft.models.shared_prefix import (
     rotary_positions,
     without_adapter,
 )
+from vrft.train.micro_batches import micro_batches
 from vrft.train.prompt_once import PromptOnce
 
 _VISION = ("pixel_values", "image_grid_thw", "mm_encoder_outputs")
@@ -54,6 +54,7 @@ class SharedPrefixTrainer(GRPOTrainer):
         super().__init__(*args, **kwargs)
         register_attention()
         self.must_share = must_share
+        self._told: set[str] = set()  # warnings
         self._zero_variance = 0.0  # share of groups, in the latest generation
         self._skipped: Tensor | None = None  # (B,), while a loss is computed: rows that it cannot depend on
         self._inputs: dict[str, Any] | None = None  # meanwhile, what it is computed from
@@ -61,11 +62,10 @@ class SharedPrefixTrainer(GRPOTrainer):
         if must_share:
             self._refuses(self._rollout_fault(without_adapter(self.model), {}))
         n_rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
-        if n_rows % self.num_generations and self.accelerator.is_main_process:
-            warnings.warn(
+        if n_rows % self.num_generations:
+            self._tell(
                 f"the {self.num_generations} completions of a prompt are spread over processes, {n_rows} rows each; "
-                "every process computes the prompt for its own",
-                stacklevel=2,
+                "every process computes the prompt for its own"
             )
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
@@ -107,23 +107,13 @@ class SharedPrefixTrainer(GRPOTrainer):
             return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        """TRL's own, but that the completions of a prompt stay together where a generation serves several steps.
-
-        Groups stand in the order in which TRL's shuffle of rows brings up their first; it draws the same numbers.
-        """
+        """TRL's own, but that the completions of a prompt stay together where a generation serves several steps."""
         generate_every = self.args.steps_per_generation * self.num_iterations
         is_buffered = self._step % generate_every and self._buffered_inputs is not None
         if is_buffered or not self.model.training:
             return super()._prepare_inputs(generation_batch)
         batch = self._generate_and_score_completions(generation_batch)
-        prompts = Prompts.of(batch["prompt_ids"], batch["prompt_mask"], batch, batch.get("num_images"))
-        rank = torch.randperm(len(prompts.ids)).argsort().tolist()
-        order = [
-            row for rows in sorted(prompts.groups(), key=lambda rows: min(rank[row] for row in rows)) for row in rows
-        ]
-        batch = {name: _in_order(values, order) for name, values in split_pixel_values_by_grid(batch).items()}
-        steps = split_tensor_dict(batch, self.args.steps_per_generation)
-        self._buffered_inputs = [unsplit_pixel_values_by_grid(step) for step in steps]
+        self._buffered_inputs = micro_batches(batch, self.args.steps_per_generation)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
@@ -268,10 +258,17 @@ class SharedPrefixTrainer(GRPOTrainer):
         return sampling_fault(self.generation_config) or self._scoring_fault(model, fields, has_aux_loss=False)
 
     def _refuses(self, fault: str | None) -> bool:
-        """True if a batch has to take TRL's path. Raises `UserError` if that is not wanted."""
+        """True if a batch has to take TRL's path, which is said once. Raises `UserError` if that is not wanted."""
         if fault and self.must_share:
             raise UserError(f"rollout.sharing=on, but {fault}; with rollout.sharing=auto TRL's own path is taken")
+        if fault:
+            self._tell(f"prompts are not shared: {fault}")
         return fault is not None
+
+    def _tell(self, warning: str) -> None:
+        if warning not in self._told and self.accelerator.is_main_process:
+            print(f"warning: {warning}", file=sys.stderr)
+        self._told.add(warning)
 
     def _log(self, name: str, value: float) -> None:
         self._metrics[self._mode][name].append(value)
@@ -279,13 +276,6 @@ class SharedPrefixTrainer(GRPOTrainer):
     @property
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
-
-
-def _in_order(values: Any, order: Sequence[int]) -> Any:
-    """A batch's field with its rows in another order; a number stays what it is."""
-    if isinstance(values, Tensor):
-        return values if values.ndim == 0 else values[order]
-    return values and [values[row] for row in order]
 
 
 @contextlib.contextmanager
