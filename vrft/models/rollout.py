@@ -12,6 +12,7 @@ N: prompts, P: their tokens, B: rows, V: vocabulary, H: heads, K: those of keys,
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -44,13 +45,14 @@ def generate_shared(
     prompt_of_row: (B,) which of them each row answers.
     """
     register_attention()
+    config = copy.deepcopy(generation_config)
+    # Whatever the checkpoint's own settings say; no token depends on it.
+    config.update(use_cache=True, cache_implementation="dynamic")
     return generate(
         **inputs,
-        generation_config=generation_config,
+        generation_config=config,
         logits_processor=logits_processor,
         custom_generate=_decode,
-        use_cache=True,  # whatever the checkpoint's own settings say: no token depends on it
-        cache_implementation="dynamic",
         prompt_of_row=torch.as_tensor(prompt_of_row, device=inputs["input_ids"].device),
     )
 
