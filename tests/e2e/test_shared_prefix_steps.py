@@ -63,7 +63,7 @@ STEPS = {
         "reward": "first_token",
     },
     "nothing to learn from": {"family": "qwen2_vl", "arguments": {"optim": "adamw_torch"}, "reward": "constant"},
-    "adaptive entropy, all completions masked": {
+    "adaptive entropy, steps wholly masked": {
         "family": "qwen2_vl",
         "arguments": {
             "mask_truncated_completions": True,
@@ -109,11 +109,14 @@ PROCESSES = {
 }
 
 
-def assert_agree(made: dict, *, is_split: bool = False) -> None:
+def assert_agree(made: dict, settings: dict) -> None:
     """Both sides' logs to a relative 1e-5 (numbers below 0.01 to 1e-7), and the weights they end at.
 
-    is_split: micro-batches hold other rows than TRL's, so its means of their means (KL, entropy) weigh rows otherwise.
+    Where there are several micro-batches they hold other rows than TRL's, so its means of their means (KL, entropy)
+    weigh rows otherwise.
     """
+    arguments = settings["arguments"]
+    is_split = arguments.get("gradient_accumulation_steps", 1) > 1
     stock, shared = made["stock"], made["shared"]
     assert len(stock) == len(shared) == 3
     for theirs, ours in zip(stock, shared, strict=True):
@@ -122,7 +125,11 @@ def assert_agree(made: dict, *, is_split: bool = False) -> None:
                 continue  # that of the other rows
             if theirs.get(name) is not None and not (is_split and name in ("kl", "entropy")):
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-7), (name, theirs, ours)
+    has_gradient = any(step["grad_norm"] > 0.01 for step in stock)
+    assert has_gradient == (settings.get("reward") != "constant"), "steps without a gradient would show nothing"
     assert made["largest_difference"] <= 1e-6
+    if arguments.get("max_completion_length") != 1:
+        assert all(step["completions/min_length"] < step["completions/max_length"] for step in stock[:1])
     assert all(step["shared_prefix/fraction"] == 1.0 for step in shared)
 
 
@@ -130,7 +137,7 @@ def assert_agree(made: dict, *, is_split: bool = False) -> None:
 def test_three_steps_agree_with_trl(tmp_path, settings):
     save_model(tmp_path / "model", settings["family"])
     made = three_steps.both_sides(tmp_path, settings)
-    assert_agree(made, is_split=settings["arguments"].get("gradient_accumulation_steps", 1) > 1)
+    assert_agree(made, settings)
     skipped = [step["shared_prefix/skipped"] for step in made["shared"]]
     assert (max(skipped) > 0.2) == ("reward" in settings or "mask_truncated_completions" in settings["arguments"])
 
@@ -147,6 +154,6 @@ def test_three_steps_of_two_processes_agree_with_trl(tmp_path, kind):
     made = json.loads((tmp_path / "steps.json").read_text())
     assert made.keys() == PROCESSES[kind].keys()
     for name, settings in PROCESSES[kind].items():
-        assert_agree(made[name], is_split=settings["arguments"].get("gradient_accumulation_steps", 1) > 1)
+        assert_agree(made[name], settings)
     if "a group over both" in PROCESSES[kind]:
         assert done.stderr.count("the 4 completions of a prompt are spread over processes, 2 rows each") == 1

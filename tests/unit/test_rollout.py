@@ -86,8 +86,16 @@ def test_tokens_are_those_of_generate(model, processor, prompt_of_row, options):
     assert torch.equal(after_stock, after_shared), "the next draws are the same too"
 
 
-def test_rows_that_have_ended_leave_and_prompts_are_computed_once(model, processor):
-    n_fed, patches = [], []
+def test_rows_that_have_ended_leave_and_prompts_are_computed_once(model, processor, monkeypatch):
+    n_fed, patches, kept = [], [], []
+    attend = rollout.GroupCache.attend
+
+    def attend_and_tell(cache, layer, *args, **kwargs):
+        made = attend(cache, layer, *args, **kwargs)
+        kept.append((len(cache.prompt[layer][0]), cache.own[layer][0].shape[2]))
+        return made
+
+    monkeypatch.setattr(rollout.GroupCache, "attend", attend_and_tell)
     hooks = [
         model.model.language_model.register_forward_pre_hook(
             lambda _, args, kwargs: n_fed.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
@@ -107,6 +115,9 @@ def test_rows_that_have_ended_leave_and_prompts_are_computed_once(model, process
     for step, fed in enumerate(n_fed[n_stock + 1 :], start=1):
         alive = (lengths > step).view(2, 4).sum(1)
         assert fed == (int((alive > 0).sum()), int(alive.max()))
+    assert kept[::2] == kept[1::2] == n_fed[n_stock + 1 :], (
+        "of each of the two layers, prompts and rows that still write"
+    )
 
 
 @pytest.mark.parametrize("settings", [{"use_cache": False}, {"cache_implementation": "static"}])

@@ -56,14 +56,18 @@ def test_the_shipped_model_picks_the_asked_digit_of_three(model, processor, tmp_
     assert np.mean(picked) >= 0.85  # measured 0.9 and more of 300; chance is 0.33
 
 
-def test_log_probabilities_are_those_of_the_tokens_written(model, processor, tmp_path):
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])  # the second takes transformers' own loop
+def test_log_probabilities_are_those_of_the_tokens_written(model, processor, tmp_path, attention):
     """Against one forward pass over question and completion."""
     task = load_task("grounding")
     options = {"domain": "clean", "k_shot": 1, "n_validation": 1, "n_test": 3}
     rows = build(options, task=task, out_dir=tmp_path, seed=0)["test"]
     images = [[Image.open(tmp_path / row["images"][0])] for row in rows]
     questions = ["?", *(task.question(row, FRAME) for row in rows[1:])]  # of two lengths: one row is padded
+    model.set_attn_implementation(attention)
     made = generate_texts(model, processor, questions, images, max_new_tokens=40, with_logprobs=True)
+    model.set_attn_implementation("sdpa")
+    assert len({one["n_tokens"] for one in made}) > 1, "rows end at several steps"
     for question, image, one in zip(questions, images, made, strict=True):
         ends, logprobs = zip(*one["token_logprobs"], strict=True)
         prompt = render_prompt(processor, question, 1)
