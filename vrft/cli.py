@@ -21,8 +21,9 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import vrft
-from vrft.configure import config_folder, freeze, freeze_plain, plain
+from vrft.configure import freeze, freeze_plain, plain
 from vrft.errors import UserError
+from vrft.package_files import config_folder
 from vrft.schema import BuildConfig
 from vrft.wording import composition_message, suggestion
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+CANNOT_RUN = "The config cannot run:"
+
 
 class UserError(Exception):
     """A mistake in a config, a file or a row, told in full by its text.

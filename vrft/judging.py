@@ -16,9 +16,9 @@ import yaml
 from tqdm import tqdm
 
 from vrft.boxes import FRAMES, Frame
-from vrft.configure import config_folder
 from vrft.errors import UserError, raise_all
 from vrft.evaluate.score import plain
+from vrft.package_files import config_folder
 from vrft.rows import GoldBoxError, Row, labelled_boxes, numbered_rows
 from vrft.schema import Reward
 from vrft.tasks import MixedTask, Task, load_task

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vrft.configure import judging_faults
+from vrft.config_faults import judging_faults
 from vrft.errors import raise_all
 from vrft.evaluate.protocols import protocol_key, ranking_faults
 from vrft.rows import write_text_atomically
-from vrft.schema import Protocol, Reward, shape_faults
+from vrft.schema import Protocol, Reward
+from vrft.shapes import shape_faults
 
 _HEADING = "The config cannot be scored:"
 _FILES = ("annotations", "detections", "exist_map", "cases", "completions", "rows")

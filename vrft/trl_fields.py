@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vrft.schema import describe, fits, suggestion
+from vrft.shapes import describe, fits, suggestion
 
 _SOURCES = {
     "grpo": (("trl", "trainer/grpo_config.py", "GRPOConfig"),),

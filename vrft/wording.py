@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vrft.schema import suggestion
+from vrft.shapes import suggestion
 from vrft.trl_fields import trl_fields
 
 __all__ = ["composition_message", "suggestion"]

@@ -17,11 +17,11 @@ from unittest.mock import patch
 
 from PIL import Image
 
-from vrft.configure import TINY_MODEL
 from vrft.data import load_builder
 from vrft.evaluate.generate import generate_completions, make_batches
 from vrft.models.families import FAMILIES, frame_for
 from vrft.models.load import load_model, load_processor
+from vrft.package_files import TINY_MODEL
 from vrft.tasks import load_task
 
 LIMITS = {"min_pixels": 3136, "max_pixels": 401_408}

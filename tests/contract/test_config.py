@@ -13,12 +13,13 @@ from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from vrft.cli import VERBS, SweepFiles, groups, verb_help
-from vrft.configure import config_folder, freeze, freeze_plain, plain
+from vrft.configure import freeze, freeze_plain, plain
 from vrft.errors import UserError
 from vrft.judging import AuditConfig, JudgeConfig
+from vrft.package_files import config_folder
 from vrft.rewards import RewardOptions
-from vrft.schema import shape_faults
 from vrft.scoring import ScoreConfig, config_faults
+from vrft.shapes import shape_faults
 from vrft.tasks import load_task, task_names
 from vrft.tasks.judge import Judge, weights_for
 

@@ -8,10 +8,10 @@ from PIL import Image
 from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 
 from vrft.boxes import Frame
-from vrft.configure import TINY_MODEL
 from vrft.errors import UserError
 from vrft.models.decode import chat, render_prompt, set_thought_opening
 from vrft.models.load import load_processor
+from vrft.package_files import TINY_MODEL
 from vrft.tasks import load_task, task_names
 
 FRAME = Frame("norm1000", (56, 56), (56, 56))

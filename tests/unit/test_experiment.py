@@ -8,9 +8,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from vrft import experiment
-from vrft.configure import config_folder, freeze
+from vrft.configure import freeze
 from vrft.errors import UserError
 from vrft.experiment import check_same_experiment, run_experiment, warn_of_frames
+from vrft.package_files import config_folder
 
 HASHES = {"config_hash": "c", "data_hash": "d", "model_hash": "m"}
 

@@ -240,8 +240,9 @@ def attend(
 ) -> tuple[Tensor, None]:
     """transformers' attention function `name`, which is `base`, that also reads packed rows and a cache by group.
 
-    query: (1, H, L, D); key, value: (1, H of keys, L, D); returns (1, L, H, D). The vision tower, whose attention is
-    not causal, is left to `base`.
+    query: (1, H, L, D); key, value: (1, H of keys, L, D); returns (1, L, H, D). A cache by group takes N prompts in
+    place of the 1, and the newest tokens of their W rows in place of L. The vision tower is left to `base`, as its
+    attention is not causal.
     """
     if group_cache is not None:
         return group_cache.attend(module.layer_idx, query, key, value, options["scaling"]), None
