@@ -124,7 +124,9 @@ def test_rows_that_have_ended_leave_and_prompts_are_computed_once(model, process
 def test_a_checkpoints_cache_settings_change_nothing(model, processor, monkeypatch, settings):
     config = sampling(do_sample=False)
     inputs = prompts_of(processor, [0, 1])
+    before = config.to_dict()
     expected = generate_shared(model.generate, inputs, [0, 1, 1], generation_config=config)
+    assert config.to_dict() == before, "the caller's settings are its own"
     for name, value in settings.items():
         monkeypatch.setattr(model.generation_config, name, value)
     assert torch.equal(generate_shared(model.generate, inputs, [0, 1, 1], generation_config=config), expected)
