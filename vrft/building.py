@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from vrft.boxes import Frame, iou_matrix
 from vrft.data.splits import MANIFEST_FILE
-from vrft.draw import boxes_of, draw_boxes
+from vrft.draw import LabelledBox, boxes_of, draw_boxes
 from vrft.errors import UserError, raise_all
 from vrft.evaluate.generate import load_image
 from vrft.evaluate.score import plain
@@ -140,8 +140,13 @@ def token_figures(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def contact_sheet(splits: Mapping[str, Sequence[Row]], *, root: Path) -> Image.Image:
-    """A sheet of up to 48 rows, evenly from all splits, with their golds drawn: a wrong frame is seen at once."""
+def contact_sheet(
+    splits: Mapping[str, Sequence[Row]], *, root: Path, predicted: Mapping[str, Sequence[LabelledBox]] | None = None
+) -> Image.Image:
+    """A sheet of up to 48 rows, evenly from all splits, with their golds drawn: a wrong frame is seen at once.
+
+    predicted: by row, the boxes of an answer, drawn beside the golds.
+    """
     named = [(split, row) for split, rows in splits.items() for row in rows]
     n = min(N_ON_SHEET, len(named))
     shown = [named[index * len(named) // n] for index in range(n)]
@@ -151,7 +156,8 @@ def contact_sheet(splits: Mapping[str, Sequence[Row]], *, root: Path) -> Image.I
     for place, (split, row) in enumerate(shown):
         left, top = place % _COLUMNS * width, place // _COLUMNS * (height + _CAPTION)
         image = load_image(image_paths(row, root)[0], what=f"row {row['row_id']}")
-        picture = draw_boxes(image, gold=boxes_of(row["gold"]))
+        boxes = (predicted or {}).get(row["row_id"], ())
+        picture = draw_boxes(image, gold=boxes_of(row["gold"]), predicted=boxes)
         picture.thumbnail((width - 8, height - 8), Image.Resampling.LANCZOS)
         sheet.paste(picture, (left + 4, top + _CAPTION))
         asked = ", ".join(f"{n} × {name}" if n > 1 else name for name, n in Counter(_classes(row)).items()) or str(

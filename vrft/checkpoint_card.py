@@ -45,14 +45,17 @@ def make_card(config: dict[str, Any], *, task: Task | MixedTask, row: Row, frame
 
 
 def read_card(model_path: str | None) -> dict[str, Any]:
-    """The card of a checkpoint's folder; empty where there is none. Raises `UserError` if it is not JSON."""
+    """The card of a checkpoint's folder; empty where there is none. Raises `UserError` if it is no JSON object."""
     path = Path(model_path or "") / "vrft.json"
     if model_path is None or not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); delete it, or save the checkpoint again") from None
+    if not isinstance(card, dict):
+        raise UserError(f"{path} holds a {type(card).__name__}, no card; delete it, or save the checkpoint again")
+    return card
 
 
 def with_card(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

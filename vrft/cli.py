@@ -22,12 +22,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 import vrft
 from vrft.configure import freeze, freeze_plain, plain
-from vrft.errors import UserError
+from vrft.errors import USER_ERROR, UserError
+from vrft.hydra_guard import careful_environment, careful_hydra
 from vrft.package_files import config_folder
 from vrft.schema import BuildConfig
 from vrft.wording import composition_message, suggestion
 
-GAMED, USER_ERROR, INTERRUPTED = 1, 2, 130
+GAMED, NOT_READY, INTERRUPTED = 1, 1, 130
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Verb:
 VERBS = {
     "build": Verb("annotations in, checked rows out", "vrft build dataset=coco dataset.path=GT.json out=rows/coco"),
     "check": Verb("look at an experiment's rows before it runs", "vrft check experiment=digits_riddles"),
+    "probe": Verb("what the model earns before it is trained", "vrft probe experiment=digits_riddles"),
     "train": Verb("one whole experiment: evaluate, train, evaluate, report", "vrft train experiment=digits_riddles"),
     "evaluate": Verb("judge a model or a checkpoint", "vrft evaluate model.path=runs/NAME/checkpoints/best"),
     "predict": Verb("ask about one image", "vrft predict predict.image=scene.png predict.ask='two plus three'"),
@@ -59,8 +61,8 @@ class SweepFiles(SearchPathPlugin):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, 1 if an audit found a way to cheat, 2 for a user's mistake, 130
-    after Ctrl-C, else the worker's."""
+    """Entry point; returns the exit code: 0, 1 if an audit found a way to cheat or a probe an obstacle, 2 for a
+    user's mistake, 130 after Ctrl-C, else the worker's."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
@@ -106,27 +108,27 @@ def groups() -> dict[str, list[str]]:
 
 def run_verb(verb: str, overrides: list[str]) -> int:
     """Compose the verb's config with Hydra and do its job; every mistake becomes a message on stderr."""
+    if rerun := next((override for override in overrides if override.startswith("--e")), None):
+        print(f"vrft {verb}: {rerun}: a pickle, which could run code, is never loaded", file=sys.stderr)
+        return USER_ERROR
     sys.argv = [f"vrft {verb}", *overrides]
     asked = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print with a stack, and we word it
     if SweepFiles not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(SweepFiles)
     app = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(_JOBS[verb])
     try:
-        app()
+        with careful_environment(), careful_hydra():
+            app()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else USER_ERROR * bool(end.code)
     except KeyboardInterrupt:
         print(f"vrft {verb}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UserError) as error:
         if asked == "1":
             raise
         print(f"vrft {verb}: {composition_message(error)}", file=sys.stderr)
         return USER_ERROR
-    finally:
-        os.environ.pop("HYDRA_FULL_ERROR")
-        os.environ.update({"HYDRA_FULL_ERROR": asked} if asked is not None else {})
     return 0
 
 
@@ -204,6 +206,18 @@ def _check_job(config: DictConfig) -> None:
 
 
 @_in_users_words
+def _probe_job(config: DictConfig) -> None:
+    from vrft.launching import find_device
+
+    frozen = freeze(config, device=find_device())
+    warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers: nobody here can act
+    from vrft.probe import probe  # torch: after the checks
+
+    if not probe(frozen)["is_ready"]:
+        raise SystemExit(NOT_READY)
+
+
+@_in_users_words
 def _score_job(config: DictConfig) -> None:
     from vrft.scoring import score_file
 
@@ -228,6 +242,7 @@ def _audit_job(config: DictConfig) -> None:
 _JOBS = {
     "build": _build_job,
     "check": _check_job,
+    "probe": _probe_job,
     "train": _experiment_job,
     "evaluate": _experiment_job,
     "predict": _predict_job,

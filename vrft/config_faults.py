@@ -10,9 +10,11 @@ from typing import Any
 
 import yaml
 
+from vrft.batch_sizes import batch_sizes
 from vrft.errors import UserError
 from vrft.package_files import TINY_MODEL, config_folder
-from vrft.shapes import fits, suggestion
+from vrft.schema import AlarmRule
+from vrft.shapes import fits, flat, shape_faults, suggestion
 from vrft.trl_fields import argument_faults
 
 _AT_LEAST = {
@@ -26,6 +28,9 @@ _AT_LEAST = {
     "memory.max_prompt_length": 1,
     "memory.evaluation_batch_size": 1,
     "launch.nproc_per_node": 1,
+    "alarms.window": 1,
+    "probe.rows": 1,
+    "probe.completions": 2,
     "launch.threads": 1,
     "protocol.n_resamples": 1,
     "protocol.n_samples": 1,
@@ -35,6 +40,7 @@ _AT_LEAST = {
 _ABOVE_ZERO = (
     "trainer.learning_rate",
     "trainer.epochs",
+    "launch.watchdog_s",
     "rollout.temperature",
     "rollout.top_p",
     "protocol.temperature",
@@ -49,7 +55,8 @@ def range_faults(config: dict[str, Any]) -> Iterator[str]:
     for key in _ABOVE_ZERO:
         value = _value(config, key)
         if value is not None and not value > 0:
-            yield f"{key} is {value}; it must be above 0"
+            why = ": at 0 all completions of a prompt are one text" if key == "rollout.temperature" else ""
+            yield f"{key} is {value}; it must be above 0{why}"
     if config["rollout"]["top_p"] > 1:
         yield f"rollout.top_p is {config['rollout']['top_p']}; it is a share, at most 1"
     memory, trainer = config["memory"], config["trainer"]
@@ -161,6 +168,8 @@ def pair_faults(config: dict[str, Any]) -> Iterator[str]:
     if trainer["name"] != "sft" and trainer.get("sft_thought"):
         yield f"trainer.sft_thought is {trainer['sft_thought']}, which only trainer=sft reads; leave it out"
     yield from argument_faults(trainer["name"], trainer["args"])
+    yield from _generation_faults(config)
+    yield from _alarm_faults(config)
     rollout, attention = config["rollout"], config["model"]["attention"]
     if rollout["name"] == "transformers" and rollout.get("sharing"):
         yield f"rollout.sharing is {rollout['sharing']}, which only rollout=shared_prefix reads; leave it out"
@@ -170,9 +179,43 @@ def pair_faults(config: dict[str, Any]) -> Iterator[str]:
         yield "rollout.sharing=on cannot be kept with model.attention=eager; choose model.attention=sdpa"
     if rollout.get("sharing") == "on" and config["memory"]["completions_per_device"] == 1:
         yield "rollout.sharing=on cannot be kept with memory.completions_per_device=1; let it be 2 or more, or null"
+    if (named := "torch_autocast.lower_precision_safe_modules") in dict(flat(config["deepspeed"]["config"] or {})):
+        yield f"deepspeed.config.{named} is set; DeepSpeed would import what it names, so leave it out"
     launch = config["launch"]
     if launch["name"] == "local" and launch["nproc_per_node"] > 1:
         yield f"launch=local starts one process; for launch.nproc_per_node={launch['nproc_per_node']} choose torchrun"
+
+
+def _generation_faults(config: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with a generation that serves several steps."""
+    n_steps = config["trainer"]["args"].get("steps_per_generation")
+    if not isinstance(n_steps, int) or not config["evaluate"]["train"]:
+        return
+    group, per_device = config["memory"]["num_generations"], batch_sizes(config)["per_device_train_batch_size"]
+    at_once = per_device * config["launch"]["nproc_per_node"] * n_steps
+    if n_steps < 1 or at_once % group:
+        yield (
+            f"trainer.args.steps_per_generation={n_steps} samples {at_once} completions at once ({per_device} a device "
+            f"and micro-batch, of launch.nproc_per_node={config['launch']['nproc_per_node']}), no multiple of "
+            f"memory.num_generations={group}"
+        )
+
+
+def _alarm_faults(config: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the rules of the alarms, each key by its name."""
+    rules = config["alarms"]["rules"]
+    faults = [fault for name, rule in rules.items() for fault in shape_faults(rule, AlarmRule, f"alarms.rules.{name}")]
+    yield from faults
+    if faults:
+        return
+    actions = {f"alarms.rules.{name}.action": rule["action"] for name, rule in rules.items()}
+    actions["alarms.non_finite"] = config["alarms"]["non_finite"]
+    for name, rule in rules.items():
+        if rule["action"] != "off" and rule.get("above") is None and rule.get("below") is None:
+            yield f"alarms.rules.{name} has neither above nor below; give it a limit, or action=off"
+    for key, action in actions.items():
+        if action == "stop_keep_best" and config["trainer"]["eval_steps"] is None:
+            yield f"{key} is stop_keep_best, but trainer.eval_steps is null, so no checkpoint is the best; choose stop"
 
 
 def _pays(reward: dict[str, Any], task) -> bool:
@@ -195,4 +238,4 @@ def _fitting(group: str, is_fitting) -> str:
 
 def _value(config: dict[str, Any], key: str) -> Any:
     section, name = key.split(".")
-    return config[section].get(name)
+    return config.get(section, {}).get(name)

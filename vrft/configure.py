@@ -18,7 +18,17 @@ from vrft.package_files import TINY_MODEL
 from vrft.schema import Config
 from vrft.shapes import flat, shape_faults
 
-_NOT_HASHED = ("run.dir", "run.name", "run.resume", "launch.threads", "dataset.n_processes", "logging", "derived")
+_MAY_CHANGE = ("alarms.", "reward.options.on_fault", "reward.options.timeout_s")  # when a run goes on
+_NOT_HASHED = (
+    "run.dir",
+    "run.name",
+    "run.resume",
+    "launch.threads",
+    "launch.watchdog_s",
+    "dataset.n_processes",
+    "logging",
+    "derived",
+)
 
 
 def freeze(
@@ -36,6 +46,7 @@ def freeze(
         from vrft.checkpoint_card import with_card
 
         config = with_card(config, overrides)
+        raise_all(list(shape_faults(config, Config)), heading=CANNOT_RUN)  # a card is a file like any other
     looked_at = {**config, "evaluate": {**config["evaluate"], "train": False}} if is_look else config
     faults = [*range_faults(looked_at), *model_faults(looked_at)]
     if "predict" not in config:  # one's own image is neither rewarded nor scored
@@ -58,12 +69,14 @@ def freeze_plain(composed: DictConfig, schema: type) -> dict[str, Any]:
 
 def plain(composed: DictConfig) -> dict[str, Any]:
     """The config as nested dicts with interpolations resolved. Raises `UserError` for values that are not given."""
-    missing = sorted(OmegaConf.missing_keys(composed))
-    raise_all([f"{key} must be given: {key}=…" for key in missing], heading="The config is not complete:")
     try:
+        missing = sorted(OmegaConf.missing_keys(composed))
+        raise_all([f"{key} must be given: {key}=…" for key in missing], heading="The config is not complete:")
         values = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"The config cannot be resolved: {error}") from None
+    targets = [key for key, _ in flat(values) if key.rpartition(".")[2] == "_target_"]
+    raise_all([f"{key}: no code is called by its name" for key in targets], heading=CANNOT_RUN)
     if isinstance(weights := values.get("reward", {}).get("weights"), dict):
         values["reward"]["weights"] = dict(flat(weights))  # an override of a.b.term arrives nested
     if values.get("rollout", {}).get("sharing") is True:
@@ -76,10 +89,27 @@ def config_hash(config: dict[str, Any]) -> str:
 
     Left out: where the run lies, its name, its logging, and on which path the shipped model is installed.
     """
+    return hashlib.sha256(json.dumps(_that_matters(config), sort_keys=True).encode()).hexdigest()
+
+
+def config_differences(begun: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two frozen configs and can change what is trained, as `key: VALUE then, VALUE now`.
+
+    What ends a run that would go on is not among it: alarms, and how faults of the user's own terms are taken.
+    """
+    before, after = (dict(flat(_that_matters(config))) for config in (begun, now))
+    return [
+        f"{key}: {before.get(key)!r} then, {after.get(key)!r} now"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key) and not key.startswith(_MAY_CHANGE)
+    ]
+
+
+def _that_matters(config: dict[str, Any]) -> dict[str, Any]:
     config = copy.deepcopy(config)
     for key in _NOT_HASHED:
         section, _, name = key.partition(".")
         (config.get(section, {}) if name else config).pop(name or section, None)
     if config["model"]["path"] == str(TINY_MODEL):
         config["model"]["path"] = None
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    return config

@@ -39,7 +39,7 @@ def evaluate_splits(experiment: Experiment, model, splits: list[str], *, name: s
         results[split] = {experiment.protocol: metrics}
         if name and processes.is_main_process:
             _write_lines(folder / "scores.jsonl", scored)
-            (folder / "metrics.json").write_text(json.dumps(results[split], indent=2) + "\n", encoding="utf-8")
+            write_text_atomically(folder / "metrics.json", json.dumps(results[split], indent=2) + "\n")
     return results
 
 
@@ -87,7 +87,7 @@ def _kept_batches(experiment: Experiment, folder: Path, name: str) -> KeptBatche
     provenance = json.loads((experiment.run_dir / "provenance.json").read_text(encoding="utf-8"))
     checkpoint = experiment.run_dir / "checkpoints" / name
     weights = provenance["model_hash"] if name == "before" else weight_hash(checkpoint)
-    fingerprint = {"config": provenance["config_hash"], "data": provenance["data_hash"], "model": weights}
+    fingerprint = {"data": provenance["data_hash"], "model": weights}  # another config is refused before
     try:
         return KeptBatches(folder, fingerprint)
     except OtherEvaluationError:

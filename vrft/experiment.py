@@ -6,24 +6,28 @@ import contextlib
 import hashlib
 import json
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from vrft import heartbeat, run_lock
 from vrft.checkpoint_card import setting_drift
 from vrft.configure import config_hash
-from vrft.errors import UserError, raise_all
+from vrft.errors import STOPPED_BY_ALARM, USER_ERROR, UserError, raise_all
 from vrft.evaluate.protocols import questions_not_asked, row_faults
 from vrft.launching import start_worker
 from vrft.models.families import FAMILIES
 from vrft.provenance import provenance
+from vrft.resuming import begun_with, check_same_config, check_same_hashes, check_same_rows, warn_of_versions
 from vrft.rows import Row, rows_hash, write_rows, write_text_atomically
+from vrft.run_lock import OccupiedError, alone_in
 from vrft.tasks import load_task
 from vrft.tasks.base import Task
 
-_OF_THE_PARENT = {"config.yaml", "provenance.json", "data"}
+_BEFORE_IT_BEGINS = {"config.yaml", "provenance.json", "data", heartbeat.FOLDER, run_lock.FILE}
 
 
 def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides: list[str]) -> int:
@@ -33,12 +37,32 @@ def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides
     Raises `UserError` before the worker starts.
     """
     run_dir = Path(config["run"]["dir"])
+    with contextlib.ExitStack() as held:
+        is_fresh = _prepare(run_dir, config, choices=choices, overrides=overrides, held=held)
+        code = start_worker(run_dir, config)  # whatever ends it, what it has made stays
+    if code in (0, STOPPED_BY_ALARM):
+        write_reports([run_dir])
+    is_begun = not {path.name for path in run_dir.iterdir()} <= _BEFORE_IT_BEGINS
+    if code not in (0, STOPPED_BY_ALARM, USER_ERROR) or (code == USER_ERROR and is_begun):
+        print(f"vrft: not finished; the same command goes on with run.dir={run_dir} run.resume=true", file=sys.stderr)
+    if code == USER_ERROR and is_fresh and not is_begun:  # refused
+        _remove_all_but_cache(run_dir)
+    return code
+
+
+def _prepare(
+    run_dir: Path, config: dict[str, Any], *, choices: dict[str, Any], overrides: list[str], held: contextlib.ExitStack
+) -> bool:
+    """Leave all that the worker reads in the run directory, and it locked by `held`; True where it held nothing."""
     with fresh_run_dir(run_dir, is_resuming=config["run"]["resume"]) as is_fresh:
-        check_same_experiment(run_dir, {"config_hash": config_hash(config)})  # before the rows are written again
+        held.enter_context(alone_in(run_dir))
+        if is_fresh and config["run"]["resume"]:
+            print(f"warning: nothing is to be resumed in run.dir={run_dir}, so the run begins", file=sys.stderr)
+        check_same_config(run_dir, config)
         drift = [] if config["evaluate"]["train"] else setting_drift(config)
         for difference in drift:
             print(f"warning: {difference}", file=sys.stderr)
-        rows = build_rows(config, run_dir / "data")
+        rows = build_rows(config, run_dir / "data", is_resuming=not is_fresh)
         warn_of_frames(rows, config)
         warn_of_questions(rows, config)
         record = provenance(
@@ -48,17 +72,16 @@ def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides
             config_hash=config_hash(config),
             data_hash=data_hash(rows, run_dir / "data"),
         )
-        check_same_experiment(run_dir, record)
+        begun = begun_with(run_dir)
+        check_same_hashes(run_dir, begun, record)
+        warn_of_versions(begun, record)
+        if begun:
+            record["earlier"] = [*begun.pop("earlier", []), begun]
+        if "wandb_run_id" in begun or "wandb" in config["logging"]["report_to"]:  # W&B goes on in the run that it has
+            record["wandb_run_id"] = begun.get("wandb_run_id") or uuid.uuid4().hex
         write_text_atomically(run_dir / "provenance.json", json.dumps(record, indent=2) + "\n")
         write_text_atomically(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    code = start_worker(run_dir, config)  # outside: whatever ends it, what it has made stays
-    if code == 0:
-        write_reports([run_dir])
-    if (
-        code == 2 and is_fresh and {path.name for path in run_dir.iterdir()} <= _OF_THE_PARENT
-    ):  # refused before it began
-        _remove_all_but_cache(run_dir)
-    return code
+    return is_fresh
 
 
 def write_reports(run_dirs: list[Path], *, out_dir: Path | None = None) -> None:
@@ -78,7 +101,8 @@ def write_reports(run_dirs: list[Path], *, out_dir: Path | None = None) -> None:
     if len(run_dirs) > 1:
         write_comparison(run_dirs, out_dir or run_dirs[0])
     else:
-        print(text_table(panels(methods_of([RunFiles(run_dirs[0])]))))
+        if shown := panels(methods_of([RunFiles(run_dirs[0])])):
+            print(text_table(shown))
     print(f"report: {page}")
 
 
@@ -96,17 +120,21 @@ def fresh_run_dir(run_dir: Path, *, is_resuming: bool, key: str = "run.dir") -> 
             f"{key} is {run_dir}, which exists and is not empty; choose another, or go on in it with run.resume=true"
         )
     run_dir.mkdir(parents=True, exist_ok=True)
-    is_done = False
+    is_to_stay = has_content
     try:
         yield not has_content
-        is_done = True
+        is_to_stay = True
+    except OccupiedError:
+        is_to_stay = True  # by now it is another's
+        raise
     finally:
-        if not is_done and not has_content:
+        if not is_to_stay:
             _remove_all_but_cache(run_dir)
 
 
 def _remove_all_but_cache(folder: Path) -> None:
     """Remove all files but the cache of checked images, and the folders that this leaves empty."""
+    (folder / run_lock.FILE).unlink(missing_ok=True)
     for path in _files_but_cache(folder):
         path.unlink()
     for inner in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
@@ -117,19 +145,24 @@ def _remove_all_but_cache(folder: Path) -> None:
 
 
 def _files_but_cache(folder: Path) -> list[Path]:
-    """All files below a folder but the cache of checked images and what it kept of them."""
+    """All files below a folder but its lock, the cache of checked images and what it kept of them."""
     from vrft.data.images import KEPT_FILE
 
     caches = {path.parent for path in folder.rglob(KEPT_FILE)}
     return [
         path
         for path in folder.rglob("*")
-        if not path.is_dir() and path.name != KEPT_FILE and not any(path.parent == c / "images" for c in caches)
+        if not path.is_dir()
+        and path.name not in (KEPT_FILE, run_lock.FILE)
+        and not any(path.parent == c / "images" for c in caches)
     ]
 
 
-def build_rows(config: dict[str, Any], data_dir: Path) -> dict[str, list[Row]]:
-    """Build and check the rows of every split, and write each to `data_dir/SPLIT.jsonl`. Raises `UserError`."""
+def build_rows(config: dict[str, Any], data_dir: Path, *, is_resuming: bool = False) -> dict[str, list[Row]]:
+    """Build and check the rows of every split, and write each to `data_dir/SPLIT.jsonl`.
+
+    Raises `UserError`; with `is_resuming` also, before anything is written, if other rows lie there.
+    """
     from vrft.data import load_builder
 
     dataset, task = dict(config["dataset"]), load_task(**config["task"], trust_code=config["trust_code"])
@@ -139,6 +172,8 @@ def build_rows(config: dict[str, Any], data_dir: Path) -> dict[str, list[Row]]:
     if "evaluate" in config:
         judged = [row for split, rows in splits.items() if split != "train" for row in rows]
         raise_all(row_faults(config["protocol"], judged), heading=f"protocol={config['protocol']['name']} needs more:")
+    if is_resuming:
+        check_same_rows(data_dir, splits)
     for split, rows in splits.items():
         write_rows(data_dir / f"{split}.jsonl", rows)
     return splits
@@ -160,6 +195,12 @@ def warn_of_frames(splits: dict[str, list[Row]], config: dict[str, Any]) -> None
     """Print a warning if questions taken verbatim speak of boxes in another frame than the model was trained to."""
     family, frame = FAMILIES[config["model"]["family"]], config["dataset"].get("frame")
     n_verbatim = sum("problem" in row for rows in splits.values() for row in rows)
+    if frame and not n_verbatim:
+        print(
+            f"warning: dataset.frame={frame} says how rows with a question of their own (`problem`) write boxes; these "
+            "have none, so their boxes are read in pixels of the image",
+            file=sys.stderr,
+        )
     if n_verbatim and frame not in (None, family.frame):
         print(
             f"warning: {n_verbatim} rows bring their own question, with boxes in {frame} (dataset.frame), while "
@@ -205,18 +246,3 @@ def data_hash(splits: dict[str, list[Row]], root: Path) -> str:
     for split in sorted(splits):
         digest.update(f"{split} {rows_hash(splits[split], root)}\n".encode())
     return digest.hexdigest()
-
-
-def check_same_experiment(run_dir: Path, record: dict[str, Any]) -> None:
-    """Raise `UserError` if the run directory was begun with another config or other data than the one resuming it."""
-    path = run_dir / "provenance.json"
-    if not path.is_file():
-        return
-    begun = json.loads(path.read_text(encoding="utf-8"))
-    names = {"config_hash": "config", "data_hash": "data", "model_hash": "model weights"}
-    faults = [
-        f"{what}: {begun.get(key)} then, {record[key]} now"
-        for key, what in names.items()
-        if key in record and begun.get(key) != record[key]
-    ]
-    raise_all(faults, heading=f"{run_dir} was begun with another experiment, so run.resume=true cannot go on:")

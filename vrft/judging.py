@@ -134,7 +134,7 @@ def _with_size(case: Mapping, *, frame: str, root: Path) -> tuple[Row, bool]:
     has_image = bool(images) or "image_wh" in row
     if images:
         row["images"] = images
-        row.setdefault("image_wh", list(_image_wh(root / images[0])))
+        row.setdefault("image_wh", list(_image_wh(images[0], root)))
     elif not has_image:
         extent = Frame(frame, (1, 1), (1, 1)).extent_wh
         row["image_wh"] = [_UNBOUNDED] * 2 if "pixels" in frame else [round(side) for side in extent]
@@ -243,13 +243,15 @@ def _frame(name: str, row: Row) -> Frame:
     return Frame(name, image_wh, tuple(row.get("seen_wh", image_wh)))
 
 
-def _image_wh(path: Path) -> tuple[int, int]:
-    from vrft.evaluate.generate import load_image  # torch
+def _image_wh(image: Any, root: Path) -> tuple[int, int]:
+    """Raises ValueError where it is no image, or none below `root`."""
+    from vrft.data.images import decode_upright, locate
 
+    path = locate(image, root.resolve())
     try:
-        return load_image(path, what="image").size
-    except UserError as error:
-        raise ValueError(str(error)) from None
+        return decode_upright(path.read_bytes())[0].size
+    except (OSError, ValueError) as error:
+        raise ValueError(f"image {image!r} {error}") from None
 
 
 def _summary(verdicts: Sequence[Mapping], judge: Judge) -> str:

@@ -1,18 +1,30 @@
-"""Worker processes: started from a frozen run directory, waited for, and ended when the parent is."""
+"""Worker processes: started from a frozen run directory, watched, interrupted when the parent is, and accounted for."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_GRACE_S = 40.0  # torchrun itself gives its workers 30 s
+import psutil
+
+from vrft import heartbeat, interruption
+from vrft.errors import STOPPED_BY_ALARM, USER_ERROR
+from vrft.interruption import SIGNALS
+
+HUNG = 124  # as of timeout(1)
+_EXPLAINED = (USER_ERROR, STOPPED_BY_ALARM)  # a user's mistake, an alarm: the worker has said what it was
+_TICK_S = 0.1
+_N_ROWS_NAMED = 8
+_MOMENTS_S = 5.0
 
 
 def find_device() -> str:
@@ -27,22 +39,60 @@ def find_device() -> str:
 
 
 def start_worker(run_dir: Path, config: dict[str, Any]) -> int:
-    """Run `python -m vrft.run RUN_DIR` to its end and return its exit code; 130 after Ctrl-C.
+    """Run `python -m vrft.run RUN_DIR` to its end and return its exit code.
 
-    Several processes, or one under DeepSpeed (which needs its environment), are started by `torch.distributed.run`.
+    A first SIGINT, SIGTERM or SIGHUP is passed on to every process: in training these save and stop, with 128 + its
+    number. A second one kills them. Where a process says nothing for `launch.watchdog_s`, each writes its stack, and
+    the run is ended with 124. Where this process is killed, the others save and stop too. Several processes, or one
+    under DeepSpeed (which needs its environment), are started by `torch.distributed.run`.
     """
     launch = config["launch"]
     environment = dict(os.environ)
     if launch["threads"]:
         environment["OMP_NUM_THREADS"] = str(launch["threads"])
+    heartbeat.forget(run_dir)
+    received: list[int] = []
+    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    # Ignored by torchrun, which would give its workers 30 s to save; workers take them over.
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in heeded}
     # A group of its own: Ctrl-C reaches the parent alone, which passes it on once.
-    worker = subprocess.Popen(worker_command(run_dir, config), env=environment, process_group=0)
-    with _signals_interrupt():
-        try:
-            code = worker.wait()
-        except KeyboardInterrupt:
-            _end(worker)
-            return 130
+    command = worker_command(run_dir, config)
+    worker = subprocess.Popen(command, env=environment, process_group=0, preexec_fn=interruption.end_with_parent)
+    try:
+        for number in heeded:
+            signal.signal(number, lambda number, frame: received.append(number))
+        watch = _Watch(run_dir, worker, received)
+        watch.wait(launch["watchdog_s"])
+    except BaseException:
+        _kill(worker)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return _exit_code(watch)
+
+
+def _exit_code(watch: _Watch) -> int:
+    """What the run's end means, and a word about it where nobody has said one."""
+    words, code = heartbeat.heard(watch.run_dir), watch.worker.returncode
+    said = [word["code"] for word in words if "code" in word]
+    if watch.is_hung:
+        return HUNG
+    if code == 0:
+        return 0
+    for explained in (word for word in words if word.get("code") in _EXPLAINED):  # torchrun turns every code into 1
+        if explained["rank"] and "error" in explained:  # the others failed because this process ended
+            print(f"vrft: {explained['error']}", file=sys.stderr)
+        return explained["code"]
+    have_all_ended = len(said) == len(words)
+    interrupted = [one for one in said if one > 128]
+    if interrupted and (watch.received or have_all_ended):  # else torchrun ended them, for another had failed
+        return interrupted[0]
+    if watch.received and (watch.is_killed or not words):
+        return 128 + watch.received[0]
+    if words and have_all_ended:
+        return max(said)
+    print(account(watch.run_dir, words, watch.gone), file=sys.stderr)
     return 128 - code if code < 0 else code  # a shell's way to say: killed by a signal
 
 
@@ -51,37 +101,125 @@ def worker_command(run_dir: Path, config: dict[str, Any]) -> list[str]:
     launch = config["launch"]
     if launch["name"] == "local" and not config["deepspeed"]["config"]:
         return [sys.executable, "-m", "vrft.run", str(run_dir)]
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(launch["nproc_per_node"]),
-    ]
-    return [*torchrun, "-m", "vrft.run", str(run_dir)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--signals-to-handle", "SIGQUIT"]
+    return [*torchrun, "--nproc-per-node", str(launch["nproc_per_node"]), "-m", "vrft.run", str(run_dir)]
 
 
-@contextlib.contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Turn SIGTERM (a scheduler's) and SIGHUP (a closed terminal's) into what Ctrl-C is."""
+def account(run_dir: Path, words: Sequence[dict[str, Any]], gone: Mapping[int, float]) -> str:
+    """Who ended the run, and at which samples: the first process that failed, or that died without a word.
 
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+    words: as `heartbeat.heard` gives them. gone: when a process was first missed, by rank, on the monotonic clock.
+    """
+    ends = [(word["time"], word, word["error"]) for word in words if word["state"] == "failed"]
+    for word in words:
+        if word["state"] == "runs":
+            # The others fail within moments of a death; where one fails, torchrun kills the rest half a minute later.
+            when = gone.get(word["rank"], math.inf) - _MOMENTS_S
+            ends.append((when, word, "ended without a word, as when memory runs out"))
+        elif word["state"] == "interrupted" and "code" not in word:
+            ends.append((gone.get(word["rank"], math.inf), word, "was killed before it had saved this step"))
+    if not ends:
+        return f"vrft: the worker of {run_dir} ended before it began"
+    _, word, why = min(ends, key=lambda end: end[0])
+    return f"vrft: rank {word['rank']} {_where(word)}: {why}"
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+def _where(word: dict[str, Any]) -> str:
+    rows = word.get("rows") or []
+    named = ", ".join(map(str, rows[:_N_ROWS_NAMED])) + (", …" if len(rows) > _N_ROWS_NAMED else "")
+    step = f" step {word['step']}" if word.get("step") is not None else ""
+    return f"in {word.get('doing', 'its beginning')}{step}" + (f", at rows {named}" if rows else "")
 
 
-def _end(worker: subprocess.Popen) -> None:
-    """Pass Ctrl-C on to the worker's whole group, wait for it to leave its files whole, and kill what is left."""
-    for number in (signal.SIGINT, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(worker.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.wait(_GRACE_S)
-            return
+class _Watch:
+    """The parent's watch over a run's processes until they end."""
+
+    def __init__(self, run_dir: Path, worker: subprocess.Popen, received: list[int]) -> None:
+        """received: signals, to which a handler appends."""
+        self.run_dir, self.worker, self.received = run_dir, worker, received
+        self.gone: dict[int, float] = {}  # by rank, when it was first missed
+        self._processes: dict[int, psutil.Process] = {}  # by rank
+        self.is_hung = self.is_killed = False
+
+    def wait(self, watchdog_s: float | None) -> None:
+        """Until all processes have ended; passes signals on."""
+        n_passed_on = 0
+        while self._is_running() and not (self.is_hung or self.is_killed):
+            time.sleep(_TICK_S)
+            words = heartbeat.heard(self.run_dir)
+            self._know(words)
+            if (n_received := len(self.received)) > n_passed_on:  # those at once count as one, later ones do not
+                self._pass_on(words if n_passed_on == 0 else [])
+                n_passed_on = n_received
+            elif watchdog_s and _silence(words) > watchdog_s:
+                self._write_stacks(words, watchdog_s)
+                _kill(self.worker)
+                self.is_hung = True
+        self.worker.wait()
+        self._send(signal.SIGKILL)  # where torchrun was killed before, nobody else would
+
+    def _is_running(self) -> bool:
+        """Whether anyone is: where torchrun is killed, its processes save and stop."""
+        return self.worker.poll() is None or any(map(_is_alive, self._processes.values()))
+
+    def _know(self, words: Sequence[dict[str, Any]]) -> None:
+        """Note which processes speak, of those that the worker has started, and which are gone."""
+        for word in words:
+            if word["rank"] not in self._processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process = psutil.Process(word["pid"])
+                    if self.worker.pid in (process.pid, *(one.pid for one in process.parents())):
+                        self._processes[word["rank"]] = process
+        for rank in {word["rank"] for word in words} - set(self.gone):
+            if rank not in self._processes or not _is_alive(self._processes[rank]):
+                self.gone[rank] = time.monotonic()
+
+    def _write_stacks(self, words: Sequence[dict[str, Any]], watchdog_s: float) -> None:
+        """Have every process write its stack, and tell where each stood."""
+        self._send(signal.SIGUSR1)
+        time.sleep(1.0)
+        print(f"vrft: no word for launch.watchdog_s={watchdog_s:g} seconds, so the run is ended", file=sys.stderr)
+        for word in words:
+            stack = self.run_dir / heartbeat.FOLDER / f"stack_{word['rank']}.txt"
+            print(f"vrft: rank {word['rank']} {_where(word)}; its stack: {stack}", file=sys.stderr)
+
+    def _send(self, number: int) -> None:
+        """A signal to every process that has spoken."""
+        for process in self._processes.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    def _pass_on(self, words: Sequence[dict[str, Any]]) -> None:
+        """The first signal to every process that has begun; else, or in impatience, the end."""
+        if not words:
+            _kill(self.worker)
+            self.is_killed = True
+        elif any(word.get("saves") for word in words):
+            print("\nvrft: interrupted; the step is finished and saved (once more: end at once)", file=sys.stderr)
+        self._send(self.received[0])
+
+
+def _silence(words: Sequence[dict[str, Any]]) -> float:
+    """Seconds since the process that has been silent longest spoke; 0 before any has begun to work.
+
+    Until then a model may be on its way from the hub. Once all have finished the last word counts.
+    """
+    begun = [word for word in words if "doing" in word]
+    if not begun:
+        return 0.0
+    working = [word["time"] for word in begun if word["state"] != "finished"]
+    return time.monotonic() - min(working, default=max(word["time"] for word in begun))
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _kill(worker: subprocess.Popen) -> None:
+    """End the worker, and whatever it has started, at once."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in [*psutil.Process(worker.pid).children(recursive=True), psutil.Process(worker.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,14 +60,26 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write rows as JSON lines with sorted keys, so that the same rows give the same bytes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    lines = (json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    write_text_atomically(path, "".join(lines))
 
 
-def write_text_atomically(path: Path, text: str) -> Path:
-    """Write the whole text or nothing; the path."""
+def append_lines(path: Path, entries: Iterable[Any]) -> None:
+    """Append entries to a file of JSON lines and have them on the disk: what is saved later must not outlive them."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(entry, ensure_ascii=False, default=float) + "\n" for entry in entries)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_text_atomically(path: Path, text: str, *, is_lasting: bool = False) -> Path:
+    """Write the whole text or nothing; the path. is_lasting: it also stands after a power cut."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        if is_lasting:
+            file.flush()
+            os.fsync(file.fileno())
     return partial.replace(path)
 
 
@@ -108,7 +121,7 @@ def box_fault(xyxy: Any, image_wh: Sequence[int]) -> str | None:
     """What is wrong with a gold box in pixels of its image, or None.
 
     >>> box_fault([0, 0, 80, 10], (64, 48))
-    'box [0, 0, 80, 10] lies outside the image of 64 × 48 pixels'
+    'box [0, 0, 80, 10] lies outside the image of 64 × 48 pixels; give boxes in its pixels'
     """
     is_four_numbers = isinstance(xyxy, list | tuple) and len(xyxy) == 4
     if not is_four_numbers or not all(type(v) in (int, float) and abs(v) < 1e9 for v in xyxy):
@@ -119,5 +132,5 @@ def box_fault(xyxy: Any, image_wh: Sequence[int]) -> str | None:
     width, height = image_wh
     slack = 1e-6 * max(width, height)
     if min(x1, y1) < -slack or x2 > width + slack or y2 > height + slack:
-        return f"box {xyxy!r} lies outside the image of {width} × {height} pixels"
+        return f"box {xyxy!r} lies outside the image of {width} × {height} pixels; give boxes in its pixels"
     return None

@@ -6,9 +6,12 @@ Hydra.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import faulthandler
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,153 +20,78 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from vrft.checkpoint_card import make_card, read_card, wording_drift
-from vrft.errors import UserError
+from vrft import heartbeat, interruption, run_lock
+from vrft.checkpoint_card import read_card, wording_drift
+from vrft.errors import STOPPED_BY_ALARM, USER_ERROR, UserError
 from vrft.evaluations import evaluate_splits, known_evaluation
-from vrft.models.families import FAMILIES
-from vrft.models.load import freeze_parts, load_model
 from vrft.rows import write_text_atomically
 from vrft.run_directory import Experiment, open_experiment
-from vrft.surroundings import exit_on_interrupt, set_environment, silence_libraries
+from vrft.surroundings import set_environment, silence_libraries
+from vrft.training import NON_FINITE, Interrupted, load_policy, start_of, train
+from vrft.whole_folder import check_whole
 
 
-def train(experiment: Experiment, model, resumed_from: Path | None) -> list[dict]:
-    """Train `model` in place and return the validation history; leaves `checkpoints/last` and, with validation,
-    `checkpoints/best`.
+def run(run_dir: Path) -> dict | None:
+    """All parts that the frozen config asks for; `result.json` is written at the very end.
 
-    resumed_from: a trainer's checkpoint whose weights `model` holds; steps, optimizer and logs go on from there.
+    Returns the alarm that ended the run: after it nothing is judged.
     """
-    from vrft.train.arguments import trainer_arguments
-    from vrft.train.callbacks import MetricsFile, ProgressBar, Validation
-    from vrft.train.checkpoints import rewind_logs, save_checkpoint, step_of
-
-    config, folder = experiment.config, experiment.run_dir / "checkpoints"
-    row = experiment.rows["train"][0]
-    card = make_card(
-        config, task=experiment.task, row=row, frame=experiment.frame_for_row(row), prompt_of=experiment.prompt_of
-    )
-    metric = experiment.primary_metrics[0]
-    with experiment.processes.main_process_first():
-        known = rewind_logs(experiment.run_dir, step_of(resumed_from) if resumed_from else 0)
-    history = [
-        {"step": entry["step"], "value": entry[f"validation/{metric}"], "n": entry["validation/n"]}
-        for entry in known
-        if f"validation/{metric}" in entry
-    ]
-    shown = {"reward": "reward", "loss": "loss", f"validation/{metric}": "validation"}
-    callbacks = [MetricsFile(experiment.run_dir / "metrics.jsonl"), ProgressBar(shown)]
-    if config["trainer"]["eval_steps"]:
-        validation = Validation(
-            lambda policy: evaluate_splits(experiment, policy, ["validation"], name=None)["validation"][
-                experiment.protocol
-            ],
-            metric=metric,
-            eval_steps=config["trainer"]["eval_steps"],
-            processor=experiment.processor,
-            folder=folder / "best",
-            card=card,
-            history=history,
-        )
-        callbacks.append(validation)
-    trainer = _make_trainer(experiment, model, trainer_arguments(config, folder), callbacks)
-    for callback in callbacks:
-        callback.trainer = trainer
-    trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
-    save_checkpoint(trainer, experiment.processor, folder / "last", card | {"step": trainer.state.global_step})
-    experiment.processes.wait_for_everyone()
-    return history
-
-
-def _make_trainer(experiment: Experiment, model, arguments: dict, callbacks: list):
-    from peft import LoraConfig
-    from transformers import PrinterCallback
-
-    from vrft.train.grpo import grpo_trainer
-    from vrft.train.sft import sft_trainer
-
-    config = experiment.config
-    if config["deepspeed"]["config"] and config["derived"]["device"] == "cpu":
-        import deepspeed
-
-        deepspeed.init_distributed(dist_backend="gloo")  # accelerate skips its DeepSpeed branch on a CPU
-    freeze_parts(model, config["model"]["freeze"], FAMILIES[config["model"]["family"]])
-    shared = {
-        "rows": experiment.training_rows,
-        "root": experiment.data_dir,
-        "task": experiment.task,
-        "frame_for_row": experiment.frame_for_row,
-        "arguments": arguments,
-        "peft_config": LoraConfig(**config["model"]["peft"]) if config["model"]["peft"] else None,
-        "callbacks": callbacks,
-    }
-    if config["trainer"]["name"] == "sft":
-        trainer = sft_trainer(model, experiment.processor, thought=config["trainer"]["sft_thought"], **shared)
-    else:
-        trainer = grpo_trainer(
-            model,
-            experiment.processor,
-            judge=experiment.judge,
-            rollouts=experiment.run_dir / "rollouts",
-            sharing=config["rollout"].get("sharing"),
-            **shared,
-        )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def run(run_dir: Path) -> None:
-    """All parts that the frozen config asks for; `result.json` is written at the very end."""
     experiment = open_experiment(run_dir)
     config, wanted = experiment.config, experiment.config["evaluate"]
     set_seed(config["run"]["seed"])
-    resumed_from = _resume_point(experiment)
+    start = start_of(experiment)
     drift = wording_drift(read_card(config["model"]["path"]), task=experiment.task, prompt_of=experiment.prompt_of)
     if experiment.processes.is_main_process and not wanted["train"]:
         for difference in drift:
             print(f"warning: {difference}", file=sys.stderr)
-    model = _load(experiment, config["model"]["path"])
+    model = load_policy(experiment, config["model"]["path"])
     results: dict[str, dict] = {}
-    history: list[dict] = []
+    history, stopped_by = [], None
     if wanted["before"]:
         with experiment.timed("evaluate_before"):
             results["before"] = known_evaluation(experiment, "before") or evaluate_splits(
                 experiment, model, experiment.test_splits, name="before"
             )
     if wanted["train"]:
-        if resumed_from and not config["model"]["peft"]:
+        if start.checkpoint and not config["model"]["peft"]:
             # The trainer itself would keep the base weights in silence: saved and live parameter names differ.
-            model = _load(experiment, str(resumed_from))
+            model = load_policy(experiment, str(start.checkpoint))
             model.config._name_or_path = config["model"]["path"]  # from where TRL loads the reference model
         with experiment.timed("train"):
-            history = train(experiment, model, resumed_from)
+            history, stopped_by = train(experiment, model, start)
         unset_hf_deepspeed_config()  # or a checkpoint would be loaded in parts, one a process
-    names = list(dict.fromkeys([wanted["checkpoint"], *wanted["also"]])) if wanted["train"] and wanted["after"] else []
+    judged = wanted["checkpoint"]
+    if stopped_by and stopped_by["action"] == "stop_keep_best":
+        judged = "best"
+    is_non_finite = bool(stopped_by) and stopped_by["rule"] == NON_FINITE
+    is_over = is_non_finite and stopped_by["action"] == "stop"
+    names = list(dict.fromkeys([judged, *([] if is_non_finite else wanted["also"])]))  # then there is no last
+    if is_over or not (wanted["train"] and wanted["after"]):
+        names = []
     for name in names:
         is_sharded = ((config["deepspeed"]["config"] or {}).get("zero_optimization") or {}).get("stage") == 3
         is_whole = name == "last" and not is_sharded
-        policy = model if is_whole else _load(experiment, str(run_dir / "checkpoints" / name))
+        policy = model if is_whole else _load_checkpoint(experiment, run_dir / "checkpoints" / name)
         with experiment.timed(f"evaluate_{name}"):
             results[name] = evaluate_splits(experiment, policy, experiment.test_splits, name=name)
     if experiment.processes.is_main_process:
-        _write_result(experiment, results, history)
+        _write_result(experiment, results, history, judged=judged)
+    return stopped_by if is_over else None
 
 
-def _resume_point(experiment: Experiment) -> Path | None:
-    from vrft.train.checkpoints import newest_checkpoint
-
-    is_resuming = experiment.config["run"]["resume"] and experiment.config["evaluate"]["train"]
-    return newest_checkpoint(experiment.run_dir / "checkpoints") if is_resuming else None
+def _load_checkpoint(experiment: Experiment, folder: Path):
+    check_whole(folder)
+    return load_policy(experiment, str(folder))
 
 
-def _write_result(experiment: Experiment, results: dict[str, dict], history: list[dict]) -> None:
+def _write_result(experiment: Experiment, results: dict[str, dict], history: list[dict], *, judged: str) -> None:
     """`before` and `after` on the split `test`; every evaluation on every test set under `test_sets`."""
-    config = experiment.config
     provenance = json.loads((experiment.run_dir / "provenance.json").read_text(encoding="utf-8"))
-    after = results.get(config["evaluate"]["checkpoint"])
+    after = results.get(judged)
     result = {
         "before": results.get("before", {}).get("test"),
         "after": after and after["test"],
-        "after_is": config["evaluate"]["checkpoint"] if after else None,
+        "after_is": judged if after else None,
         "primary_metrics": experiment.primary_metrics,
         "reward_terms": experiment.judge.columns,
         "test_sets": {
@@ -177,43 +105,59 @@ def _write_result(experiment: Experiment, results: dict[str, dict], history: lis
     write_text_atomically(experiment.run_dir / "result.json", json.dumps(result, indent=2) + "\n")
 
 
-def _load(experiment: Experiment, path: str):
-    settings = experiment.config["model"]
-    return load_model(
-        path,
-        family=FAMILIES[settings["family"]],
-        dtype=settings["dtype"],
-        attention=settings["attention"],
-        device=experiment.processes.device,
-        revision=settings["revision"] if path == settings["path"] else None,
-        trust_remote_code=settings["trust_remote_code"],
-    )
-
-
 def main() -> int:
     """Entry point of the worker; exit code 2 for a user's mistake."""
     run_dir = Path(sys.argv[1])
-    exit_on_interrupt()
+    interruption.listen()
+    rank = int(os.environ.get("RANK", "0"))
+    lock = (run_dir / run_lock.FILE).open("a", encoding="utf-8")  # open to the end of the process
+    with contextlib.suppress(OSError):  # a file system without locks
+        run_lock.join(lock)
+    heartbeat.begin(run_dir, rank)
+    _write_stacks_on_request(run_dir, rank)
     set_environment(run_dir)
     silence_libraries()
+    code = _outcome(run_dir, is_main=rank == 0)
+    heartbeat.say(state="finished", code=code)
+    return code
+
+
+def _outcome(run_dir: Path, *, is_main: bool) -> int:
+    """Run, and turn what a user can act on into a message and an exit code."""
     try:
-        run(run_dir)
+        stopped_by = run(run_dir)
+    except Interrupted:
+        return 128 + (interruption.received() or signal.SIGTERM)  # it came to another process
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # under torchrun every process has the same to say
+        if is_main:  # under torchrun every process has the same to say, or this one tells the parent
             print(f"vrft: {error}", file=sys.stderr)
-        return 2
-    except (OSError, SafetensorError) as error:
-        if os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        print(
-            f"vrft: the disk of run.dir={run_dir} is full; free some space and go on with run.resume=true",
-            file=sys.stderr,
-        )
-        return 2
+        heartbeat.say(error=str(error))
+        return USER_ERROR
+    except Exception as error:
+        if isinstance(error, (OSError, SafetensorError)) and os.strerror(errno.ENOSPC) in str(error):
+            print(
+                f"vrft: the disk of run.dir={run_dir} is full; free some space and go on with run.resume=true",
+                file=sys.stderr,
+            )
+            return USER_ERROR
+        heartbeat.say(state="failed", error=f"{type(error).__name__}: {error}")
+        raise
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-    return 0
+    if stopped_by and is_main:
+        print(
+            f"vrft: {stopped_by['message']}; the optimizer has not stepped on it. Lower trainer.learning_rate, or look "
+            "at these rows; alarms.non_finite=stop_keep_best goes on to judge the best checkpoint",
+            file=sys.stderr,
+        )
+    return STOPPED_BY_ALARM if stopped_by else 0
+
+
+def _write_stacks_on_request(run_dir: Path, rank: int) -> None:
+    """SIGUSR1 makes every thread's stack appear in `health/stack_RANK.txt`, also while Python is stuck in C."""
+    file = (run_dir / heartbeat.FOLDER / f"stack_{rank}.txt").open("w", encoding="utf-8")
+    faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
 
 
 if __name__ == "__main__":

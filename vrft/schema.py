@@ -103,11 +103,12 @@ class Memory:
 
 @dataclass
 class Launch:
-    """threads: of one worker; None leaves them as they are."""
+    """threads: of one worker; None leaves them as they are. watchdog_s: seconds of silence that end a run, or None."""
 
     name: Literal["local", "torchrun"]
     nproc_per_node: int
     threads: int | None
+    watchdog_s: float | None
     device: Literal["auto", "cpu", "cuda"]
 
 
@@ -118,6 +119,29 @@ class Logging:
     report_to: list[Literal["wandb", "tensorboard"]]
     project: str
     mode: Literal["online", "offline"] | None
+
+
+@dataclass
+class AlarmRule:
+    """See `conf/alarms/usual.yaml`."""
+
+    metric: str
+    action: Literal["off", "warn", "stop", "stop_keep_best"]
+    hint: str
+    above: float | None = None
+    below: float | None = None
+    of: Literal["value", "first", "best"] | None = None
+    while_rising: str | None = None
+
+
+@dataclass
+class Alarms:
+    """window: logged steps of a mean. rules: `AlarmRule` by name."""
+
+    name: str
+    window: int
+    non_finite: Literal["off", "stop", "stop_keep_best"]
+    rules: dict
 
 
 @dataclass
@@ -161,8 +185,16 @@ class Predict:
 
 
 @dataclass
+class Probe:
+    """How many training rows are probed, and by how many completions each."""
+
+    rows: int
+    completions: int
+
+
+@dataclass
 class Config:
-    """A resolved config of the verbs train, evaluate and predict; task and dataset keys belong to their own modules."""
+    """A resolved config of the verbs that use a model; task and dataset keys belong to their own modules."""
 
     run: Run
     model: Model
@@ -175,10 +207,12 @@ class Config:
     memory: Memory
     launch: Launch
     logging: Logging
+    alarms: Alarms
     protocol: Protocol
     evaluate: Evaluate
     trust_code: list[str]
     predict: Predict | None = None
+    probe: Probe | None = None
 
 
 @dataclass

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import signal
 import warnings
 from pathlib import Path
 
@@ -17,18 +17,12 @@ def set_environment(run_dir: Path) -> None:
     logging = config["logging"]
     if "wandb" in logging["report_to"]:
         os.environ |= {"WANDB_PROJECT": logging["project"], "WANDB_MODE": logging["mode"], "WANDB_DIR": str(run_dir)}
+        begun = json.loads((run_dir / "provenance.json").read_text(encoding="utf-8"))
+        os.environ |= {"WANDB_RUN_ID": begun["wandb_run_id"], "WANDB_RESUME": "allow"}
+        os.environ["WANDB_DISABLE_GIT"] = "true"  # it notes the remote's address, where a token may stand as the user
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")
     if config["derived"]["device"] == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-
-
-def exit_on_interrupt() -> None:
-    """Make Ctrl-C end this process at once, with code 130.
-
-    A KeyboardInterrupt that Python raises inside some library's `__del__` is swallowed, and the run goes on (seen in
-    `regex`). Nothing is half written: checkpoints of ours and `result.json` are renamed into place when complete.
-    """
-    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
 
 
 def silence_libraries() -> None:

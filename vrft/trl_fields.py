@@ -42,7 +42,6 @@ OWN_KEYS = {
     "num_train_epochs": "trainer.epochs",
     "output_dir": "run.dir",
     "per_device_train_batch_size": "memory.completions_per_device",
-    "remove_unused_columns": "nothing: reward terms need the columns",
     "report_to": "logging",
     "resume_from_checkpoint": "run.resume",
     "reward_weights": "reward.weights",
@@ -50,7 +49,6 @@ OWN_KEYS = {
     "save_steps": "trainer.save_steps",
     "save_strategy": "trainer.save_steps",
     "seed": "run.seed",
-    "steps_per_generation": "trainer.prompts_per_step",
     "temperature": "rollout.temperature",
     "top_k": "rollout.top_k",
     "top_p": "rollout.top_p",
@@ -60,6 +58,16 @@ OWN_KEYS = {
 }
 """TRL fields that vrft sets from a key of its own, and that key."""
 
+FIXED = {
+    "ignore_data_skip": "a resumed run would train on other rows",
+    "logging_first_step": "every step is logged",
+    "logging_steps": "every step is logged, so that alarms see it and a resumed run's log has no seam",
+    "logging_strategy": "every step is logged",
+    "remove_unused_columns": "reward terms need the columns",
+    "save_only_model": "the run could not be resumed",
+}
+"""TRL fields that vrft sets itself, and why they stay so."""
+
 
 def argument_faults(trainer: str, args: dict[str, Any]) -> Iterator[str]:
     """Yield one sentence for each of `trainer.args` that TRL does not know, has another type, or vrft sets itself."""
@@ -67,8 +75,10 @@ def argument_faults(trainer: str, args: dict[str, Any]) -> Iterator[str]:
     for name, value in args.items():
         if name in OWN_KEYS:
             yield f"trainer.args.{name} is set from {OWN_KEYS[name]}; state it there"
+        elif name in FIXED:
+            yield f"trainer.args.{name} cannot be chosen: {FIXED[name]}"
         elif name not in known:
-            free = [field for field in known if field not in OWN_KEYS]
+            free = [field for field in known if field not in OWN_KEYS and field not in FIXED]
             hint = _owner(trainer, name) or suggestion(name, free) or "its fields are listed in TRL's documentation"
             yield f"trainer.args.{name} is no field of {_CLASS_NAMES[trainer]}; {hint.strip()}"
         elif not any(fits(value, option) for option in known[name]):

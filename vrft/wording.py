@@ -10,6 +10,8 @@ from omegaconf.errors import OmegaConfBaseException
 from vrft.shapes import suggestion
 from vrft.trl_fields import trl_fields
 
+RULE_KEYS = ("above", "below", "of", "while_rising")  # what a rule of the alarms may have beside what it must
+
 __all__ = ["composition_message", "suggestion"]
 
 
@@ -48,4 +50,9 @@ def _unknown_key(full_key: str, key: str, parent: DictConfig) -> str | None:
             f"no field {key!r} in TRL's config; {suggestion(key, trl_fields(trainer))}in the file: {', '.join(known)}"
         )
     place = full_key.rpartition(".")[0] or "the config"
+    if place == "alarms.rules":
+        rule = "{metric: …, above: …, action: warn, hint: …}"
+        return f"no alarm {key!r}; {suggestion(key, known)}known: {', '.join(known)}; a new one: '+{full_key}={rule}'"
+    if place.startswith("alarms.rules.") and key in RULE_KEYS:
+        return f"{full_key} is not in the file; add it with a plus: +{full_key}=…"
     return f"{place} has no key {key!r}; {suggestion(key, known)}known: {', '.join(known)}"

@@ -27,7 +27,7 @@ GROUPS = groups()
 LEAST = {  # so that a glob that finds nothing cannot pass
     "dataset": 10, "debug": 1, "deepspeed": 5, "experiment": 12, "launch": 2, "logging": 4, "memory": 4, "model": 8,
     "model/peft": 2, "protocol": 10, "recipe": 5, "reward": 4, "reward/options": 1, "rollout": 2,
-    "sweep": 2, "task": 8, "trainer": 5,
+    "sweep": 2, "task": 8, "trainer": 5, "alarms": 1,
 }  # fmt: skip
 PROTOCOLS = {
     "detection": "coco_present",
@@ -148,6 +148,7 @@ def test_sft_of_the_demo_differs_from_rft_in_the_trainer_alone():
         (["trainer=sft", "+trainer.args.beta=0.1"], ["trainer.args.beta", "it belongs to trainer=grpo"]),
         (["+trainer.args.num_iterations=two"], ["trainer.args.num_iterations is 'two'", "an integer"]),
         (["+trainer.args.num_generations=4"], ["is set from memory.num_generations"]),
+        (["+trainer.args.save_only_model=true"], ["trainer.args.save_only_model", "the run could not be resumed"]),
         # pairs that do not fit
         (["task=classification", "protocol=classification", "reward=iou_only"], ["reward=iou_only", "reward=strict"]),
         (["+reward.weights.iuo=1"], ["'iuo'", "known terms: accuracy"]),
@@ -179,6 +180,25 @@ def test_sft_of_the_demo_differs_from_rft_in_the_trainer_alone():
         (["protocol=coco_all", "protocol.score_source=best"], ["protocol.score_source", "token_probability"]),
         (["trainer.epochs=1"], ["trainer.max_steps is 40 and trainer.epochs is 1"]),
         (["model.path=./nowhere"], ["model.path is ./nowhere", "does not exist"]),
+        # alarms
+        (["alarms.window=0"], ["alarms.window is 0", "at least 1"]),
+        (["alarms.non_finite=warn"], ["alarms.non_finite is 'warn'", "off or stop or stop_keep_best"]),
+        (["alarms.rules.kl.action=shout"], ["alarms.rules.kl.action is 'shout'", "off or warn or stop"]),
+        (["alarms.rules.kl.above=much"], ["alarms.rules.kl.above is 'much'", "a number"]),
+        (["+alarms.rules.kl.abov=2"], ["alarms.rules.kl has no key 'abov'", "did you mean above?"]),
+        (["alarms.rules.unreadable.of=worst"], ["alarms.rules.unreadable.of is 'worst'", "value or first or best"]),
+        (["+alarms.rules.mine={above: 1, action: warn, hint: look}"], ["alarms.rules.mine.metric is missing"]),
+        (["+alarms.rules.mine={metric: loss, above: 1}"], ["alarms.rules.mine.action is", "alarms.rules.mine.hint is"]),
+        (["+alarms.rules.mine=3"], ["alarms.rules.mine is 3"]),
+        (["alarms.rules.kl.above=null"], ["alarms.rules.kl has neither above nor below"]),
+        (
+            ["alarms.rules.kl.action=stop_keep_best", "trainer.eval_steps=null", "evaluate.checkpoint=last"],
+            ["alarms.rules.kl.action is stop_keep_best", "trainer.eval_steps is null", "choose stop"],
+        ),
+        (
+            ["alarms.non_finite=stop_keep_best", "trainer.eval_steps=null", "evaluate.checkpoint=last"],
+            ["alarms.non_finite is stop_keep_best", "trainer.eval_steps is null"],
+        ),
         # nothing given
         (["dataset=json"], ["dataset.path must be given"]),
         # batch sizes that cannot be derived: the arithmetic, and what would do
@@ -200,6 +220,14 @@ def test_all_faults_are_shown_together():
     with pytest.raises(UserError) as refused:
         frozen(HUB_MODEL, "reward=iou_only", "task=classification", "memory.num_generations=1", "+trainer.args.bta=1")
     assert len(str(refused.value).splitlines()) == 1 + 4  # reward, protocol, G, TRL's key
+
+
+def test_rules_of_ones_own_stand_beside_the_usual_and_one_that_is_off_needs_no_limit():
+    mine = "+alarms.rules.mine={metric: grad_norm, of: first, above: 9, action: stop, hint: look}"
+    rules = frozen(HUB_MODEL, mine, "alarms.rules.kl={action: off, above: null}")["alarms"]["rules"]
+    assert rules["mine"]["metric"] == "grad_norm"
+    assert (rules["kl"]["metric"], rules["kl"]["action"], rules["kl"]["above"]) == ("kl", "off", None)
+    assert len(rules) >= 12
 
 
 def test_the_usual_options_are_those_of_the_code():

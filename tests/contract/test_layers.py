@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PURE = {"errors", "boxes", "answers", "rewards", "metrics", "rows"}
+PURE = {"errors", "boxes", "answers", "rewards", "metrics", "rows", "heartbeat", "interruption", "whole_folder"}
 LAYERS = {**dict.fromkeys(PURE, 0), "tasks": 1, "data": 2, "models": 2, "train": 3, "evaluate": 3}  # the rest: 4
 STRANGERS = [{"data", "models"}, {"train", "evaluate"}]
 HEAVY = {"torch", "torchvision", "transformers", "trl", "peft", "accelerate", "datasets", "PIL", "hydra", "omegaconf"}
 HYDRA = {"hydra", "omegaconf"}
-KNOWS_HYDRA = {"cli", "configure", "wording"}
+KNOWS_HYDRA = {"cli", "configure", "hydra_guard", "wording"}
 
 
 def sources() -> dict[str, str]:

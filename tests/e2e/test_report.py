@@ -145,12 +145,36 @@ def test_a_run_that_evaluated_nothing_still_has_its_curves(tmp_path):
     assert "Reward" in page.text
 
 
+def test_what_befell_the_training_is_told(tmp_path):
+    """An alarm that ended it, unless it went on since; and terms of the user's own that failed."""
+    run_dir = write_run(tmp_path / "run", n_test=10)
+    *_, last = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    for step in (last["step"], last["step"] - 1):
+        alarm = {"step": step, "rule": "kl", "action": "stop", "message": "kl is 3"}
+        (run_dir / "alarms.jsonl").write_text(json.dumps(alarm) + "\n")
+        page = report(run_dir).text
+        assert (f"The alarm kl ended it at step {step}." in page) == (step == last["step"])
+        assert "kl is 3" in page
+    assert "A reward term failed" not in page
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({**last, "term_faults/my.term": 7.0}) + "\n")
+    assert "A reward term failed and paid 0: my.term on 7 completions." in report(run_dir).text
+
+
 def test_an_unfinished_run_is_refused(tmp_path):
     run_dir = write_run(tmp_path / "run", n_test=10)
     (run_dir / "result.json").unlink()
     with pytest.raises(UserError, match=r"run has no result\.json"):
         write_report(run_dir)
     assert not (run_dir / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["result.json", "provenance.json", "config.yaml"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
+    run_dir = write_run(tmp_path / "run", n_test=10)
+    (run_dir / name).write_text("{[")
+    with pytest.raises(UserError, match=rf"run/{name} cannot be read"):
+        write_report(run_dir)
 
 
 def test_runs_are_compared_in_one_table(runs, tmp_path, capsys):

@@ -15,7 +15,7 @@ from vrft.package_files import TINY_MODEL
 from vrft.provenance import code_state, weight_hash
 from vrft.shapes import shape_faults
 from vrft.tasks import load_task
-from vrft.trl_fields import OWN_KEYS, trl_fields
+from vrft.trl_fields import FIXED, OWN_KEYS, trl_fields
 
 
 def settings(*, trainer="grpo", prompts, group=8, limit=None, processes=1) -> dict:
@@ -120,7 +120,8 @@ def test_fields_read_from_the_source_are_trls_own(trainer, class_name):
 
 
 def test_own_keys_are_fields_of_trl():
-    assert set(OWN_KEYS) <= set(trl_fields("grpo"))
+    assert {*OWN_KEYS, *FIXED} <= set(trl_fields("grpo"))
+    assert not set(OWN_KEYS) & set(FIXED)
 
 
 def test_a_failed_start_leaves_no_run_directory(tmp_path):

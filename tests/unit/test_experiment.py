@@ -1,4 +1,4 @@
-"""Before a worker starts: another experiment in the run directory is refused, a frame unknown to the model is told."""
+"""Before a worker starts, a frame unknown to the model is told; and what stays of a run, however it ends."""
 
 import json
 from pathlib import Path
@@ -10,19 +10,9 @@ from hydra.core.global_hydra import GlobalHydra
 from vrft import experiment
 from vrft.configure import freeze
 from vrft.errors import UserError
-from vrft.experiment import check_same_experiment, run_experiment, warn_of_frames
+from vrft.experiment import fresh_run_dir, run_experiment, warn_of_frames
 from vrft.package_files import config_folder
-
-HASHES = {"config_hash": "c", "data_hash": "d", "model_hash": "m"}
-
-
-@pytest.mark.parametrize(("key", "what"), [("config_hash", "config"), ("data_hash", "data"), ("model_hash", "model")])
-def test_another_config_data_or_model_is_refused(tmp_path, key, what):
-    (tmp_path / "provenance.json").write_text(json.dumps(HASHES))
-    check_same_experiment(tmp_path, HASHES)
-    check_same_experiment(tmp_path, {name: value for name, value in HASHES.items() if name != key})  # not yet known
-    with pytest.raises(UserError, match=rf"cannot go on:\n  - {what}.*: {HASHES[key]} then, x now"):
-        check_same_experiment(tmp_path, {**HASHES, key: "x"})
+from vrft.run_lock import alone_in
 
 
 @pytest.mark.parametrize(
@@ -30,7 +20,6 @@ def test_another_config_data_or_model_is_refused(tmp_path, key, what):
     [
         ("qwen2_vl", "norm1000", {"problem": "?"}, False),
         ("qwen2_5_vl", "norm1000", {"problem": "?"}, True),
-        ("qwen2_5_vl", "norm1000", {"phrase": "?"}, False),  # asked in the model's frame
         ("qwen2_5_vl", "seen_pixels", {"problem": "?"}, False),
         ("qwen2_5_vl", None, {"problem": "?"}, False),
     ],
@@ -40,6 +29,12 @@ def test_a_frame_that_the_model_does_not_speak_is_told(capsys, family, frame, co
     told = capsys.readouterr().err
     assert ("1 rows bring their own question, with boxes in norm1000" in told) == is_told
     assert bool(told) == is_told
+
+
+def test_a_frame_that_concerns_no_row_is_told(capsys):
+    config = {"model": {"family": "qwen2_vl"}, "dataset": {"frame": "norm1000"}}
+    warn_of_frames({"train": [{"row_id": "a", "phrase": "?"}]}, config)
+    assert "dataset.frame=norm1000 says how rows with a question of their own" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("made", ["checkpoints/last/model.safetensors", "logs.jsonl"])
@@ -63,12 +58,62 @@ def test_what_a_worker_has_made_stays_however_it_ends(tmp_path, monkeypatch, mad
     assert not (tmp_path / "refused").exists()
 
 
-def run_small(run_dir, *, expected):
+@pytest.mark.parametrize("code", [1, 124, 143])
+def test_how_to_go_on_is_told(tmp_path, monkeypatch, capsys, code):
+    monkeypatch.setattr(experiment, "start_worker", lambda run_dir, config: code)
+    run_small(tmp_path / "run", expected=code)
+    assert f"goes on with run.dir={tmp_path / 'run'} run.resume=true" in capsys.readouterr().err
+    monkeypatch.setattr(experiment, "start_worker", lambda run_dir, config: 2)
+    run_small(tmp_path / "refused", expected=2)
+    assert "run.resume" not in capsys.readouterr().err
+
+
+def test_a_run_that_has_nothing_to_resume_says_so(tmp_path, monkeypatch, capsys):
+    """For run.dir may be mistyped."""
+    monkeypatch.setattr(experiment, "start_worker", lambda run_dir, config: 1)
+    for count in (1, 0):
+        run_small(tmp_path / "run", "run.resume=true", expected=1)
+        assert capsys.readouterr().err.count("nothing is to be resumed") == count
+
+
+def test_the_same_command_twice_leaves_the_first_alone(tmp_path):
+    run_dir = tmp_path / "run"
+    with fresh_run_dir(run_dir, is_resuming=False), alone_in(run_dir):
+        with (
+            pytest.raises(UserError, match=r"another process works in run\.dir="),
+            fresh_run_dir(run_dir, is_resuming=False),
+            alone_in(run_dir),
+        ):
+            pass
+        assert (run_dir / ".lock").exists()
+
+
+def test_a_resumed_run_keeps_what_it_was_begun_with(tmp_path, monkeypatch, capsys):
+    """The W&B run too, where one part of it logged nothing."""
+    monkeypatch.setattr(experiment, "start_worker", lambda run_dir, config: 1)
+    path = tmp_path / "run" / "provenance.json"
+    run_small(tmp_path / "run", "logging=wandb_offline", expected=1)
+    begun = json.loads(path.read_text())
+    path.write_text(json.dumps(begun | {"versions": begun["versions"] | {"torch": "1.0"}}))
+    capsys.readouterr()
+    for logging in ("none", "wandb_offline"):
+        run_small(tmp_path / "run", f"logging={logging}", "run.resume=true", expected=1)
+    told = capsys.readouterr().err
+    assert told.count("begun with other code, so its bits may differ: torch 1.0 then") == 1
+    record = json.loads(path.read_text())
+    assert record["wandb_run_id"] == begun["wandb_run_id"]
+    assert [one["versions"]["torch"] for one in record["earlier"]] == ["1.0", begun["versions"]["torch"]]
+    assert all("earlier" not in one for one in record["earlier"])
+
+
+def run_small(run_dir, *overrides, expected):
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        config = freeze(compose("train", ["experiment=digits_riddles", "debug=smoke", f"run.dir={run_dir}"]))
-    if expected == 2:
-        assert run_experiment(config, choices={}, overrides=[]) == 2
+        config = freeze(
+            compose("train", ["experiment=digits_riddles", "debug=smoke", f"run.dir={run_dir}", *overrides])
+        )
+    if isinstance(expected, int):
+        assert run_experiment(config, choices={}, overrides=[]) == expected
     else:
         with pytest.raises(expected):
             run_experiment(config, choices={}, overrides=[])

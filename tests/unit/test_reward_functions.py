@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -28,6 +29,7 @@ def called(tmp_path):
         judge=Judge(load_task("grounding"), {"weights": WEIGHTS}),
         end_ids=[END],
         rollouts=tmp_path,
+        failures=Counter(),
     )
     texts = [
         "<think></think><answer>(0,0),(500,1000)</answer>",  # the gold

@@ -10,14 +10,15 @@ import re
 
 import pytest
 import torch
-from datasets import Image as ImageFeature
 from small_models import FAMILIES, make_trainer, picture, prompt_rows, save_model, small_model, small_processor
 from transformers import ProcessorMixin, Qwen2VLImageProcessor
 from trl import GRPOTrainer
 from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 
+from vrft.data.images import decode_upright
 from vrft.errors import UserError
 from vrft.tasks import load_task
+from vrft.train import datasets
 from vrft.train.datasets import training_dataset
 from vrft.train.prompt_once import PromptOnce
 from vrft.train.shared_prefix import SharedPrefixTrainer
@@ -97,10 +98,8 @@ def test_a_generation_prepares_each_prompt_once_and_decodes_each_file_once(tmp_p
     task = load_task("grounding")
     dataset = training_dataset(rows, tmp_path, question=lambda row: f"find {row['row_id']}")
     assert dataset[1]["images"][0].size == (56, 56)
-    n_decoded, decode = [], ImageFeature.decode_example
-    monkeypatch.setattr(
-        ImageFeature, "decode_example", lambda self, *args, **kw: n_decoded.append(1) or decode(self, *args, **kw)
-    )
+    n_decoded = []
+    monkeypatch.setattr(datasets, "decode_upright", lambda data: n_decoded.append(1) or decode_upright(data))
     trainer = make_trainer(SharedPrefixTrainer, small_model("qwen2_vl"), "qwen2_vl", dataset, tmp_path)
     batch = batch_from(trainer)
     assert len(batch) == 8

@@ -23,7 +23,7 @@ def read_hub(name: str, *, split: str, revision: str | None) -> Iterator[Located
 
     try:
         dataset = datasets.load_dataset(name, split=split, revision=revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last where a script would have to be run
         raise UserError(
             f"dataset.hub={name} (split {split}, revision {revision or 'newest'}) cannot be loaded: {error}\n"
             "Check the name, the split and the network; or download it and give its folder as dataset.path."

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
+from vrft import heartbeat
 from vrft.boxes import Frame
+from vrft.data.images import decode_upright
 from vrft.errors import UserError
 from vrft.evaluate.kept_batches import KeptBatches
 from vrft.models.decode import generate_texts
@@ -61,6 +63,7 @@ def generate_completions(
     with tqdm(total=len(completions) + n_rows, initial=len(completions), desc=progress, disable=progress is None,
               unit="row") as bar:  # fmt: skip
         for index in mine:
+            heartbeat.say(doing=progress or "evaluate", rows=[rows[row]["row_id"] for row in batches[index]])
             asked = (
                 model,
                 processor,
@@ -120,9 +123,8 @@ def load_image(path: Path, *, what: str) -> Image.Image:
     Raises `UserError` naming the file and `what` it is for if it cannot be read.
     """
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        return decode_upright(path.read_bytes())[0]
+    except (OSError, ValueError) as error:
         raise UserError(f"{what}: the image {path} cannot be read ({error}); a PNG or JPEG file is needed") from None
 
 

@@ -97,9 +97,14 @@ def _mask(case: Mapping, mask_of: MaskOf | None, root: Path) -> np.ndarray:
     box = clipped_box(case)
     if mask_of is None or box is None:
         return predicted_mask(case)
+    from vrft.data.images import locate
     from vrft.evaluate.generate import load_image  # torch
 
-    image = load_image(root / case["image"], what=f"case {case.get('id')}")
+    try:
+        path = locate(case["image"], root.resolve())
+    except ValueError as error:
+        raise UserError(f"case {case.get('id')}: {error}") from None
+    image = load_image(path, what=f"case {case.get('id')}")
     if image.size != (case["width"], case["height"]):
         raise UserError(
             f"case {case.get('id')}: the image {case['image']} is {image.width} × {image.height} pixels, the case "

@@ -20,8 +20,9 @@ def load_mask_model(path: str, *, device: str = "cpu") -> Callable[[Image, Seque
     Raises `UserError` if there is no such model.
     """
     try:
-        model = AutoModelForMaskGeneration.from_pretrained(path, dtype=torch.float32).to(device).eval()
-        processor = AutoProcessor.from_pretrained(path)
+        careful = {"trust_remote_code": False, "use_safetensors": True}
+        model = AutoModelForMaskGeneration.from_pretrained(path, dtype=torch.float32, **careful).to(device).eval()
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(
             f"mask_model={path} cannot be loaded ({str(error).strip().splitlines()[0]}); a folder or a hub name of a "

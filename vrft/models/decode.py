@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jinja2 import TemplateError
 from PIL.Image import Image
 from transformers import (
     GenerationConfig,
@@ -27,8 +28,14 @@ def chat(question: str, n_images: int) -> list[dict]:
 
 
 def render_prompt(processor: ProcessorMixin, question: str, n_images: int, response_prefix: str = "") -> str:
-    """The prompt as text, ending where the model begins to write (after `response_prefix`)."""
-    text = processor.apply_chat_template(chat(question, n_images), add_generation_prompt=True, tokenize=False)
+    """The prompt as text, ending where the model begins to write (after `response_prefix`).
+
+    Raises `UserError` where the model's chat template cannot be rendered, or reaches for more than the messages.
+    """
+    try:
+        text = processor.apply_chat_template(chat(question, n_images), add_generation_prompt=True, tokenize=False)
+    except TemplateError as error:
+        raise UserError(f"the model's chat template cannot be rendered ({type(error).__name__}: {error})") from None
     return text + response_prefix
 
 

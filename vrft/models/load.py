@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from vrft.errors import UserError
@@ -62,8 +64,9 @@ def load_model(
             attn_implementation=attention,
             revision=revision,
             trust_remote_code=trust_remote_code,
+            use_safetensors=True,  # pytorch_model.bin is a pickle
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError, UnpicklingError) as error:
         raise UserError(_load_fault(path, error)) from None
     if family is not None and model.config.model_type != family.model_type:
         raise UserError(

@@ -71,10 +71,16 @@ PLANS = (
 )
 
 
-def training_charts(logs: Sequence[dict], *, metric: str, best_step: int | None) -> list[Chart]:
-    """The charts for which the logs hold values: validation first, then reward and its terms, then the rest."""
-    validation = validation_chart(logs, metric=metric, best_step=best_step)
-    drawn = [plan_chart(plan, logs) for plan in (PLANS[0], terms_plan(logs), *PLANS[1:])]
+def training_charts(
+    logs: Sequence[dict], *, metric: str, best_step: int | None, alarms: Sequence[dict] = ()
+) -> list[Chart]:
+    """The charts for which the logs hold values: validation first, then reward and its terms, then the rest.
+
+    alarms: as in `alarms.jsonl`; each is a line at its step.
+    """
+    at = sorted({alarm["step"] for alarm in alarms})
+    validation = validation_chart(logs, metric=metric, best_step=best_step, alarms_at=at)
+    drawn = [plan_chart(plan, logs, alarms_at=at) for plan in (PLANS[0], terms_plan(logs), *PLANS[1:])]
     return [chart for chart in (validation, *drawn) if chart is not None]
 
 
@@ -87,13 +93,15 @@ def terms_plan(logs: Sequence[dict]) -> ChartPlan:
     return ChartPlan("Terms of the reward", "unweighted, mean over the step’s completions", curves, is_share=True)
 
 
-def validation_chart(logs: Sequence[dict], *, metric: str, best_step: int | None) -> Chart | None:
+def validation_chart(
+    logs: Sequence[dict], *, metric: str, best_step: int | None, alarms_at: Sequence[int] = ()
+) -> Chart | None:
     """The validation metric over the steps, the best one marked; None if there are no values."""
     curve = curve_of(logs, f"validation/{metric}", "")
     if not curve.steps:
         return None
     counts = [entry["validation/n"] for entry in logs if "validation/n" in entry]
-    figure, axes = _empty_chart(is_share=True)
+    figure, axes = _empty_chart(is_share=True, marks=alarms_at)
     axes.axhline(curve.values[0], color=_MUTED, linewidth=1, linestyle=(0, (2, 3)))
     axes.plot(curve.steps, curve.values, color=_SERIES[0], linewidth=1.8, marker="o", markersize=4)
     note = f"taken on {counts[-1]:.0f} validation rows, never on test; dotted: before training" if counts else ""
@@ -117,12 +125,12 @@ def validation_chart(logs: Sequence[dict], *, metric: str, best_step: int | None
     return Chart(title, note, _finish(figure, axes, title, _in_words(title, [curve])))
 
 
-def plan_chart(plan: ChartPlan, logs: Sequence[dict]) -> Chart | None:
+def plan_chart(plan: ChartPlan, logs: Sequence[dict], *, alarms_at: Sequence[int] = ()) -> Chart | None:
     """The planned chart, or None if the logs hold none of its values."""
     curves = [curve for curve in (curve_of(logs, key, label) for key, label in plan.curves) if curve.steps]
     if not curves:
         return None
-    figure, axes = _empty_chart(is_share=plan.is_share, has_end_labels=len(curves) > 1)
+    figure, axes = _empty_chart(is_share=plan.is_share, has_end_labels=len(curves) > 1, marks=alarms_at)
     ends = []
     note = plan.note
     for curve, colour in zip(curves, _SERIES, strict=False):
@@ -178,7 +186,8 @@ def moving_mean(values: Sequence[float], window: int) -> list[float]:
     return [float(np.mean(values[max(0, i - before) : i + after + 1])) for i in range(len(values))]
 
 
-def _empty_chart(*, is_share: bool, has_end_labels: bool = False, x_label: str = "step"):
+def _empty_chart(*, is_share: bool, has_end_labels: bool = False, x_label: str = "step", marks: Sequence[int] = ()):
+    """marks: places on the x axis, each with an upright line."""
     from matplotlib.figure import Figure  # a second to import, and no display to open
     from matplotlib.ticker import MaxNLocator
 
@@ -194,6 +203,8 @@ def _empty_chart(*, is_share: bool, has_end_labels: bool = False, x_label: str =
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.set_xlabel(x_label, color=_MUTED, fontsize=9, loc="right", labelpad=1)
+    for place in marks:
+        axes.axvline(place, color=_MUTED, linewidth=1, linestyle=(0, (1, 2)))
     if is_share:
         axes.set_ylim(-0.03, 1.03)
     return figure, axes

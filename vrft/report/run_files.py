@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,21 +27,25 @@ class RunFiles:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        return yaml.safe_load(self._text("config.yaml"))
+        return self._read("config.yaml", yaml.safe_load)
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        return json.loads(self._text("result.json"))
+        return self._read("result.json", json.loads)
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        path = self.run_dir / "provenance.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return self._read("provenance.json", json.loads) if (self.run_dir / "provenance.json").is_file() else {}
 
     @cached_property
     def logs(self) -> list[dict]:
         """The lines of `metrics.jsonl`, each with its `step`."""
         return self._lines("metrics.jsonl")
+
+    @cached_property
+    def alarms(self) -> list[dict]:
+        """The alarms of the training: `{"step", "rule", "action", "message"}`."""
+        return self._lines("alarms.jsonl")
 
     @property
     def is_trained(self) -> bool:
@@ -117,11 +122,14 @@ class RunFiles:
         kinds = self.judged_kinds(split)
         return ["Before", "After"] if len(kinds) > 1 else ["Completion"] * len(kinds)
 
-    def _text(self, name: str) -> str:
+    def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
         path = self.run_dir / name
         if not path.is_file():
             raise UserError(f"{self.run_dir} has no {name}; the directory of a finished run is needed")
-        return path.read_text(encoding="utf-8")
+        try:
+            return parse(path.read_text(encoding="utf-8"))
+        except (ValueError, yaml.YAMLError) as error:
+            raise UserError(f"{path} cannot be read ({error}); it must be as vrft has written it") from None
 
     def _lines(self, name: str) -> list[dict]:
         path = self.run_dir / name

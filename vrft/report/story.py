@@ -40,6 +40,15 @@ def sentences(run: RunFiles, panels: Sequence[Panel]) -> list[str]:
         seconds = run.result.get("durations_s", {}).get("train")
         took = f" in {duration(seconds)}" if seconds else ""
         told.append(f"{METHOD_WORDS[run.method]} on {n_rows.get('train', '?')} training rows{steps}{took}.")
+        ended = [alarm for alarm in run.alarms if alarm["action"] != "warn" and alarm["step"] >= n_steps(run)]
+        if ended:
+            told.append(f"The alarm {ended[-1]['rule']} ended it at step {ended[-1]['step']}.")
+        elif run.alarms:  # also one that had ended it, and did not when it was resumed
+            told.append(f"It set off {'an alarm' if len(run.alarms) == 1 else f'{len(run.alarms)} alarms'}, see below.")
+        failed = {name: n for entry in run.logs for name, n in entry.items() if name.startswith("term_faults/")}
+        if failed:
+            named = ", ".join(f"{name.partition('/')[2]} on {n:.0f} completions" for name, n in failed.items())
+            told.append(f"A reward term failed and paid 0: {named}.")
     else:
         told.append("The model was judged as it is; nothing was trained.")
     change = change_on_test(run, panels)

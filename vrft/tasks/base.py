@@ -199,6 +199,11 @@ class Task(ABC):
         """As `read`, in the form of a row's gold."""
         return self.read(block, frame)
 
+    def confidence_gap(self, answer: Any, row: Row) -> float | None:
+        """By how much the confidences that an answer states exceed its overlap with the gold, in [-1, 1], on average
+        over its boxes; None where none is stated."""
+        return None
+
     def format_term(self, parsed: Parsed, row: Row) -> float:
         """1.0 if the whole completion has the form that was asked for, else 0.0."""
         return well_formed(parsed.text, has_thought=self.has_thought)

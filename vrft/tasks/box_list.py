@@ -197,6 +197,12 @@ class BoxListTask(Task):
         iou = match_boxes([d.xyxy for d in answer], confidences, gold, options, may_match=may_match)
         return Matched(iou, confidences, len(gold))
 
+    def confidence_gap(self, answer: list[Detection], row: Row) -> float | None:
+        if not answer:
+            return None
+        matched = self.match(answer, row, RewardOptions())
+        return float(np.mean(matched.confidences) - np.mean(matched.iou))
+
     def may_match(self, answer: list[Detection], row: Row, options: RewardOptions) -> np.ndarray | None:
         """(n_pred, n_gold) True where the labels agree; None where labels do not matter."""
         if not self.labelled or not options.label_aware:

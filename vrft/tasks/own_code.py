@@ -17,6 +17,7 @@ from vrft.rewards import RewardOptions
 from vrft.rows import Row, image_paths
 from vrft.tasks.base import Parsed, Term
 
+_N_ROWS_TOLD = 8  # of each term: one that always fails is to be noticed, not to fill the terminal
 OwnTerm = Callable[[Parsed, Row, list[Path]], float]
 """A term of the user's own: the completion as read, its row, and the paths of the row's images; in [0, 1]."""
 
@@ -48,8 +49,9 @@ def load_own(dotted: str, *, trust_code: Sequence[str], key: str) -> Any:
 
 def guarded_term(name: str, term: OwnTerm, *, options: RewardOptions, root: Path | None, faults: Counter) -> Term:
     """The user's term as one of ours. A call that raises, takes longer than `options.timeout_s`, or returns anything
-    but one number in [0, 1], raises `UserError` naming term and row; with `options.on_fault=zero` it pays 0 and is
-    counted in `faults`."""
+    but one number in [0, 1], raises `UserError` naming term and row; with `options.on_fault=zero` it pays 0, is
+    counted in `faults`, and the first rows are named on the standard error."""
+    told: set[str] = set()  # rows
 
     def guarded(parsed: Parsed, row: Row) -> float:
         images = image_paths(row, Path(root).resolve()) if root is not None and "images" in row else []
@@ -58,13 +60,16 @@ def guarded_term(name: str, term: OwnTerm, *, options: RewardOptions, root: Path
         if fault is None:
             return float(value)
         faults[name] += 1
-        if options.on_fault == "zero":
-            return 0.0
-        raise UserError(
-            f"the reward term {name} failed on row {row.get('row_id', '?')} (completion {parsed.text[:200]!r}): "
-            f"{fault}\n"
-            "Mend it; or choose reward.options.on_fault=zero, which pays 0 for it and counts such rows."
-        )
+        row_id = str(row.get("row_id", "?"))
+        words = f"the reward term {name} failed on row {row_id} (completion {parsed.text[:200]!r}): {fault}"
+        if options.on_fault != "zero":
+            raise UserError(
+                f"{words}\nMend it; or choose reward.options.on_fault=zero, which pays 0 for it and counts such rows."
+            )
+        if row_id not in told and len(told) < _N_ROWS_TOLD:
+            print(f"warning: {words}; it pays 0", file=sys.stderr)
+            told.add(row_id)
+        return 0.0
 
     return guarded
 

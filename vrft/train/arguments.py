@@ -26,6 +26,7 @@ def trainer_arguments(config: dict, folder: Path) -> dict:
         "report_to": config["logging"]["report_to"],
         "run_name": config["run"]["name"],
         "save_strategy": "steps" if trainer["save_steps"] else "no",
+        "save_total_limit": 2,
         "disable_tqdm": True,  # vrft shows one bar of its own
         "deepspeed": config["deepspeed"]["config"],
     }

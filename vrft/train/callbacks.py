@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,10 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from trl.models.utils import unwrap_model_for_generation
 
+from vrft import interruption
 from vrft.errors import UserError
+from vrft.rows import append_lines
+from vrft.train.alarms import agreed_maximum
 from vrft.train.checkpoints import save_checkpoint
 
 
@@ -26,12 +28,13 @@ class MetricsFile(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if not state.is_world_process_zero:
             return
+        if "train_runtime" in (logs or {}):
+            return  # transformers' summary of this process's part of the training
         entry = {"step": state.global_step}
         for name, value in (logs or {}).items():
             is_odd = isinstance(value, float) and not math.isfinite(value)
             entry[name] = str(value) if is_odd else value
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, default=float) + "\n")
+        append_lines(self.path, [entry])
 
 
 class ProgressBar(TrainerCallback):
@@ -66,12 +69,21 @@ class ProgressBar(TrainerCallback):
             self.bar = None
 
 
+class StopOnSignal(TrainerCallback):
+    """Saves and stops after the step in which any process received a signal."""
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if agreed_maximum(interruption.received() is not None, args):
+            control.should_save = control.should_training_stop = True
+
+
 class Validation(TrainerCallback):
-    """Takes the validation metric every `eval_steps` steps and at both ends, and keeps the best checkpoint.
+    """Has the validation metric taken every `eval_steps` steps and at both ends, and keeps the best checkpoint.
 
     evaluate: `evaluate(model) -> {name: {"value", "n", ...}}` on the validation split; every process calls it.
     metric: which of these is the one to maximise.
     history: `[{"step", "value", "n"}]`, in order; a resumed run begins with what it had.
+    best: the metric of the checkpoint that `folder` holds by now, or minus infinity.
     """
 
     def __init__(
@@ -84,28 +96,27 @@ class Validation(TrainerCallback):
         folder: Path,
         card: dict,
         history: list[dict],
+        best: float,
     ) -> None:
         self.evaluate, self.metric, self.eval_steps = evaluate, metric, eval_steps
         self.processor, self.folder, self.card = processor, folder, card
         self.history = history
         self.trainer: transformers.Trainer | None = None
-
-    @property
-    def best(self) -> dict | None:
-        """The first entry of the history with the highest value."""
-        return max(self.history, key=lambda entry: entry["value"], default=None)
+        self.best = best
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        if not any(entry["step"] == state.global_step for entry in self.history):
-            self._validate(state)
+        if self._is_due(state) and not any(entry["step"] == state.global_step for entry in self.history):
+            self.take(state)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        if state.global_step % self.eval_steps == 0 or state.global_step == state.max_steps:
-            should_log = control.should_log
-            self._validate(state)
-            control.should_log = should_log  # the validation's own log cleared it, and this step's would be lost
+        is_interrupted = control.should_training_stop and state.global_step < state.max_steps
+        control.should_evaluate = self._is_due(state) and not is_interrupted  # the trainer then calls `take`
 
-    def _validate(self, state) -> None:
+    def _is_due(self, state) -> bool:
+        return state.global_step % self.eval_steps == 0 or state.global_step == state.max_steps
+
+    def take(self, state) -> None:
+        """Evaluate the policy as it is, log the metrics, and save it if it is the best so far."""
         # Under ZeRO-3 the weights are brought together meanwhile: processes generate different numbers of tokens.
         with unwrap_model_for_generation(self.trainer.model_wrapped, self.trainer.accelerator) as policy:
             metrics = self.evaluate(policy)
@@ -119,6 +130,7 @@ class Validation(TrainerCallback):
         logs = {f"validation/{name}": metric["value"] for name, metric in metrics.items()}
         # Not the trainer's own log(): TRL's would flush its running training metrics into this entry.
         transformers.Trainer.log(self.trainer, logs | {"validation/n": entry["n"]})
-        if self.best is entry:
+        if entry["value"] > self.best:
+            self.best = entry["value"]
             card = self.card | {"step": entry["step"], "validation": {self.metric: entry}}
             save_checkpoint(self.trainer, self.processor, self.folder, card)

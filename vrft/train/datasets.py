@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
-from datasets import Dataset, Image
+from datasets import Dataset
 
+from vrft.data.images import decode_upright
 from vrft.rows import Row, image_paths
 
 
@@ -33,5 +34,5 @@ def _with_images(batch: dict[str, list]) -> dict[str, list]:
     """Columns of rows with image files -> the same with their images, upright."""
     if "images" not in batch:  # other columns are asked for
         return batch
-    decoded = {path: Image().decode_example({"path": path, "bytes": None}) for path in set(chain(*batch["images"]))}
+    decoded = {path: decode_upright(Path(path).read_bytes())[0] for path in set(chain(*batch["images"]))}
     return batch | {"images": [[decoded[path] for path in paths] for paths in batch["images"]]}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
+import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,11 +16,21 @@ from trl import GRPOConfig, GRPOTrainer
 from vrft.answers import REASONS
 from vrft.boxes import Frame
 from vrft.models.decode import end_token_ids
-from vrft.rows import Row
+from vrft.rewards import without_repetition
+from vrft.rows import Row, append_lines
 from vrft.tasks.base import Task
 from vrft.tasks.judge import Judge
 from vrft.train.datasets import training_dataset
+from vrft.train.resume import Resumable
 from vrft.train.shared_prefix import SharedPrefixTrainer
+
+
+class ResumableGRPO(Resumable, GRPOTrainer):
+    """TRL's own path."""
+
+
+class ResumableSharing(Resumable, SharedPrefixTrainer):
+    """Each prompt computed once."""
 
 
 def grpo_trainer(
@@ -44,8 +55,9 @@ def grpo_trainer(
     rollouts: folder to which every completion is written with its terms, one JSON-lines file a step and process.
     sharing: `auto` to share a prompt among its completions where possible, `on` to raise where not, None for TRL's own.
     """
-    trainer = functools.partial(SharedPrefixTrainer, must_share=sharing == "on") if sharing else GRPOTrainer
-    return trainer(
+    failures = Counter()
+    make = functools.partial(ResumableSharing, must_share=sharing == "on") if sharing else ResumableGRPO
+    trainer = make(
         model=model,
         processing_class=processor,
         args=GRPOConfig(**arguments, reward_weights=[weight for _, weight in judge.columns]),
@@ -56,11 +68,14 @@ def grpo_trainer(
             judge=judge,
             end_ids=end_token_ids(model, processor),
             rollouts=rollouts,
+            failures=failures,
         ),
         train_dataset=training_dataset(rows, root, question=lambda row: task.question(row, frame_for_row(row))),
         peft_config=peft_config,
         callbacks=list(callbacks),
     )
+    trainer.counts = failures
+    return trainer
 
 
 def reward_functions(
@@ -71,20 +86,32 @@ def reward_functions(
     judge: Judge,
     end_ids: Sequence[int],
     rollouts: Path,
+    failures: Counter,
 ) -> list[Callable]:
     """One function for each of `judge.columns`, in TRL's calling convention; each returns the unweighted term of every
     completion, None where the row's task has no such term.
 
-    The first also logs the share of readable answers (`parse_rate`, `unreadable/REASON`), the failures of terms of the
-    user's own (`term_faults/NAME`, so far), and writes the rollouts.
+    The first also logs the share of readable answers (`parse_rate`, `unreadable/REASON`) and on how many completions so
+    far a term of the user's own has failed (`term_faults/NAME`, counted in `failures`), and writes the rollouts, which
+    name these terms (`failed_terms`).
     """
 
     @functools.lru_cache(maxsize=4096)  # every term's function asks for the same batch
     def judged(row_id: str, text: str, is_truncated: bool) -> dict:
         row = rows[row_id]
         parsed = task.parse(text, row, frame_for_row(row), is_truncated=is_truncated)
-        seen = {"row_id": row_id, "text": parsed.text, "reason": parsed.reason, "is_truncated": is_truncated}
-        return {**seen, **judge(parsed, row)}
+        seen = {
+            "row_id": row_id,
+            "text": parsed.text,
+            "reason": parsed.reason,
+            "is_truncated": is_truncated,
+            "repetition": 1.0 - without_repetition(parsed.text),
+            "confidence_gap": None if parsed.answer is None else task.for_row(row).confidence_gap(parsed.answer, row),
+        }
+        n_faults = Counter(judge.faults)
+        case = {**seen, **judge(parsed, row)}
+        failed = sorted(judge.faults - n_faults)
+        return {**case, "failed_terms": failed} if failed else case
 
     def judge_batch(completions: list, completion_ids: list, row_id: list) -> list[dict]:
         texts = [completion[0]["content"] for completion in completions]
@@ -96,8 +123,9 @@ def reward_functions(
             batch = judge_batch(completions, completion_ids, row_id)
             if is_first:
                 log_reading(batch, log_metric)
-                for term, n_faults in judge.faults.items():
-                    log_metric(f"term_faults/{term}", n_faults)
+                failures.update(term for case in batch for term in case.get("failed_terms", ()))
+                for term, n_failures in failures.items():
+                    log_metric(f"term_faults/{term}", n_failures)
                 write_rollouts(batch, rollouts, step=trainer_state.global_step)
             has_term = [judge.weights(rows[one]).get(name) == weight for one in row_id]
             return [case["terms"][name] if has else None for case, has in zip(batch, has_term, strict=True)]
@@ -110,11 +138,15 @@ def reward_functions(
 
 
 def log_reading(batch: Sequence[dict], log_metric: Callable[[str, float], None]) -> None:
-    """Log the share of completions that were read, and the share of each reason why not (all of them, on every
-    process)."""
+    """Log the share of completions that were read and of each reason why not, how much they repeat themselves, and how
+    far their stated confidences lie above their overlap."""
     for reason in REASONS:
         log_metric(f"unreadable/{reason}", sum(case["reason"] == reason for case in batch) / len(batch))
     log_metric("parse_rate", sum(case["reason"] is None for case in batch) / len(batch))
+    for name in ("repetition", "confidence_gap"):
+        known = [case[name] for case in batch if case[name] is not None]
+        if known:
+            log_metric(name, statistics.fmean(known))
 
 
 def write_rollouts(batch: Sequence[dict], folder: Path, *, step: int) -> None:
@@ -122,5 +154,4 @@ def write_rollouts(batch: Sequence[dict], folder: Path, *, step: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rank = PartialState().process_index
     name = f"step_{step:06d}_rank{rank}.jsonl" if rank else f"step_{step:06d}.jsonl"
-    with (folder / name).open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(case, ensure_ascii=False) + "\n" for case in batch)
+    append_lines(folder / name, batch)

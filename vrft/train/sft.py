@@ -14,6 +14,11 @@ from vrft.errors import UserError
 from vrft.rows import Row
 from vrft.tasks.base import Task
 from vrft.train.datasets import training_dataset
+from vrft.train.resume import Resumable
+
+
+class ResumableSFT(Resumable, SFTTrainer):
+    """Resumable as GRPO is."""
 
 
 def sft_trainer(
@@ -40,10 +45,10 @@ def sft_trainer(
             f"trainer.sft_thought=gold, but {len(without)} of {len(rows)} rows have no column 'thought' "
             f"(first: {without[0]}); give them one, or choose trainer.sft_thought=empty or none"
         )
-    return SFTTrainer(
+    trainer = ResumableSFT(
         model=model,
         processing_class=processor,
-        args=SFTConfig(**arguments),
+        args=SFTConfig(**{"remove_unused_columns": False, **arguments}),  # row_id stays
         train_dataset=training_dataset(
             rows,
             root,
@@ -53,3 +58,6 @@ def sft_trainer(
         peft_config=peft_config,
         callbacks=list(callbacks),
     )
+    collate = trainer.data_collator
+    trainer.data_collator = lambda rows: {**collate(rows), "row_id": [row["row_id"] for row in rows]}
+    return trainer

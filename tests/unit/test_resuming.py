@@ -1,0 +1,86 @@
+"""Another experiment in the run directory is refused, and what differs is named."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from vrft.errors import UserError
+from vrft.evaluate.kept_batches import OtherEvaluationError
+from vrft.evaluations import _kept_batches
+from vrft.resuming import begun_with, check_same_config, check_same_hashes, check_same_rows
+from vrft.rows import write_rows
+
+CONFIG = {"run": {"dir": "runs/a"}, "model": {"path": "m"}, "trainer": {"learning_rate": 0.1, "args": {"beta": 0.0}}}
+ROWS = [{"row_id": "a", "gold": [1, 2]}, {"row_id": "b", "gold": [3, 4]}]
+
+
+def test_another_config_is_refused_by_its_keys(tmp_path):
+    check_same_config(tmp_path, CONFIG)  # nothing has begun
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    check_same_config(tmp_path, {**CONFIG, "run": {"dir": "runs/b"}, "logging": {"mode": "offline"}})
+    with pytest.raises(UserError, match=r"cannot go on:\n  - trainer.args.beta: 0.0 then, 0.04 now$"):
+        check_same_config(tmp_path, {**CONFIG, "trainer": {"learning_rate": 0.1, "args": {"beta": 0.04}}})
+
+
+@pytest.mark.parametrize("key", ["alarms.window", "reward.options.on_fault", "reward.options.timeout_s"])
+def test_what_ended_a_run_may_be_another_when_it_goes_on(tmp_path, key):
+    section, *rest = key.split(".")
+    for value in (1, 2):
+        changed = value
+        for name in reversed(rest):
+            changed = {name: changed}
+        config = {**CONFIG, section: changed}
+        check_same_config(tmp_path, config)
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_checkpoints_of_nobody_knows_what_are_refused(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=r"has checkpoints and no config\.yaml"):
+        check_same_config(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (ROWS[:1], "train: 2 rows then, 1 now"),
+        ([ROWS[0], {**ROWS[1], "gold": (3, 5), "new": 0}], "train: 1 rows have changed, row b first, in gold, new"),
+    ],
+)
+def test_other_rows_are_refused_by_split_and_key(tmp_path, rows, message):
+    write_rows(tmp_path / "data" / "train.jsonl", ROWS)
+    check_same_rows(tmp_path / "data", {"train": [{**row, "gold": tuple(row["gold"])} for row in ROWS], "test": []})
+    with pytest.raises(UserError, match=rf"cannot go on:\n  - {message}$"):
+        check_same_rows(tmp_path / "data", {"train": rows})
+
+
+@pytest.mark.parametrize(("key", "what"), [("data_hash", "an image"), ("model_hash", "the model")])
+def test_other_images_and_weights_are_refused(tmp_path, key, what):
+    hashes = {"data_hash": "d", "model_hash": "m"}
+    check_same_hashes(tmp_path, hashes, hashes)
+    with pytest.raises(UserError, match=rf"cannot go on:\n  - {what} has other .* {hashes[key]} then, x now"):
+        check_same_hashes(tmp_path, hashes, {**hashes, key: "x"})
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_record_that_is_none_is_named(tmp_path, text):
+    assert begun_with(tmp_path) == {}
+    (tmp_path / "provenance.json").write_text(text)
+    with pytest.raises(UserError, match=r"provenance.json (is no|is not)"):
+        begun_with(tmp_path)
+
+
+def test_a_killed_evaluation_goes_on_under_another_config_that_was_let_pass(tmp_path):
+    """As one with other alarms; other data and weights are not let pass."""
+    experiment = SimpleNamespace(run_dir=tmp_path)
+    record = {"config_hash": "a", "data_hash": "d", "model_hash": "m"}
+    (tmp_path / "provenance.json").write_text(json.dumps(record))
+    _kept_batches(experiment, tmp_path / "batches", "before").add(0, [{"text": "four"}], rank=0)
+    (tmp_path / "provenance.json").write_text(json.dumps(record | {"config_hash": "b"}))
+    assert _kept_batches(experiment, tmp_path / "batches", "before").done == {0: [{"text": "four"}]}
+    for key in ("data_hash", "model_hash"):
+        (tmp_path / "provenance.json").write_text(json.dumps(record | {key: "x"}))
+        with pytest.raises(OtherEvaluationError):
+            _kept_batches(experiment, tmp_path / "batches", "before")

@@ -1,0 +1,83 @@
+"""What each process of a run is doing, in a small file that outlives it: `health/rank_0.json` of the run directory.
+
+A worker writes it at every batch; the parent reads it to tell a hang from work, and after a death to say where.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from vrft.rows import write_text_atomically
+
+FOLDER = "health"
+_SIGNAL = ".signal"
+_own: Path | None = None  # this process's file; None: nobody listens
+_said: dict[str, Any] = {}
+
+
+def forget(run_dir: Path) -> None:
+    """Remove what an earlier run's processes have said."""
+    folder = run_dir / FOLDER
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
+
+
+def fall_silent() -> None:
+    """Say nothing more, as in a child process."""
+    global _own
+    _own = None
+
+
+def begin(run_dir: Path, rank: int) -> None:
+    """Say from now on what this process does."""
+    global _own
+    _own = run_dir / FOLDER / f"rank_{rank}.json"
+    _own.parent.mkdir(exist_ok=True)
+    _own.with_suffix(_SIGNAL).unlink(missing_ok=True)
+    _said.clear()
+    say(rank=rank, pid=os.getpid(), state="runs")
+
+
+def say(**what: Any) -> None:
+    """Note what this process does (`doing`, `step`, `rows`: the samples at hand), beside what it said before.
+
+    state: `runs`, `failed` (with `error`) or `finished` (with `code`). saves: whether a signal lets it save and stop.
+    `time` is that of the machine's monotonic clock. A process that has not begun says nothing, and on a full disk
+    what it says is lost.
+    """
+    if _own is not None:
+        _said.update(what, time=time.monotonic())
+        with contextlib.suppress(OSError):
+            write_text_atomically(_own, json.dumps(_said))
+
+
+def note_signal(code: int | None) -> None:
+    """Note that a signal has come in, and the code with which it ends the process, if it does.
+
+    Callable from the signal's handler, thus in the middle of `say`: a file of its own.
+    """
+    if _own is not None:
+        with contextlib.suppress(OSError):
+            _own.with_suffix(_SIGNAL).write_text(json.dumps(code), encoding="utf-8")
+
+
+def heard(run_dir: Path) -> list[dict[str, Any]]:
+    """The latest word of every process that has begun, by rank; the state is `interrupted` where it ran at a signal."""
+    words = []
+    for path in (run_dir / FOLDER).glob("rank_*.json"):
+        with contextlib.suppress(OSError, ValueError):  # a network's file system may say so, and a word may be cut
+            word = json.loads(path.read_text(encoding="utf-8"))
+            signal_file = path.with_suffix(_SIGNAL)
+            if word["state"] == "runs" and signal_file.exists():
+                code = signal_file.read_text(encoding="utf-8")
+                word |= {"state": "interrupted"} | ({} if code in ("", "null") else {"code": int(code)})
+            words.append(word)
+    return sorted(words, key=lambda word: word["rank"])

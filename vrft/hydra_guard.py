@@ -1,0 +1,113 @@
+"""A start in which neither a config nor the environment can have Hydra, torch or Python run code."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import vrft
+from vrft.errors import CANNOT_RUN, UserError, raise_all
+from vrft.shapes import flat
+
+_PLUGINS = (
+    "hydra._internal.core_plugins.",
+    "hydra_plugins.hydra_submitit_launcher.",
+    "hydra_plugins.hydra_optuna_sweeper.",
+)
+_SHELL = ("setup", "additional_parameters", "srun_args")  # of a cluster's launcher: lines and options of a script
+_TO_THE_TERMINAL = ("logging.StreamHandler", "ext://sys.stdout", "ext://sys.stderr")
+
+
+@contextmanager
+def careful_environment() -> Iterator[None]:
+    """What this process and those that it starts read from the environment; afterwards it is as before."""
+    before = dict(os.environ)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print with a stack, and we word it
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # also where a library asks for a whole pickle, as DeepSpeed does
+    if Path(vrft.__file__).parents[1] != Path.cwd():  # a checkout that is not installed
+        os.environ["PYTHONSAFEPATH"] = "1"  # or a json.py in the current folder would stand in for Python's own
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def careful_hydra() -> Iterator[None]:
+    """Hydra, but a config cannot have it run code or read the environment: it looks at the files before it acts."""
+    load = ConfigLoaderImpl.load_configuration
+
+    def load_checked(self, config_name, overrides, *args, **kwargs) -> DictConfig:
+        config = load(self, config_name, overrides, *args, **kwargs)
+        raise_all([*_hydra_faults(config.hydra), *_script_faults(config.hydra, overrides)], heading=CANNOT_RUN)
+        return config
+
+    ConfigLoaderImpl.load_configuration = load_checked
+    OmegaConf.register_new_resolver("oc.env", _refuse_environment, replace=True)
+    try:
+        yield
+    finally:
+        ConfigLoaderImpl.load_configuration = load
+
+
+def _refuse_environment(name: str, default: str = "") -> str:
+    raise UserError(f"${{oc.env:{name}}} reads the environment, where secrets live; write the value itself")
+
+
+def _hydra_faults(settings: DictConfig) -> Iterator[str]:
+    """Yield what in Hydra's own section names code to run, or sets the environment of what runs.
+
+    Hydra would import and call it before the config is checked; its own list of forbidden targets lacks `torch.load`.
+    Launchers and sweepers may be Hydra's own, submitit's and Optuna's, with whichever of Optuna's samplers.
+    """
+    for section in ("launcher", "sweeper"):
+        for key, target in _targets(OmegaConf.to_container(settings, resolve=False).get(section), section):
+            is_sampler = re.fullmatch(r"optuna\.samplers\.[A-Z]\w*", str(target)) is not None
+            if not (str(target).startswith(_PLUGINS) if key == section else is_sampler):
+                yield f"hydra.{key}._target_ is {target!r}; no code is called by its name"
+    for key in ("callbacks", "job.env_set", "sweeper.custom_search_space"):
+        if OmegaConf.select(settings, key):
+            yield f"hydra.{key} is set; it could run code, so leave it out"
+    for section in ("hydra_logging", "job_logging"):
+        logged = OmegaConf.to_container(settings, resolve=False).get(section) or {}
+        for key, value in flat(logged, f"{section}."):
+            names_code = key.endswith((".()", ".class")) or any(mark in str(value) for mark in ("://", "${"))
+            if names_code and value not in _TO_THE_TERMINAL:
+                yield f"hydra.{key} is {value!r}; Hydra logs to the terminal alone, so leave it out"
+
+
+def _script_faults(settings: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
+    """Yield what a file, not the command line, would put into the script that a cluster's launcher submits."""
+    if str(settings.launcher.get("_target_")).startswith(_PLUGINS[0]):
+        return
+    named = [override.lstrip("+").partition("=")[0] for override in overrides]
+    for key in (f"hydra.launcher.{key}" for key in _SHELL if settings.launcher.get(key)):
+        if not any(name == key or name.startswith(f"{key}.") for name in named):
+            yield f"{key} is set in a file; it goes into a shell script, so give it on the command line"
+    try:
+        values = OmegaConf.to_container(settings.launcher, resolve=True)
+    except OmegaConfBaseException as error:
+        yield f"hydra.launcher cannot be resolved ({error})"
+        return
+    for key, value in flat(values, "hydra.launcher."):
+        if "\n" in str(value) or "\r" in str(value):
+            yield f"{key} is {value!r}; a line break would begin a line of a shell script"
+
+
+def _targets(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Yield what Hydra would instantiate within a value, each with its dotted key; it looks into lists too."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, one in items:
+        if name == "_target_":
+            yield key, one
+        yield from _targets(one, f"{key}.{name}")

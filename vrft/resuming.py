@@ -1,0 +1,86 @@
+"""What a run directory was begun with, and whether the same run can go on in it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vrft.configure import config_differences
+from vrft.errors import UserError, raise_all
+from vrft.rows import Row, read_rows
+
+_OTHER = (
+    "{0} was begun with another experiment (a new one can start from model.path={0}/checkpoints/last), so "
+    "run.resume=true cannot go on:"
+)
+_NOT_OURS = "run.dir must be one that vrft has made"
+
+
+def begun_with(run_dir: Path) -> dict[str, Any]:
+    """The record of provenance with which the run directory was begun, or nothing."""
+    path = run_dir / "provenance.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); {_NOT_OURS}") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{path} is no record; {_NOT_OURS}")
+    return record
+
+
+def check_same_config(run_dir: Path, config: dict[str, Any]) -> None:
+    """Raise `UserError` that names every key in which the run directory's config differs in a way that matters."""
+    path = run_dir / "config.yaml"
+    if not path.is_file() and (run_dir / "checkpoints").exists():
+        raise UserError(f"{run_dir} has checkpoints and no config.yaml to tell what they are of; {_NOT_OURS}")
+    if path.is_file():
+        try:
+            begun = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not plain YAML ({error}); {_NOT_OURS}") from None
+        if not isinstance(begun, dict) or not isinstance(begun.get("model"), dict):
+            raise UserError(f"{path} is no config; {_NOT_OURS}")
+        raise_all(config_differences(begun, config), heading=_OTHER.format(run_dir))
+
+
+def check_same_rows(data_dir: Path, splits: dict[str, list[Row]]) -> None:
+    """Raise `UserError` that names, for each split, the first row that is not as it lies in `data_dir`."""
+    faults = []
+    for split, rows in splits.items():
+        path = data_dir / f"{split}.jsonl"
+        begun = read_rows(path) if path.is_file() else rows
+        now = json.loads(json.dumps(rows))  # tuples become lists
+        if len(begun) != len(now):
+            faults.append(f"{split}: {len(begun)} rows then, {len(now)} now")
+        elif other := [(old, new) for old, new in zip(begun, now, strict=True) if old != new]:
+            old, new = other[0]
+            keys = ", ".join(key for key in {**old, **new} if old.get(key) != new.get(key))
+            faults.append(f"{split}: {len(other)} rows have changed, row {new['row_id']} first, in {keys}")
+    raise_all(faults, heading=_OTHER.format(data_dir.parent))
+
+
+def check_same_hashes(run_dir: Path, begun: dict[str, Any], record: dict[str, Any]) -> None:
+    """Raise `UserError` if images or model weights have other bytes than those the run directory was begun with."""
+    names = {"data_hash": "an image has other bytes", "model_hash": "the model has other weights"}
+    faults = [
+        f"{what} ({key} {begun.get(key)} then, {record[key]} now)"
+        for key, what in names.items()
+        if begun and begun.get(key) != record[key]
+    ]
+    raise_all(faults, heading=_OTHER.format(run_dir))
+
+
+def warn_of_versions(begun: dict[str, Any], record: dict[str, Any]) -> None:
+    """Print a warning where the code is another than the run was begun with: the bits may then be others too."""
+    before, now = (
+        {"python": one.get("python"), "commit": one.get("commit"), **one.get("versions", {})} for one in (begun, record)
+    )
+    others = [f"{name} {before[name]} then, {now[name]} now" for name in before if before[name] != now.get(name)]
+    if begun and others:
+        print(
+            f"warning: the run was begun with other code, so its bits may differ: {'; '.join(others)}", file=sys.stderr
+        )
