@@ -11,7 +11,7 @@ SEEDS ?= 0 1 2
 OUT ?= runs/base
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-slow check demo seeds base bench train report clean
+.PHONY: help install test test-slow check demo seeds base bench torture train report clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ base: install  ## pre-train the embedded model again from nothing, in minutes (O
 
 bench: install  ## a GRPO step by stock TRL and by vrft, side by side, in ten minutes (OUT=FILE for JSON, PLOT=FILE.png)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/step.py $(if $(filter file,$(origin OUT)),,--out "$(OUT)") $(if $(PLOT),--plot "$(PLOT)")
+
+torture: install  ## training killed, terminated, damaged and out of disk, and gone on with to the bit: an hour (OUT=DIR)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/torture/torture.py --out $(if $(filter file,$(origin OUT)),runs/torture,$(OUT))
 
 train: install  ## one experiment (EXPERIMENT=NAME)
 	$(BIN)/vrft train experiment=$(EXPERIMENT)

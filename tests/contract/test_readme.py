@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from vrft.judging import judge_cases
@@ -18,6 +19,16 @@ def block(text: str, language: str, containing: str) -> str:
     """The one fenced block of that language with these words."""
     [found] = [code for code in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if containing in code]
     return found
+
+
+FOLDERS = [ROOT / name for name in ("conf", "launch", "tests", "vrft")]
+READMES = [ROOT / "README.md", *(path for folder in FOLDERS for path in folder.rglob("README.md"))]
+
+
+@pytest.mark.parametrize("path", READMES, ids=str)
+def test_every_link_within_the_project_leads_somewhere(path):
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", path.read_text(encoding="utf-8")) if "://" not in link]
+    assert [link for link in links if not (path.parent / link).exists()] == []
 
 
 def test_the_example_of_a_task_is_the_task():
