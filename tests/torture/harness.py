@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import torch
@@ -65,23 +66,20 @@ def set_resume(alone: Path, run_dir: Path, *, resume: bool) -> None:
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
 
 
-def start(run_dir: Path) -> list[int]:
-    """Fork the worker's processes; their ids."""
+def start(run_dir: Path) -> list[ForkProcess]:
+    """Fork the worker's processes."""
     shutil.rmtree(run_dir / "health", ignore_errors=True)
     n_processes = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))["launch"]["nproc_per_node"]
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    ids = []
-    for rank in range(n_processes):
-        process = os.fork()
-        if process == 0:
-            _be_the_worker(run_dir, rank, n_processes, port)
-        ids.append(process)
-    return ids
+    processes = [ForkProcess(target=_work, args=(run_dir, rank, n_processes, port)) for rank in range(n_processes)]
+    for process in processes:
+        process.start()
+    return processes
 
 
-def _be_the_worker(run_dir: Path, rank: int, n_processes: int, port: int) -> None:
+def _work(run_dir: Path, rank: int, n_processes: int, port: int) -> None:
     log = os.open(run_dir / f"worker_{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -90,24 +88,20 @@ def _be_the_worker(run_dir: Path, rank: int, n_processes: int, port: int) -> Non
         where |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ |= {key: str(value) for key, value in where.items()}
     sys.argv = ["vrft.run", str(run_dir)]
-    code = 1
-    try:
-        code = vrft.run.main()
-    except BaseException as error:  # noqa: BLE001
-        print(repr(error), flush=True)
-    finally:
-        os._exit(code)
+    sys.exit(vrft.run.main())
 
 
-def finish(ids: Sequence[int]) -> list[int]:
-    """Wait; the exit codes."""
-    return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in ids]
+def finish(processes: Sequence[ForkProcess]) -> list[int]:
+    """Wait; the exit codes, below 0 for a signal."""
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
 
 
-def wait_for(is_so, ids: Sequence[int]) -> bool:
+def wait_for(is_so, processes: Sequence[ForkProcess]) -> bool:
     """Poll until `is_so()`; False if a process ended before."""
     while not is_so():
-        if any(os.waitid(os.P_PID, one, os.WEXITED | os.WNOHANG | os.WNOWAIT) for one in ids):
+        if not all(process.is_alive() for process in processes):
             return False
         time.sleep(0.0005)
     return True
@@ -171,8 +165,8 @@ def duration(alone: Path) -> float:
     if not path.is_file():
         run_dir = alone.parent / "timed"
         prepare(alone, run_dir)
-        ids, begun = start(run_dir), time.monotonic()
-        if any(finish(ids)) or (found := differences(alone, run_dir)):
+        processes, begun = start(run_dir), time.monotonic()
+        if any(finish(processes)) or (found := differences(alone, run_dir)):
             raise SystemExit(f"a second run of {alone.parent.name} is not the first: {found}")
         path.write_text(json.dumps(time.monotonic() - begun), encoding="utf-8")
     return json.loads(path.read_text(encoding="utf-8"))

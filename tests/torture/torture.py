@@ -22,7 +22,8 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import torch
@@ -40,32 +41,32 @@ def kill(alone: Path, run_dir: Path, number: int, *, is_inside: bool) -> dict:
     """SIGKILL to all processes at an instant drawn by chance. is_inside: while a checkpoint is being written."""
     chance = random.Random(f"{run_dir.parent.name} {number}")
     partial = run_dir / "checkpoints" / "checkpoint.partial"
-    ids = start(run_dir)
+    processes = start(run_dir)
     if is_inside:
         for _ in range(chance.randrange(1, N_STEPS // 2 + 1)):
-            wait_for(lambda: not partial.exists(), ids)
-            wait_for(partial.exists, ids)
+            wait_for(lambda: not partial.exists(), processes)
+            wait_for(partial.exists, processes)
         time.sleep(chance.uniform(0, 0.08))
     else:
-        wait_for(lambda: heard(run_dir), ids)
+        wait_for(lambda: heard(run_dir), processes)
         time.sleep(chance.uniform(0, duration(alone)))
-    send(ids, signal.SIGKILL)
-    codes = finish(ids)
+    send(processes, signal.SIGKILL)
+    codes = finish(processes)
     return {"codes": codes, "in_step": _step(run_dir), "was_inside_a_save": partial.exists()}
 
 
 def terminate(alone: Path, run_dir: Path, number: int) -> dict:
     """SIGTERM to the last process alone; all have to save and stop."""
     chance = random.Random(f"{run_dir.parent.name} {number}")
-    ids = start(run_dir)
+    processes = start(run_dir)
     is_early = number < 2  # before training too, where nothing is to be saved
-    wait_for(lambda: heard(run_dir) and (is_early or _step(run_dir) is not None), ids)
+    wait_for(lambda: heard(run_dir) and (is_early or _step(run_dir) is not None), processes)
     time.sleep(chance.uniform(0, duration(alone) * (1.0 if is_early else 0.6)))
     was_over = (run_dir / "result.json").exists()
-    send(ids[-1:], signal.SIGTERM)
+    send(processes[-1:], signal.SIGTERM)
     if not (in_training := _step(run_dir) is not None):
-        send(ids[:-1], signal.SIGTERM)  # nothing to save yet: each process ends by itself
-    codes = finish(ids)
+        send(processes[:-1], signal.SIGTERM)  # nothing to save yet: each process ends by itself
+    codes = finish(processes)
     saved = max((int(path.name.partition("-")[2]) for path in run_dir.glob("checkpoints/checkpoint-*")), default=None)
     fault = None if was_over or set(codes) == {143} else f"codes {codes}"
     if in_training and not was_over and saved != _step(run_dir):
@@ -73,10 +74,11 @@ def terminate(alone: Path, run_dir: Path, number: int) -> dict:
     return {"codes": codes, "in_step": _step(run_dir), "saved_at": saved, "fault": fault}
 
 
-def send(ids: list[int], number: int) -> None:
-    """A signal to processes of ours that nobody has waited for yet."""
-    for process in ids:
-        os.kill(process, number)
+def send(processes: Sequence[ForkProcess], number: int) -> None:
+    """A signal to those that are alive."""
+    for process in processes:
+        if process.is_alive():
+            os.kill(process.pid, number)
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
