@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,18 +14,6 @@ from vrft.errors import CANNOT_RUN, UserError, raise_all
 from vrft.package_files import TINY_MODEL
 from vrft.schema import Config
 from vrft.shapes import flat, shape_faults
-
-_MAY_CHANGE = ("alarms.", "reward.options.on_fault", "reward.options.timeout_s")  # when a run goes on
-_NOT_HASHED = (
-    "run.dir",
-    "run.name",
-    "run.resume",
-    "launch.threads",
-    "launch.watchdog_s",
-    "dataset.n_processes",
-    "logging",
-    "derived",
-)
 
 
 def freeze(
@@ -82,34 +67,3 @@ def plain(composed: DictConfig) -> dict[str, Any]:
     if values.get("rollout", {}).get("sharing") is True:
         values["rollout"]["sharing"] = "on"  # YAML reads a bare on as true
     return values
-
-
-def config_hash(config: dict[str, Any]) -> str:
-    """SHA-256, as a hex string, over everything in a frozen config that can change a result.
-
-    Left out: where the run lies, its name, its logging, and on which path the shipped model is installed.
-    """
-    return hashlib.sha256(json.dumps(_that_matters(config), sort_keys=True).encode()).hexdigest()
-
-
-def config_differences(begun: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two frozen configs and can change what is trained, as `key: VALUE then, VALUE now`.
-
-    What ends a run that would go on is not among it: alarms, and how faults of the user's own terms are taken.
-    """
-    before, after = (dict(flat(_that_matters(config))) for config in (begun, now))
-    return [
-        f"{key}: {before.get(key)!r} then, {after.get(key)!r} now"
-        for key in dict.fromkeys([*before, *after])
-        if before.get(key) != after.get(key) and not key.startswith(_MAY_CHANGE)
-    ]
-
-
-def _that_matters(config: dict[str, Any]) -> dict[str, Any]:
-    config = copy.deepcopy(config)
-    for key in _NOT_HASHED:
-        section, _, name = key.partition(".")
-        (config.get(section, {}) if name else config).pop(name or section, None)
-    if config["model"]["path"] == str(TINY_MODEL):
-        config["model"]["path"] = None
-    return config

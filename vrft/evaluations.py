@@ -12,6 +12,7 @@ from vrft.evaluate.generate import generate_completions
 from vrft.evaluate.kept_batches import KeptBatches, OtherEvaluationError
 from vrft.evaluate.score import score_completions
 from vrft.provenance import weight_hash
+from vrft.resuming import lasting_hash
 from vrft.rows import write_text_atomically
 from vrft.run_directory import Experiment
 
@@ -87,7 +88,7 @@ def _kept_batches(experiment: Experiment, folder: Path, name: str) -> KeptBatche
     provenance = json.loads((experiment.run_dir / "provenance.json").read_text(encoding="utf-8"))
     checkpoint = experiment.run_dir / "checkpoints" / name
     weights = provenance["model_hash"] if name == "before" else weight_hash(checkpoint)
-    fingerprint = {"data": provenance["data_hash"], "model": weights}  # another config is refused before
+    fingerprint = {"config": lasting_hash(experiment.config), "data": provenance["data_hash"], "model": weights}
     try:
         return KeptBatches(folder, fingerprint)
     except OtherEvaluationError:

@@ -15,13 +15,19 @@ import yaml
 
 from vrft import heartbeat, run_lock
 from vrft.checkpoint_card import setting_drift
-from vrft.configure import config_hash
 from vrft.errors import STOPPED_BY_ALARM, USER_ERROR, UserError, raise_all
 from vrft.evaluate.protocols import questions_not_asked, row_faults
 from vrft.launching import start_worker
 from vrft.models.families import FAMILIES
 from vrft.provenance import provenance
-from vrft.resuming import begun_with, check_same_config, check_same_hashes, check_same_rows, warn_of_versions
+from vrft.resuming import (
+    begun_with,
+    check_same_config,
+    check_same_hashes,
+    check_same_rows,
+    config_hash,
+    warn_of_versions,
+)
 from vrft.rows import Row, rows_hash, write_rows, write_text_atomically
 from vrft.run_lock import OccupiedError, alone_in
 from vrft.tasks import load_task

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -9,15 +11,68 @@ from typing import Any
 
 import yaml
 
-from vrft.configure import config_differences
 from vrft.errors import UserError, raise_all
+from vrft.package_files import TINY_MODEL
 from vrft.rows import Row, read_rows
+from vrft.shapes import flat
 
+_MAY_CHANGE = ("alarms.", "reward.options.on_fault", "reward.options.timeout_s")  # what had ended it; on it goes
+_NOT_HASHED = (
+    "run.dir",
+    "run.name",
+    "run.resume",
+    "launch.threads",
+    "launch.watchdog_s",
+    "dataset.n_processes",
+    "logging",
+    "derived",
+)
 _OTHER = (
     "{0} was begun with another experiment (a new one can start from model.path={0}/checkpoints/last), so "
     "run.resume=true cannot go on:"
 )
 _NOT_OURS = "run.dir must be one that vrft has made"
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """SHA-256, as a hex string, over everything in a frozen config that can change a result.
+
+    Left out: where the run lies, its name, its logging, and on which path the shipped model is installed.
+    """
+    return _sha256(_that_matters(config))
+
+
+def lasting_hash(config: dict[str, Any]) -> str:
+    """The same over what has to stay as it is when a run goes on: no alarms, no `reward.options.on_fault`."""
+    return _sha256(_that_lasts(config))
+
+
+def config_differences(begun: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two frozen configs and has to stay, as `key: VALUE then, VALUE now`."""
+    before, after = _that_lasts(begun), _that_lasts(now)
+    return [
+        f"{key}: {before.get(key)!r} then, {after.get(key)!r} now"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _that_lasts(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flat(_that_matters(config)) if not key.startswith(_MAY_CHANGE)}
+
+
+def _that_matters(config: dict[str, Any]) -> dict[str, Any]:
+    config = copy.deepcopy(config)
+    for key in _NOT_HASHED:
+        section, _, name = key.partition(".")
+        (config.get(section, {}) if name else config).pop(name or section, None)
+    if config["model"]["path"] == str(TINY_MODEL):
+        config["model"]["path"] = None
+    return config
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def begun_with(run_dir: Path) -> dict[str, Any]:
@@ -35,8 +90,9 @@ def begun_with(run_dir: Path) -> dict[str, Any]:
 def check_same_config(run_dir: Path, config: dict[str, Any]) -> None:
     """Raise `UserError` that names every key in which the run directory's config differs in a way that matters."""
     path = run_dir / "config.yaml"
-    if not path.is_file() and (run_dir / "checkpoints").exists():
-        raise UserError(f"{run_dir} has checkpoints and no config.yaml to tell what they are of; {_NOT_OURS}")
+    made = [name for name in ("checkpoints", "evaluations") if (run_dir / name).exists()]
+    if made and not path.is_file():
+        raise UserError(f"{run_dir} has {' and '.join(made)} but no config.yaml to tell of what; {_NOT_OURS}")
     if path.is_file():
         try:
             begun = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -29,16 +29,17 @@ def vrft():
 
 @pytest.fixture(scope="session")
 def healthy(tmp_path_factory):
-    """`healthy("grpo")`: the run directory of a training without a fault, not to be changed; see healthy_run.py."""
+    """`healthy("grpo", "trainer.max_steps=2")`: the run directory of a training without a fault, not to be changed; see
+    healthy_run.py."""
     from healthy_run import train_in  # which imports all of vrft
 
     known = {}
 
-    def made(trainer: str) -> Path:
-        if trainer not in known:
+    def made(trainer: str, *overrides: str) -> Path:
+        if (trainer, *overrides) not in known:
             run_dir = tmp_path_factory.mktemp(trainer)
-            train_in(run_dir, trainer)
-            known[trainer] = run_dir
-        return known[trainer]
+            train_in(run_dir, trainer, *overrides)
+            known[trainer, *overrides] = run_dir
+        return known[trainer, *overrides]
 
     return made

@@ -13,10 +13,11 @@ from torture.harness import prepare
 
 import vrft.run
 from vrft.cli import SweepFiles
-from vrft.configure import config_hash, freeze
+from vrft.configure import freeze
 from vrft.experiment import build_rows
 from vrft.package_files import config_folder
 from vrft.provenance import provenance
+from vrft.resuming import config_hash
 
 N_STEPS, SAVED, FAULTY = 6, 3, 5  # ten rows, five a step: an epoch is two steps, and the validated ones end it
 RUN = (
@@ -26,12 +27,12 @@ RUN = (
 ).split()
 
 
-def train_in(run_dir: Path, trainer: str) -> None:
+def train_in(run_dir: Path, trainer: str, *overrides: str) -> None:
     """What `vrft train trainer=…` does, in this process."""
     Plugins.instance().register(SweepFiles)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        config = freeze(compose("train", [*RUN, f"trainer={trainer}", f"run.dir={run_dir}"]))
+        config = freeze(compose("train", [*RUN, f"trainer={trainer}", f"run.dir={run_dir}", *overrides]))
     build_rows(config, run_dir / "data")
     write_config(run_dir, config)
     record = provenance(config, choices={}, overrides=[], config_hash=config_hash(config), data_hash="-")

@@ -145,6 +145,27 @@ def test_a_run_goes_on_between_two_epochs_as_if_it_had_not_stopped(healthy, tmp_
     assert found == [f"checkpoints/checkpoint-{N_STEPS}/trainer_state.json"], "which holds save_steps"
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["+trainer.args.steps_per_generation=2"],  # saved after 3 steps: half of a generation is to come
+        ["+trainer.args.sync_ref_model=true", "+trainer.args.ref_model_sync_steps=2", "trainer.args.beta=0.04"],
+        ["model/peft=lora"],
+    ],
+    ids=["generation", "moving reference", "LoRA"],
+)
+def test_a_run_goes_on_with_all_that_it_held(healthy, tmp_path, monkeypatch, overrides):
+    alone = healthy("grpo", *overrides)
+    run_dir = frozen(alone, tmp_path / "run")
+    with monkeypatch.context() as while_faulty:
+        nan_grpo_loss(while_faulty)
+        assert work(run_dir) == 3
+    set_resume(alone, run_dir, resume=True)
+    assert work(run_dir) == 0
+    assert differences(alone, run_dir, last=f"checkpoint-{N_STEPS}") == []
+    assert not (run_dir / "checkpoints" / "README.md").exists(), "TRL's card, which knows neither model nor task"
+
+
 def test_the_best_of_before_the_checkpoint_outlives_what_is_trained_again(healthy, tmp_path, monkeypatch):
     """Validations at steps 0, 2 and 4 rise, the checkpoint is of step 3; trained again, step 4 comes out worse."""
     run_dir = frozen(healthy("grpo"), tmp_path / "run")

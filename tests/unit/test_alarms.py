@@ -132,7 +132,7 @@ def test_an_alarm_is_told_in_the_file_and_on_the_terminal(tmp_path, capsys):
         "message": "kl is 1.5, above 1: lower the learning rate",
     }
     assert [json.loads(line) for line in training.file.read_text().splitlines()] == [expected]
-    assert "alarm lost at step 2: kl is 1.5, above 1: lower the learning rate" in capsys.readouterr().err
+    assert "alarm lost at step 2: kl is 1.5, above 1: lower the learning rate\n" in capsys.readouterr().err
     assert not training.control.should_training_stop
     assert training.alarms.stopped_by is None
 
@@ -227,6 +227,19 @@ def test_of_several_that_ended_it_the_strongest_counts_then_and_later(tmp_path):
     rules = {name: RULES[name] | {"action": action} for name, action in (("over", "stop_keep_best"), ("lost", "stop"))}
     resumed = Training(tmp_path, rules, known=[{"step": 3, "reward": -1.0}], known_alarms=alarms)
     assert resumed.alarms.stopped_by == alarms[0]
+
+
+@pytest.mark.parametrize(
+    ("action", "told"),
+    [
+        ("warn", "end\n"),
+        ("stop", "end; training ends here\n"),
+        ("stop_keep_best", "the best checkpoint is judged\n"),
+    ],
+)
+def test_what_an_alarm_does_is_told(tmp_path, capsys, action, told):
+    Training(tmp_path, {"over": RULES["over"] | {"action": action}}).log({"reward": -1.0})
+    assert told in capsys.readouterr().err
 
 
 def test_what_keeps_a_resumed_training_ended_is_told(tmp_path, capsys):

@@ -76,6 +76,22 @@ def test_a_mistake_is_a_message_and_exit_code_2(tmp_path, arguments, words):
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "alarms.rules.kl.of=first",
+            "alarms.rules.kl.of is not in the file; add it with a plus: +alarms.rules.kl.of=",
+        ),
+        ("alarms.rules.kl.abov=2", "alarms.rules.kl has no key 'abov'; did you mean above?"),
+        ("alarms.rules.mine.above=2", "a new one: '+alarms.rules.mine={metric: …, above: …"),
+    ],
+)
+def test_how_alarms_are_added_is_told(capsys, override, words):
+    assert main(["train", "experiment=digits_riddles", override]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_the_config_is_shown_without_a_run(tmp_path):
     done = vrft("train", "experiment=digits_riddles", "--cfg", "job", "--resolve", cwd=tmp_path)
     assert done.returncode == 0

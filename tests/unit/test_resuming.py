@@ -36,9 +36,10 @@ def test_what_ended_a_run_may_be_another_when_it_goes_on(tmp_path, key):
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
 
 
-def test_checkpoints_of_nobody_knows_what_are_refused(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UserError, match=r"has checkpoints and no config\.yaml"):
+@pytest.mark.parametrize("made", ["checkpoints", "evaluations"])
+def test_work_of_nobody_knows_what_is_refused(tmp_path, made):
+    (tmp_path / made).mkdir()
+    with pytest.raises(UserError, match=rf"has {made} but no config\.yaml"):
         check_same_config(tmp_path, CONFIG)
 
 
@@ -72,15 +73,17 @@ def test_a_record_that_is_none_is_named(tmp_path, text):
         begun_with(tmp_path)
 
 
-def test_a_killed_evaluation_goes_on_under_another_config_that_was_let_pass(tmp_path):
-    """As one with other alarms; other data and weights are not let pass."""
-    experiment = SimpleNamespace(run_dir=tmp_path)
-    record = {"config_hash": "a", "data_hash": "d", "model_hash": "m"}
-    (tmp_path / "provenance.json").write_text(json.dumps(record))
-    _kept_batches(experiment, tmp_path / "batches", "before").add(0, [{"text": "four"}], rank=0)
-    (tmp_path / "provenance.json").write_text(json.dumps(record | {"config_hash": "b"}))
-    assert _kept_batches(experiment, tmp_path / "batches", "before").done == {0: [{"text": "four"}]}
-    for key in ("data_hash", "model_hash"):
-        (tmp_path / "provenance.json").write_text(json.dumps(record | {key: "x"}))
+def test_a_killed_evaluation_goes_on_under_other_alarms_and_nothing_else(tmp_path):
+    record = {"data_hash": "d", "model_hash": "m"}
+
+    def kept(record: dict, **sections):
+        (tmp_path / "provenance.json").write_text(json.dumps(record))
+        experiment = SimpleNamespace(run_dir=tmp_path, config=CONFIG | sections)
+        return _kept_batches(experiment, tmp_path / "batches", "before")
+
+    kept(record, alarms={"window": 1}).add(0, [{"text": "four"}], rank=0)
+    assert kept(record, alarms={"window": 2}).done == {0: [{"text": "four"}]}
+    others = [(record | {"data_hash": "x"}, {}), (record | {"model_hash": "x"}, {}), (record, {"memory": {"a": 1}})]
+    for other, sections in others:
         with pytest.raises(OtherEvaluationError):
-            _kept_batches(experiment, tmp_path / "batches", "before")
+            kept(other, **sections)

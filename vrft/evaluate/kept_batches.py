@@ -16,13 +16,13 @@ from vrft.errors import UserError
 
 
 class OtherEvaluationError(UserError):
-    """The kept batches are of another model or other data."""
+    """The kept batches are of another model, other data or another config."""
 
 
 class KeptBatches:
     """The batches that are done, in a folder.
 
-    fingerprint: what the completions depend on, by name (data, model); batches kept under another are refused.
+    fingerprint: what the completions depend on, by name (config, data, model); batches kept under another are refused.
     """
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, str | None]) -> None:
