@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import yaml
 from vrft.batch_sizes import batch_sizes
 from vrft.errors import UserError
 from vrft.package_files import TINY_MODEL, config_folder
-from vrft.schema import AlarmRule
+from vrft.schema import AlarmRule, Other
 from vrft.shapes import fits, flat, shape_faults, suggestion
 from vrft.trl_fields import argument_faults
 
@@ -31,6 +32,7 @@ _AT_LEAST = {
     "alarms.window": 1,
     "probe.rows": 1,
     "probe.completions": 2,
+    "trainer.own_samples": 1,
     "launch.threads": 1,
     "protocol.n_resamples": 1,
     "protocol.n_samples": 1,
@@ -167,9 +169,11 @@ def pair_faults(config: dict[str, Any]) -> Iterator[str]:
         yield "evaluate.checkpoint is best, but trainer.eval_steps is null: choose evaluate.checkpoint=last"
     if trainer["name"] != "sft" and trainer.get("sft_thought"):
         yield f"trainer.sft_thought is {trainer['sft_thought']}, which only trainer=sft reads; leave it out"
+    yield from _own_completion_faults(trainer)
     yield from argument_faults(trainer["name"], trainer["args"])
     yield from _generation_faults(config)
     yield from _alarm_faults(config)
+    yield from _other_faults(config)
     rollout, attention = config["rollout"], config["model"]["attention"]
     if rollout["name"] == "transformers" and rollout.get("sharing"):
         yield f"rollout.sharing is {rollout['sharing']}, which only rollout=shared_prefix reads; leave it out"
@@ -184,6 +188,29 @@ def pair_faults(config: dict[str, Any]) -> Iterator[str]:
     launch = config["launch"]
     if launch["name"] == "local" and launch["nproc_per_node"] > 1:
         yield f"launch=local starts one process; for launch.nproc_per_node={launch['nproc_per_node']} choose torchrun"
+
+
+def _own_completion_faults(trainer: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with `own_samples` and `own_at_least`, which go with sft_thought=own alone."""
+    is_own, at_least = trainer.get("sft_thought") == "own", trainer.get("own_at_least")
+    for key in ("own_samples", "own_at_least"):
+        if is_own != (trainer.get(key) is not None):
+            yield f"trainer.{key} is {trainer.get(key)}; a number goes with trainer.sft_thought=own, and null without"
+    if at_least is not None and not 0 < at_least <= 1:
+        yield f"trainer.own_at_least is {at_least}; a share above 0 and at most 1 is needed"
+
+
+def _other_faults(config: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the other tasks that a run is judged on, each by its key."""
+    others = config["evaluate"]["others"]
+    for name, other in others.items():
+        faults = list(shape_faults(other, Other, f"evaluate.others.{name}"))
+        yield from faults
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            yield f"evaluate.others has {name!r}, which names a folder; letters, digits, dots and dashes are right"
+        if not faults:
+            checked = {**config, **other, "evaluate": {**config["evaluate"], "others": {}, "train": False}}
+            yield from (f"evaluate.others.{name}: {fault}" for fault in pair_faults(checked))
 
 
 def _generation_faults(config: dict[str, Any]) -> Iterator[str]:

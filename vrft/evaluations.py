@@ -27,7 +27,7 @@ def evaluate_splits(experiment: Experiment, model, splits: list[str], *, name: s
     protocol = config["protocol"] if name else config["protocol"] | {"n_resamples": 1, "score_source": "written"}
     results = {}
     for split in splits:
-        folder = experiment.run_dir / "evaluations" / (name or "validation") / split
+        folder = experiment.evaluation_dir / (name or "validation") / split
         completions = _completions(experiment, model, split, folder=folder, name=name)
         scored, metrics = score_completions(
             experiment.rows[split],
@@ -61,7 +61,7 @@ def _completions(experiment: Experiment, model, split: str, *, folder: Path, nam
         batch_size=config["memory"]["evaluation_batch_size"],
         rank=processes.process_index,
         world_size=processes.num_processes,
-        progress=f"{name}: {split}" if processes.is_main_process and name else None,
+        progress=_doing(experiment, name, split) if processes.is_main_process and name else None,
         kept=kept,
         **(_sampling(config) if name else {}),
     )
@@ -72,6 +72,10 @@ def _completions(experiment: Experiment, model, split: str, *, folder: Path, nam
         _write_lines(folder / "completions.jsonl", completions)
         kept.remove()
     return completions
+
+
+def _doing(experiment: Experiment, name: str | None, split: str) -> str:
+    return f"{name}: {split if experiment.other is None else experiment.other}"
 
 
 def _sampling(config: dict) -> dict:
@@ -103,9 +107,7 @@ def _kept_batches(experiment: Experiment, folder: Path, name: str) -> KeptBatche
 
 def known_evaluation(experiment: Experiment, name: str) -> dict[str, dict] | None:
     """An evaluation that a run which is being resumed had finished, as `evaluate_splits` returned it."""
-    paths = {
-        split: experiment.run_dir / "evaluations" / name / split / "metrics.json" for split in experiment.test_splits
-    }
+    paths = {split: experiment.evaluation_dir / name / split / "metrics.json" for split in experiment.test_splits}
     if not experiment.config["run"]["resume"] or not all(path.is_file() for path in paths.values()):
         return None
     return {split: json.loads(path.read_text(encoding="utf-8")) for split, path in paths.items()}

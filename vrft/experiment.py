@@ -19,6 +19,7 @@ from vrft.errors import STOPPED_BY_ALARM, USER_ERROR, UserError, raise_all
 from vrft.evaluate.protocols import questions_not_asked, row_faults
 from vrft.launching import start_worker
 from vrft.models.families import FAMILIES
+from vrft.other_tasks import data_folder, other_names, with_other
 from vrft.provenance import provenance
 from vrft.resuming import (
     begun_with,
@@ -71,12 +72,13 @@ def _prepare(
         rows = build_rows(config, run_dir / "data", is_resuming=not is_fresh)
         warn_of_frames(rows, config)
         warn_of_questions(rows, config)
+        others = build_others(config, run_dir, is_resuming=not is_fresh)
         record = provenance(
             config,
             choices=choices,
             overrides=overrides,
             config_hash=config_hash(config),
-            data_hash=data_hash(rows, run_dir / "data"),
+            data_hash=data_hash({**rows, **others}, run_dir / "data"),
         )
         begun = begun_with(run_dir)
         check_same_hashes(run_dir, begun, record)
@@ -164,8 +166,10 @@ def _files_but_cache(folder: Path) -> list[Path]:
     ]
 
 
-def build_rows(config: dict[str, Any], data_dir: Path, *, is_resuming: bool = False) -> dict[str, list[Row]]:
-    """Build and check the rows of every split, and write each to `data_dir/SPLIT.jsonl`.
+def build_rows(
+    config: dict[str, Any], data_dir: Path, *, is_resuming: bool = False, only: tuple[str, ...] = ()
+) -> dict[str, list[Row]]:
+    """Build and check the rows of every split, or of `only` those, and write each to `data_dir/SPLIT.jsonl`.
 
     Raises `UserError`; with `is_resuming` also, before anything is written, if other rows lie there.
     """
@@ -174,7 +178,10 @@ def build_rows(config: dict[str, Any], data_dir: Path, *, is_resuming: bool = Fa
     dataset, task = dict(config["dataset"]), load_task(**config["task"], trust_code=config["trust_code"])
     build = load_builder(dataset.pop("builder"))
     splits = build(dataset, task=task, out_dir=data_dir, seed=config["run"]["seed"])
-    check_rows(splits, task, needed=needed_splits(config) if "evaluate" in config else {})
+    if only:
+        splits = {split: splits.get(split, []) for split in only}
+    needed = needed_splits(config) if "evaluate" in config else {}
+    check_rows(splits, task, needed={split: key for split, key in needed.items() if not only or split in only})
     if "evaluate" in config:
         judged = [row for split, rows in splits.items() if split != "train" for row in rows]
         raise_all(row_faults(config["protocol"], judged), heading=f"protocol={config['protocol']['name']} needs more:")
@@ -183,6 +190,21 @@ def build_rows(config: dict[str, Any], data_dir: Path, *, is_resuming: bool = Fa
     for split, rows in splits.items():
         write_rows(data_dir / f"{split}.jsonl", rows)
     return splits
+
+
+def build_others(config: dict[str, Any], run_dir: Path, *, is_resuming: bool = False) -> dict[str, list[Row]]:
+    """Build the test rows of every other task that the run is judged on.
+
+    Returns them by `others/NAME`, their images as seen from the run's own data folder.
+    """
+    found = {}
+    for name in other_names(config):
+        folder = data_folder(run_dir, name)
+        splits = build_rows(with_other(config, name), folder, is_resuming=is_resuming, only=("test",))
+        found[f"others/{name}"] = [
+            {**row, "images": [str(Path("others") / name / path) for path in row["images"]]} for row in splits["test"]
+        ]
+    return found
 
 
 def warn_of_questions(splits: dict[str, list[Row]], config: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ _NOT_HASHED = (
     "launch.watchdog_s",
     "dataset.n_processes",
     "logging",
+    "question",
     "derived",
 )
 _OTHER = (

@@ -11,12 +11,13 @@ import errno
 import faulthandler
 import json
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
 
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from safetensors import SafetensorError
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -24,8 +25,9 @@ from vrft import heartbeat, interruption, run_lock
 from vrft.checkpoint_card import read_card, wording_drift
 from vrft.errors import STOPPED_BY_ALARM, USER_ERROR, UserError
 from vrft.evaluations import evaluate_splits, known_evaluation
+from vrft.other_tasks import other_names
 from vrft.rows import write_text_atomically
-from vrft.run_directory import Experiment, open_experiment
+from vrft.run_directory import Experiment, open_experiment, open_other
 from vrft.surroundings import set_environment, silence_libraries
 from vrft.training import NON_FINITE, Interrupted, load_policy, start_of, train
 from vrft.whole_folder import check_whole
@@ -45,13 +47,12 @@ def run(run_dir: Path) -> dict | None:
         for difference in drift:
             print(f"warning: {difference}", file=sys.stderr)
     model = load_policy(experiment, config["model"]["path"])
+    others = [open_other(experiment, name) for name in other_names(config)]
     results: dict[str, dict] = {}
     history, stopped_by = [], None
     if wanted["before"]:
         with experiment.timed("evaluate_before"):
-            results["before"] = known_evaluation(experiment, "before") or evaluate_splits(
-                experiment, model, experiment.test_splits, name="before"
-            )
+            results["before"] = _evaluate(experiment, others, model, "before")
     if wanted["train"]:
         if start.checkpoint and not config["model"]["peft"]:
             # The trainer itself would keep the base weights in silence: saved and live parameter names differ.
@@ -73,10 +74,28 @@ def run(run_dir: Path) -> dict | None:
         is_whole = name == "last" and not is_sharded
         policy = model if is_whole else _load_checkpoint(experiment, run_dir / "checkpoints" / name)
         with experiment.timed(f"evaluate_{name}"):
-            results[name] = evaluate_splits(experiment, policy, experiment.test_splits, name=name)
+            results[name] = _evaluate(experiment, others, policy, name)
+    peak_gib = max(gather_object([_peak_gib(config["derived"]["device"])]))
     if experiment.processes.is_main_process:
-        _write_result(experiment, results, history, judged=judged)
+        _write_result(experiment, others, results, history, judged=judged, peak_gib=peak_gib)
     return stopped_by if is_over else None
+
+
+def _evaluate(experiment: Experiment, others: list[Experiment], model, name: str) -> dict[str, dict]:
+    """By test set, and by `others/NAME` for each other task: `{protocol: metrics}`."""
+    found = {}
+    for one in (experiment, *others):
+        known = known_evaluation(one, name) if name == "before" else None
+        by_split = known or evaluate_splits(one, model, one.test_splits, name=name)
+        found |= by_split if one.other is None else {f"others/{one.other}": by_split["test"]}
+    return found
+
+
+def _peak_gib(device: str) -> float:
+    """The most memory that this process has held: allocated on the GPU, or resident."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
 
 def _load_checkpoint(experiment: Experiment, folder: Path):
@@ -84,8 +103,17 @@ def _load_checkpoint(experiment: Experiment, folder: Path):
     return load_policy(experiment, str(folder))
 
 
-def _write_result(experiment: Experiment, results: dict[str, dict], history: list[dict], *, judged: str) -> None:
-    """`before` and `after` on the split `test`; every evaluation on every test set under `test_sets`."""
+def _write_result(
+    experiment: Experiment,
+    others: list[Experiment],
+    results: dict[str, dict],
+    history: list[dict],
+    *,
+    judged: str,
+    peak_gib: float,
+) -> None:
+    """`before` and `after` on the split `test`; every evaluation on every test set under `test_sets`, and on other
+    tasks under `others`, each with the metrics by which it is compared."""
     provenance = json.loads((experiment.run_dir / "provenance.json").read_text(encoding="utf-8"))
     after = results.get(judged)
     result = {
@@ -97,7 +125,16 @@ def _write_result(experiment: Experiment, results: dict[str, dict], history: lis
         "test_sets": {
             split: {name: by_split[split] for name, by_split in results.items()} for split in experiment.test_splits
         },
+        "others": {
+            one.other: {
+                "protocol": one.protocol,
+                "primary_metrics": one.primary_metrics,
+                "evaluations": {name: by_split[f"others/{one.other}"] for name, by_split in results.items()},
+            }
+            for one in others
+        },
         "validation": history,
+        "peak_memory_gib": round(peak_gib, 3),
         "n_rows": {split: len(rows) for split, rows in experiment.rows.items()},
         "durations_s": experiment.durations_s,
         **{key: provenance.get(key) for key in ("config_hash", "data_hash", "commit", "seed")},

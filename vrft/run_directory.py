@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from vrft.evaluate.protocols import primary_metrics, protocol_key
 from vrft.models.decode import render_prompt, set_thought_opening
 from vrft.models.families import FAMILIES, frame_for, seen_size
 from vrft.models.load import load_processor
+from vrft.other_tasks import data_folder, evaluation_folder, with_other
 from vrft.rows import Row, read_rows
 from vrft.tasks import MixedTask, Task, load_task
 from vrft.tasks.judge import Judge
@@ -27,7 +28,10 @@ from vrft.tasks.judge import Judge
 @dataclass
 class Experiment:
     """A frozen run directory, opened: its config, rows, task, judge and processor, and the process's place among the
-    others."""
+    others.
+
+    other: the name of the other task (`evaluate.others`) of which this is a view; None for the run itself.
+    """
 
     run_dir: Path
     config: dict
@@ -37,10 +41,16 @@ class Experiment:
     processor: Any
     processes: PartialState
     durations_s: dict[str, float] = field(default_factory=dict)
+    other: str | None = None
 
     @property
     def data_dir(self) -> Path:
-        return self.run_dir / "data"
+        return data_folder(self.run_dir, self.other)
+
+    @property
+    def evaluation_dir(self) -> Path:
+        """Where completions and scores go, in a folder for each evaluation and one for each split below it."""
+        return evaluation_folder(self.run_dir, self.other)
 
     @property
     def training_rows(self) -> list[Row]:
@@ -96,6 +106,13 @@ def open_experiment(run_dir: Path) -> Experiment:
     experiment = make_experiment(run_dir, config, rows)
     check_question_lengths(experiment)
     return experiment
+
+
+def open_other(experiment: Experiment, name: str) -> Experiment:
+    """The same run, to be judged on another task of `evaluate.others`."""
+    folder = data_folder(experiment.run_dir, name)
+    config, rows = with_other(experiment.config, name), {"test": read_rows(folder / "test.jsonl")}
+    return replace(make_experiment(experiment.run_dir, config, rows), other=name)
 
 
 def make_experiment(run_dir: Path, config: dict, rows: dict[str, list[Row]]) -> Experiment:

@@ -55,7 +55,10 @@ class Reward:
 
 @dataclass
 class Trainer:
-    """One of max_steps and epochs is set. args: fields of TRL's config. sft_thought: only for sft."""
+    """One of max_steps and epochs is set. args: fields of TRL's config.
+
+    sft_thought: only for sft. own_samples, own_at_least: only where that is `own` (see `vrft.own_completions`).
+    """
 
     name: Literal["grpo", "sft"]
     prompts_per_step: int
@@ -65,7 +68,9 @@ class Trainer:
     save_steps: int | None
     learning_rate: float
     args: dict
-    sft_thought: Literal["gold", "empty", "none"] | None = None
+    sft_thought: Literal["gold", "empty", "none", "own"] | None = None
+    own_samples: int | None = None
+    own_at_least: float | None = None
 
 
 @dataclass
@@ -163,9 +168,19 @@ class Protocol:
 
 
 @dataclass
+class Other:
+    """Another task on whose test rows a run is judged beside its own; its keys are as in the groups of that name."""
+
+    task: dict
+    dataset: dict
+    protocol: Protocol
+    reward: Reward
+
+
+@dataclass
 class Evaluate:
     """Which parts run. checkpoint: the one `after` judges; also: further ones. titles: what tables call the test
-    sets."""
+    sets. others: `Other` by a name of one's own; a run's own task is left out."""
 
     before: bool
     train: bool
@@ -173,6 +188,24 @@ class Evaluate:
     checkpoint: Literal["best", "last"]
     also: list[Literal["best", "last"]]
     titles: dict[str, str]
+    others: dict[str, dict]
+
+
+@dataclass
+class Question:
+    """How `vrft report` shows a sweep; each of these is a config's key, or a group's name.
+
+    x: the axis across. lines: what makes a line of the plots. panels: what makes a plot of its own. choose: knobs of
+    which the best by validation is shown. measure: figures of a run, `{test set}/{metric}`, or null for the primary
+    metric on every test set.
+    """
+
+    title: str
+    x: str | None = None
+    lines: list[str] | None = None
+    panels: list[str] | None = None
+    choose: list[str] | None = None
+    measure: list[str] | None = None
 
 
 @dataclass
@@ -211,6 +244,7 @@ class Config:
     protocol: Protocol
     evaluate: Evaluate
     trust_code: list[str]
+    question: Question | None = None
     predict: Predict | None = None
     probe: Probe | None = None
 

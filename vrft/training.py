@@ -16,6 +16,7 @@ from vrft.checkpoint_card import make_card, read_card
 from vrft.evaluations import evaluate_splits
 from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts, load_model
+from vrft.own_completions import rows_with_own_completions
 from vrft.run_directory import Experiment
 
 ALARMS = "alarms.jsonl"
@@ -120,8 +121,9 @@ def _make_trainer(experiment: Experiment, model, arguments: dict, callbacks: lis
 
         deepspeed.init_distributed(dist_backend="gloo")  # accelerate skips its DeepSpeed branch on a CPU
     freeze_parts(model, config["model"]["freeze"], FAMILIES[config["model"]["family"]])
+    is_own = config["trainer"].get("sft_thought") == "own"
     shared = {
-        "rows": experiment.training_rows,
+        "rows": rows_with_own_completions(experiment, model) if is_own else experiment.training_rows,
         "root": experiment.data_dir,
         "task": experiment.task,
         "frame_for_row": experiment.frame_for_row,

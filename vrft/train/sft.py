@@ -36,7 +36,8 @@ def sft_trainer(
 ) -> SFTTrainer:
     """TRL's trainer, ready to teach `model` the golds of the rows; the loss is on the completion alone.
 
-    thought: `gold` (the row's own; a row without one is refused), `empty` (empty think tags) or `none` (no think tags).
+    thought: `gold` (the row's own; a row without one is refused), `empty` (empty think tags), `none` (no think tags) or
+    `own` (the row's column `own_completion` as it stands).
     arguments: fields of `trl.SFTConfig`.
     """
     without = [row["row_id"] for row in rows if thought == "gold" and not row.get("thought")]
@@ -53,7 +54,9 @@ def sft_trainer(
             rows,
             root,
             question=lambda row: task.question(row, frame_for_row(row)),
-            completion=lambda row: task.gold(row, frame_for_row(row), thought),
+            completion=lambda row: (
+                row["own_completion"] if thought == "own" else task.gold(row, frame_for_row(row), thought)
+            ),
         ),
         peft_config=peft_config,
         callbacks=list(callbacks),
