@@ -17,7 +17,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import vrft
@@ -29,6 +29,7 @@ from vrft.schema import BuildConfig
 from vrft.wording import composition_message, suggestion
 
 GAMED, NOT_READY, INTERRUPTED = 1, 1, 130
+SWEPT = ("train", "evaluate")  # verbs that -m runs many times
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,12 @@ def run_verb(verb: str, overrides: list[str]) -> int:
         Plugins.instance().register(SweepFiles)
     app = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(_JOBS[verb])
     try:
-        with careful_environment(), careful_hydra():
+        with careful_environment(), careful_hydra() as composed:
             app()
+        if composed.sweep_dir and verb in SWEPT:
+            from vrft.sweeping import finish
+
+            return finish(Path(composed.sweep_dir))
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else USER_ERROR * bool(end.code)
     except KeyboardInterrupt:
@@ -132,13 +137,13 @@ def run_verb(verb: str, overrides: list[str]) -> int:
     return 0
 
 
-def _in_users_words(job: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+def _in_users_words(job: Callable[[DictConfig], float | None]) -> Callable[[DictConfig], float | None]:
     """The job, with a user's mistake or a full disk as a message and an exit; Hydra would print its overrides first."""
 
     @functools.wraps(job)
-    def worded(config: DictConfig) -> None:
+    def worded(config: DictConfig) -> float | None:
         try:
-            job(config)
+            return job(config)
         except (UserError, OSError) as error:
             print(f"{sys.argv[0]}: {error}", file=sys.stderr)
             raise SystemExit(USER_ERROR) from None
@@ -147,22 +152,28 @@ def _in_users_words(job: Callable[[DictConfig], None]) -> Callable[[DictConfig],
 
 
 @_in_users_words
-def _experiment_job(config: DictConfig) -> None:
+def _experiment_job(config: DictConfig) -> float | None:
     from vrft.experiment import run_experiment
     from vrft.launching import find_device
+    from vrft.sweeping import run_child
 
     settings = HydraConfig.get()
     _refuse_unused_sweep(settings)
-    if settings.mode == RunMode.MULTIRUN:
-        with open_dict(config):
-            config.run.dir = str(Path(settings.runtime.output_dir))
     overrides = list(settings.overrides.task)
+    if settings.mode == RunMode.MULTIRUN:
+        return run_child(
+            plain(config),
+            sweep_dir=Path(settings.sweep.dir),
+            choices=dict(settings.runtime.choices),
+            overrides=overrides,
+        )
     frozen = freeze(config, device=find_device(), overrides=overrides)
     code = run_experiment(frozen, choices=dict(settings.runtime.choices), overrides=overrides)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code:
         raise SystemExit(code)
+    return None
 
 
 @_in_users_words

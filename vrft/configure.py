@@ -25,7 +25,13 @@ def freeze(
     card (`vrft.json`) sets what they do not. is_look: True where nothing will be trained, whatever the config says, so
     that what only a training needs may be missing. Raises `UserError` that lists all faults found.
     """
-    config = plain(composed)
+    return freeze_values(plain(composed), device=device, overrides=overrides, is_look=is_look)
+
+
+def freeze_values(
+    config: dict[str, Any], *, device: str = "cpu", overrides: Sequence[str] = (), is_look: bool = False
+) -> dict[str, Any]:
+    """`freeze` of what `plain` has returned."""
     raise_all(list(shape_faults(config, Config)), heading=CANNOT_RUN)
     if not config["evaluate"]["train"] or "predict" in config:
         from vrft.checkpoint_card import with_card

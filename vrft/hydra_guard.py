@@ -6,10 +6,12 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -42,20 +44,29 @@ def careful_environment() -> Iterator[None]:
         os.environ.update(before)
 
 
+@dataclass
+class Composed:
+    """What Hydra has composed first. sweep_dir: the folder of the sweep, or None for a single run."""
+
+    sweep_dir: str | None = None
+
+
 @contextmanager
-def careful_hydra() -> Iterator[None]:
+def careful_hydra() -> Iterator[Composed]:
     """Hydra, but a config cannot have it run code or read the environment: it looks at the files before it acts."""
-    load = ConfigLoaderImpl.load_configuration
+    load, composed = ConfigLoaderImpl.load_configuration, Composed()
 
     def load_checked(self, config_name, overrides, *args, **kwargs) -> DictConfig:
         config = load(self, config_name, overrides, *args, **kwargs)
         raise_all([*_hydra_faults(config.hydra), *_script_faults(config.hydra, overrides)], heading=CANNOT_RUN)
+        if config.hydra.mode == RunMode.MULTIRUN:  # one folder for all children, whatever theirs would be called
+            composed.sweep_dir = config.hydra.sweep.dir = composed.sweep_dir or config.hydra.sweep.dir
         return config
 
     ConfigLoaderImpl.load_configuration = load_checked
     OmegaConf.register_new_resolver("oc.env", _refuse_environment, replace=True)
     try:
-        yield
+        yield composed
     finally:
         ConfigLoaderImpl.load_configuration = load
 

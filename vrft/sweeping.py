@@ -1,0 +1,214 @@
+"""Sweeps: every child in a process of its own, recorded whatever ends it, and skipped once it is complete.
+
+A sweep's folder holds, for each child, its run directory NAME/ and beside it in `children/` what became of it:
+`NAME.json` (state, exit code, cause, the config's hash) and `NAME.log` (all that it printed). Several terminals may
+work on one sweep: a child that another one runs is passed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vrft import interruption
+from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR, UserError
+from vrft.interruption import SIGNALS
+from vrft.launching import HUNG
+from vrft.resuming import config_hash
+from vrft.rows import write_text_atomically
+
+FOLDER = "children"
+PENALTY = -1.0  # what a search (Optuna) is told of a child that failed: below every metric, and finite
+N_LAST_LINES = 15
+_NOISE = re.compile(r"(it|row|step)/s|s/(it|row|step)")  # progress bars
+_SIGNALLED = 128
+
+
+def run_child(values: dict[str, Any], *, sweep_dir: Path, choices: dict[str, Any], overrides: Sequence[str]) -> float:
+    """Run one child of a sweep to its end, or pass it over where that is done or being done; its objective.
+
+    values: the composed config, not yet checked: that happens in the child, as it may import code of the user's own.
+    The objective is the best validation figure of the first primary metric, or of what failed `PENALTY`. Raises
+    `SystemExit` after a signal, once the child has saved what it had.
+    """
+    name = child_name(values, overrides)
+    run_dir, record, log = sweep_dir / name, sweep_dir / FOLDER / f"{name}.json", sweep_dir / FOLDER / f"{name}.log"
+    record.parent.mkdir(parents=True, exist_ok=True)
+    values = {**values, "run": {**values["run"], "dir": str(run_dir)}}
+    with _claimed(record.with_suffix(".lock")) as is_mine:
+        if not is_mine:
+            print(f"{name}: another process runs it")
+            return PENALTY
+        known = read_record(record)
+        if known.get("state") == "completed" and known.get("config_hash") == config_hash(values):
+            print(f"{name}: completed before")
+            return objective(run_dir)
+        is_begun = (run_dir / "config.yaml").is_file()
+        values["run"]["resume"] = values["run"]["resume"] or is_begun
+        print(f"{name}: {'goes on' if is_begun else 'begins'}; its words: {log}", flush=True)
+        started = time.monotonic()
+        job = {"values": values, "choices": choices, "overrides": list(overrides)}
+        code, received = _run_in_own_process(job, log)
+        found = {
+            **outcome(code, log, run_dir, is_stopped=bool(received)),
+            "config_hash": config_hash(values),
+            "overrides": list(overrides),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        write_text_atomically(record, json.dumps(found, indent=2) + "\n")
+    print(f"{name}: {found['state']}" + (f" ({found['cause']})" if found["cause"] else ""), flush=True)
+    if received:
+        raise SystemExit(_SIGNALLED + received[0])
+    return objective(run_dir) if code == 0 else PENALTY
+
+
+def child_name(values: dict[str, Any], overrides: Sequence[str]) -> str:
+    """The child's words without the folders of their keys, and the first digits of its config's hash: a file name."""
+    words = [re.sub(r"^\+*(?:[\w/@]+\.)*", "", one) for one in overrides if not one.lstrip("+").startswith("run.dir=")]
+    kept = re.sub(r"[^\w.,=+-]+", "_", ",".join(words))[:120]
+    return f"{kept}{',' if kept else ''}{config_hash(values)[:8]}"
+
+
+def outcome(code: int, log: Path, run_dir: Path, *, is_stopped: bool) -> dict[str, Any]:
+    """What a child's exit code means: `state`, `code`, `cause` in words, and the `last_lines` of its log."""
+    lines = _last_lines(log)
+    number = -code if code < 0 else code - _SIGNALLED if code > _SIGNALLED else 0
+    if code == 0:
+        state, cause = "completed", ""
+    elif is_stopped:
+        state, cause = "interrupted", "the sweep was stopped; it goes on from its last checkpoint"
+    elif code == OUT_OF_MEMORY:
+        state, cause = "oom", "out of memory"
+    elif code == HUNG:
+        state, cause = "hung", "no word for launch.watchdog_s seconds"
+    elif number:
+        with contextlib.suppress(ValueError):
+            number = signal.Signals(number).name
+        state = "killed"
+        cause = f"killed by {number}" + (", as the system does when memory runs out" if number == "SIGKILL" else "")
+    else:
+        state = "failed"
+        cause = "ended by an alarm" if code == STOPPED_BY_ALARM else _named_cause(lines) or f"exit code {code}"
+    return {"state": state, "code": code, "cause": cause, "last_lines": [] if code == 0 else lines}
+
+
+def objective(run_dir: Path) -> float:
+    """The best validation figure of the first primary metric; without validation, that of `after` on the test set."""
+    result = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
+    history = [entry["value"] for entry in result["validation"] if entry["value"] is not None]
+    if history:
+        return max(history)
+    metrics = next(iter((result["after"] or result["before"] or {"": {}}).values()))
+    value = metrics.get(result["primary_metrics"][0], {}).get("value")
+    return PENALTY if value is None else value
+
+
+def finish(sweep_dir: Path) -> int:
+    """Write the sweep's report and say how its children ended; the exit code: 1 if any has not completed."""
+    from vrft.report.sweep import write_sweep_report
+
+    records = {path.stem: read_record(path) for path in sorted((sweep_dir / FOLDER).glob("*.json"))}
+    if any(record["state"] == "completed" for record in records.values()):
+        print(f"report: {write_sweep_report([sweep_dir])}")
+    missed = {name: record for name, record in records.items() if record["state"] != "completed"}
+    print(f"{len(records) - len(missed)} of {len(records)} children completed")
+    for name, record in missed.items():
+        print(f"  {record['state']:11} {name}: {record['cause']}")
+    if missed:
+        print(f"the same command with run.dir={sweep_dir} runs only these", file=sys.stderr)
+    return 1 if missed else 0
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What became of a child, or nothing where it has not ended or the file is damaged (then it runs again)."""
+    with contextlib.suppress(OSError, ValueError):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(record, dict):
+            return record
+    return {}
+
+
+@contextlib.contextmanager
+def _claimed(path: Path) -> Iterator[bool]:
+    """Whether this process alone works on the child while the block runs."""
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:  # a file system without locks
+            pass
+        yield True
+
+
+def _run_in_own_process(job: dict[str, Any], log: Path) -> tuple[int, list[int]]:
+    """The exit code of the child, and the signals that came meanwhile: they are passed on to it."""
+    received: list[int] = []
+    with log.open("a", encoding="utf-8") as file:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "vrft.sweeping"],
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+            preexec_fn=interruption.end_with_parent,
+        )
+
+        def pass_on(number: int, _frame: Any) -> None:
+            received.append(number)
+            with contextlib.suppress(ProcessLookupError):
+                child.send_signal(number)
+
+        heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, pass_on) for number in heeded}
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                child.communicate(json.dumps(job).encode())
+            return child.wait(), received
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _last_lines(log: Path) -> list[str]:
+    lines = re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace")[-20_000:])
+    return [line for line in lines if line.strip() and not _NOISE.search(line)][-N_LAST_LINES:]
+
+
+def _named_cause(lines: Sequence[str]) -> str:
+    """The last thing that vrft itself, or Python, has said of the end; for a list of faults, its first one."""
+    for index in range(len(lines) - 1, -1, -1):
+        line = lines[index]
+        if re.match(r"vrft( \w+)?: ", line) and "run.resume=true" not in line:
+            faults = [fault.strip() for fault in lines[index + 1 :] if fault.startswith("  - ")]
+            return " ".join([line.partition(": ")[2], *faults[:1]])
+    return next((line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception)\b", line)), "")
+
+
+def main() -> int:
+    """The child: reads its job from standard input, checks the config and runs it; returns the run's exit code."""
+    from vrft.configure import freeze_values
+    from vrft.experiment import run_experiment
+    from vrft.launching import find_device
+
+    job = json.load(sys.stdin)
+    try:
+        frozen = freeze_values(job["values"], device=find_device(), overrides=job["overrides"])
+        return run_experiment(frozen, choices=job["choices"], overrides=job["overrides"])
+    except (UserError, OSError) as error:
+        print(f"vrft: {error}", file=sys.stderr)
+        return USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())
