@@ -95,9 +95,15 @@ def _prepare(
 def write_reports(run_dirs: list[Path], *, out_dir: Path | None = None) -> None:
     """Write `report.html` of the first run, the others in its table, and print the table.
 
-    That of several runs also goes to `out_dir` (the first run's unless given) as `comparison.html`, .md and .csv.
+    That of several runs also goes to `out_dir` (the first run's unless given) as `comparison.html`, .md and .csv; of
+    sweeps' folders, or of figures that were kept of them, it is `sweep.html` (see `vrft.report.sweep_pages`).
     Raises `UserError` if a directory holds no finished run.
     """
+    from vrft.report.sweep_pages import write_sweep_report
+
+    if any((source / "multirun.yaml").is_file() or source.suffix == ".csv" for source in run_dirs):
+        print(f"report: {write_sweep_report(run_dirs, out_dir)}")
+        return
     unfinished = [folder for folder in run_dirs if not (folder / "result.json").is_file()]
     raise_all(
         [f"{folder} has no result.json" for folder in unfinished], heading="A report needs finished runs (runs=…):"

@@ -114,7 +114,7 @@ def objective(run_dir: Path) -> float:
 
 def finish(sweep_dir: Path) -> int:
     """Write the sweep's report and say how its children ended; the exit code: 1 if any has not completed."""
-    from vrft.report.sweep import write_sweep_report
+    from vrft.report.sweep_pages import write_sweep_report
 
     records = {path.stem: read_record(path) for path in sorted((sweep_dir / FOLDER).glob("*.json"))}
     if any(record["state"] == "completed" for record in records.values()):

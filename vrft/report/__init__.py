@@ -30,7 +30,7 @@ def write_report(run_dir: Path, others: Sequence[Path] = ()) -> Path:
     """
     run = RunFiles(Path(run_dir))
     shown = panels(methods_of([run, *(RunFiles(Path(other)) for other in others)]))
-    page = _render(
+    page = render(
         "report.html.jinja",
         title=run.config["run"]["name"],
         headline=headline(run, shown),
@@ -62,7 +62,7 @@ def write_comparison(run_dirs: Sequence[Path], out_dir: Path) -> Path:
     write_text_atomically(out_dir / "comparison.md", markdown_table(shown))
     write_text_atomically(out_dir / "comparison.csv", csv_table(shown))
     runs = [str(Path(run_dir).name) for run_dir in run_dirs]
-    page = _render("comparison.html.jinja", panels=shown, runs=runs)
+    page = render("comparison.html.jinja", panels=shown, runs=runs)
     path = write_text_atomically(out_dir / "comparison.html", page)
     print(text_table(shown))
     return path
@@ -135,7 +135,7 @@ def _all_metrics(run: RunFiles) -> list[tuple[str, list[str], list[tuple[str, li
     return tables
 
 
-def _render(template: str, **values) -> str:
+def render(template: str, **values) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
