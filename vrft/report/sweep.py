@@ -26,7 +26,6 @@ from scipy import stats
 from vrft.errors import UserError
 from vrft.report.run_files import RunFiles
 from vrft.schema import Question
-from vrft.shapes import flat
 
 FILE = "figures.csv"
 FIXED = ("run", "config_hash", "seed", "checkpoint", "test_set", "title", "metric", "value", "n")
@@ -130,9 +129,8 @@ def figures_at(figures: pd.DataFrame, test_set: str, metric: str | None) -> pd.D
 
 def _figures_of(run: RunFiles, keys: Sequence[str]) -> list[dict[str, Any]]:
     result, config = run.result, run.config
-    known = dict(flat(config)) | (run.provenance.get("choices") or {})
     shared = {"run": run.run_dir.name, "config_hash": result["config_hash"][:12], "seed": config["run"]["seed"]}
-    shared |= {key: known.get(key, "") for key in keys}
+    shared |= {key: _setting(run, key) for key in keys}
 
     def figure(checkpoint: str, test_set: str, metric: str, value: float, n: int, title: str = "") -> dict[str, Any]:
         named = {"checkpoint": checkpoint, "test_set": test_set, "title": title or test_set, "metric": metric}
@@ -169,12 +167,22 @@ def _differing(runs: Sequence[RunFiles]) -> list[str]:
         for run in trained
         for one in run.provenance.get("overrides", [])
     )
-    values = [dict(flat(run.config)) | (run.provenance.get("choices") or {}) for run in trained]
     return [
         key
         for key in said
-        if key != SEED and not key.startswith(_NOT_SETTINGS) and len({str(one.get(key)) for one in values}) > 1
+        if key != SEED and not key.startswith(_NOT_SETTINGS) and len({str(_setting(run, key)) for run in trained}) > 1
     ]
+
+
+def _setting(run: RunFiles, key: str) -> Any:
+    """The name chosen of a group, or a value of the config (a mapping as text); "" where the run has none."""
+    choices = run.provenance.get("choices") or {}
+    if key in choices:
+        return choices[key]
+    value: Any = run.config
+    for name in key.split("."):
+        value = value.get(name, "") if isinstance(value, dict) else ""
+    return str(value) if isinstance(value, dict | list) else value
 
 
 def _asked_keys(question: Question) -> list[str]:

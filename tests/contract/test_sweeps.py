@@ -1,0 +1,60 @@
+"""Every sweep says what it asks, and every child of it would run."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+
+from vrft.cli import SweepFiles
+from vrft.configure import freeze
+from vrft.package_files import config_folder
+from vrft.resuming import config_hash
+
+FILES = sorted(config_folder("sweeps").rglob("*.yaml"))
+HEADS = ("Question:", "Prediction:", "Measured:", "Cost:")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra_reads_the_tree():
+    Plugins.instance().register(SweepFiles)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        yield
+
+
+def test_the_sweeps_that_users_ask_for_are_there():
+    names = {file.stem for file in FILES}
+    assert names >= {"oom_knobs", "reward_terms", "group_size", "kl_weight", "learning_rate", "few_shot_k"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_its_head_says_question_prediction_measure_and_cost(file):
+    comments = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
+    for head in HEADS:
+        assert any(line.startswith(f"# {head}") for line in comments), head
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_value_passes_the_checks_and_makes_another_run(file):
+    params = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]["sweeper"]["params"]
+    values = [str(given).split(",") for given in params.values()]
+    cost = re.search(r"# Cost: (\d+) runs", file.read_text(encoding="utf-8"))
+    assert cost, "the cost counts the runs"
+    assert int(cost[1]) == math.prod(map(len, values))
+    first = [one[0] for one in values]
+    children = {(*first[:at], value, *first[at + 1 :]) for at, one in enumerate(values) for value in one}
+    hashes = set()
+    for child in children:
+        overrides = [f"{key}={value}" for key, value in zip(params, child, strict=True)]
+        config = freeze(compose("train", [f"sweep={file.stem}", *overrides]))
+        question = config["question"]
+        for key in [question["x"], *(question.get("lines") or []), *(question.get("choose") or [])]:
+            assert key in params
+        hashes.add(config_hash(config))
+    assert len(hashes) == len(children)

@@ -1,0 +1,133 @@
+"""Seeds averaged, knobs chosen by validation, and figures that can be read again without the runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+
+import pandas as pd
+import pytest
+import yaml
+
+from vrft.errors import UserError
+from vrft.report.sweep import averaged, chosen, read_sweep, to_csv
+from vrft.report.sweep_pages import write_sweep_report
+
+QUESTION = {
+    "title": "Which?",
+    "x": "dataset.k_shot",
+    "lines": ["trainer"],
+    "choose": ["trainer.learning_rate"],
+    "panels": None,
+    "measure": None,
+}
+
+
+def write_child(sweep, *, trainer="grpo", k=4, rate=1e-4, seed=0, test=0.5, validation=0.5, is_base=False):
+    """A finished run of which the sweep's report reads only what is written here."""
+    run_dir = sweep / f"{trainer}-{k}-{rate}-{seed}-{is_base}"
+    run_dir.mkdir(parents=True)
+    figure = {"grounding_v1": {"accuracy@0.5": {"value": test, "n": 300, "interval": None}}}
+    kind = "before" if is_base else "best"
+    config = {
+        "run": {"seed": seed, "name": "x"},
+        "trainer": {"name": trainer, "learning_rate": rate},
+        "dataset": {"k_shot": k},
+        "protocol": {"name": "grounding", "version": 1},
+        "evaluate": {"train": not is_base, "titles": {"test": "dim"}},
+        "question": None if is_base else QUESTION,
+    }
+    result = {
+        "config_hash": hashlib.sha256(run_dir.name.encode()).hexdigest(),
+        "test_sets": {"test": {kind: figure}},
+        "primary_metrics": ["accuracy@0.5"],
+        "validation": [] if is_base else [{"step": 0, "value": 0.1, "n": 9}, {"step": 9, "value": validation, "n": 9}],
+        "durations_s": {"train": 7.0},
+        "peak_memory_gib": 1.0,
+        "others": {},
+    }
+    overrides = [f"trainer={trainer}", f"dataset.k_shot={k}", f"trainer.learning_rate={rate}", f"run.seed={seed}"]
+    provenance = {"choices": {"trainer": trainer}, "overrides": [] if is_base else overrides}
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    (run_dir / "result.json").write_text(json.dumps(result))
+    (run_dir / "provenance.json").write_text(json.dumps(provenance))
+    (sweep / "multirun.yaml").touch()
+
+
+@pytest.fixture
+def sweep_dir(tmp_path):
+    sweep = tmp_path / "sweep"
+    for trainer, k in (("grpo", 1), ("grpo", 4), ("sft", 1), ("sft", 4)):
+        for seed, test in enumerate((0.2, 0.4, 0.6)):
+            write_child(sweep, trainer=trainer, k=k, seed=seed, test=test + 0.1 * (trainer == "grpo"), validation=0.5)
+            better = 0.9 if trainer == "sft" else 0.3
+            write_child(sweep, trainer=trainer, k=k, rate=3e-4, seed=seed, test=0.05, validation=better)
+    write_child(sweep, is_base=True, test=0.33)
+    return sweep
+
+
+def test_seeds_are_averaged_with_students_interval(sweep_dir):
+    sweep = read_sweep([sweep_dir])
+    assert sweep.settings == ["trainer", "dataset.k_shot", "trainer.learning_rate"]
+    means = averaged(chosen(sweep), sweep.settings)
+    one = means[(means.trainer == "grpo") & (means["dataset.k_shot"] == 4) & (means.test_set == "test")].iloc[0]
+    assert one["mean"] == pytest.approx(0.5)
+    assert one.seeds == 3
+    half = 4.302652729911275 * 0.2 / math.sqrt(3)  # t of 2 degrees of freedom, standard deviation 0.2
+    assert (one.low, one.high) == pytest.approx((0.5 - half, 0.5 + half))
+
+
+def test_the_knob_is_chosen_by_validation_not_by_the_test(sweep_dir):
+    shown = chosen(read_sweep([sweep_dir]))
+    rates = shown.groupby("trainer")["trainer.learning_rate"].unique().map(list).to_dict()
+    assert rates == {"grpo": [1e-4], "sft": [3e-4]}  # sft: better by validation, though far worse on the test
+
+
+def test_a_setting_with_one_lucky_seed_is_not_chosen(sweep_dir):
+    write_child(sweep_dir, trainer="grpo", k=4, rate=1e-3, validation=0.99)
+    shown = chosen(read_sweep([sweep_dir]))
+    assert set(shown.loc[shown.trainer == "grpo", "trainer.learning_rate"]) == {1e-4}
+
+
+def test_the_base_is_apart(sweep_dir):
+    sweep = read_sweep([sweep_dir])
+    assert list(sweep.bases.loc[sweep.bases.test_set == "test", "value"]) == [0.33]
+    assert "before" not in set(sweep.figures.checkpoint)
+
+
+def test_kept_figures_say_the_same_without_the_runs_and_join_with_more(sweep_dir, tmp_path):
+    kept = tmp_path / "figures.csv"
+    kept.write_text(to_csv(read_sweep([sweep_dir])))
+    write_sweep_report([sweep_dir], tmp_path / "a")
+    write_sweep_report([kept], tmp_path / "b")
+    assert (tmp_path / "a" / "sweep.md").read_text() == (tmp_path / "b" / "sweep.md").read_text()
+    more = tmp_path / "more"
+    write_child(more, trainer="grpo", k=16, test=0.8)
+    write_child(more, trainer="grpo", k=4, seed=0, test=0.9)  # known already: the first source counts
+    joined = read_sweep([kept, more]).figures
+    test = joined[(joined.test_set == "test") & (joined["trainer.learning_rate"] == 1e-4) & (joined.trainer == "grpo")]
+    assert sorted(test["dataset.k_shot"].astype(int)) == [1, 1, 1, 4, 4, 4, 16]
+    read_again = pd.read_csv(kept, comment="#")
+    assert len(read_again) == len(read_sweep([kept]).figures) + len(read_sweep([kept]).bases)
+
+
+def test_pages_and_plots_are_written_and_failures_named(sweep_dir):
+    (sweep_dir / "children").mkdir()
+    lost = {"state": "oom", "cause": "out of memory"}
+    (sweep_dir / "children" / "a.json").write_text(json.dumps(lost))
+    page = write_sweep_report([sweep_dir]).read_text()
+    text = (sweep_dir / "sweep.md").read_text()
+    assert "0.500 [0.003, 0.997] n=3" in text.replace("| .", "| 0.")
+    assert "- oom: a (out of memory)" in text
+    assert "out of memory" in page
+    assert (sweep_dir / "plot_test_best.png").stat().st_size > 5000
+
+
+def test_a_file_that_is_none_of_ours_is_refused(tmp_path):
+    path = tmp_path / "figures.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match=r"figures\.csv cannot be read"):
+        read_sweep([path])
+    with pytest.raises(UserError, match="no finished run"):
+        read_sweep([tmp_path])
