@@ -29,7 +29,7 @@ from vrft.rows import write_text_atomically
 FOLDER = "children"
 PENALTY = -1.0  # what a search (Optuna) is told of a child that failed: below every metric, and finite
 N_LAST_LINES = 15
-_NOISE = re.compile(r"(it|row|step)/s|s/(it|row|step)")  # progress bars
+_BAR = re.compile(r"^.*[\d?](?:(?:it|row|step)/s|s/(?:it|row|step))[^\]]*\]?")  # of progress, at a line's beginning
 _SIGNALLED = 128
 
 
@@ -73,8 +73,9 @@ def run_child(values: dict[str, Any], *, sweep_dir: Path, choices: dict[str, Any
 
 def child_name(values: dict[str, Any], overrides: Sequence[str]) -> str:
     """The child's words without the folders of their keys, and the first digits of its config's hash: a file name."""
-    words = [re.sub(r"^\+*(?:[\w/@]+\.)*", "", one) for one in overrides if not one.lstrip("+").startswith("run.dir=")]
-    kept = re.sub(r"[^\w.,=+-]+", "_", ",".join(words))[:120]
+    said = [one for one in overrides if not one.startswith(("run.dir=", "sweep="))]
+    words = [re.sub(r"^\+*(?:[\w/@]+\.)*", "", one) for one in said]
+    kept = re.sub(r"[^\w.,=+-]+", "_", ",".join(words))[:200]
     return f"{kept}{',' if kept else ''}{config_hash(values)[:8]}"
 
 
@@ -182,7 +183,8 @@ def _run_in_own_process(job: dict[str, Any], log: Path) -> tuple[int, list[int]]
 
 def _last_lines(log: Path) -> list[str]:
     lines = re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace")[-20_000:])
-    return [line for line in lines if line.strip() and not _NOISE.search(line)][-N_LAST_LINES:]
+    told = [_BAR.sub("", line).rstrip() for line in lines]
+    return [line for line in told if line][-N_LAST_LINES:]
 
 
 def _named_cause(lines: Sequence[str]) -> str:
