@@ -8,10 +8,11 @@ export PYTHONDONTWRITEBYTECODE :=
 RUN ?= runs/demo
 EXPERIMENT ?= digits_riddles
 SEEDS ?= 0 1 2
+NAME ?= learning_rate
 OUT ?= runs/base
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-slow check demo seeds base bench torture train report clean
+.PHONY: help install test test-slow check demo seeds base bench torture train sweep report clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
@@ -58,6 +59,9 @@ torture: install  ## training killed, terminated, damaged and out of disk, and g
 
 train: install  ## one experiment (EXPERIMENT=NAME)
 	$(BIN)/vrft train experiment=$(EXPERIMENT)
+
+sweep: install  ## a question of the method (NAME=group_size EXPERIMENT=NAME RUN=DIR, which may hold a part of it already)
+	$(BIN)/vrft train -m experiment=$(EXPERIMENT) sweep=$(NAME) run.dir=$(if $(filter file,$(origin RUN)),runs/sweep_$(NAME),$(RUN))
 
 report: install  ## the page of a finished run again (RUN=DIR)
 	$(BIN)/vrft report runs=$(RUN)
