@@ -61,7 +61,7 @@ train: install  ## one experiment (EXPERIMENT=NAME)
 	$(BIN)/vrft train experiment=$(EXPERIMENT)
 
 sweep: install  ## a question of the method (NAME=group_size EXPERIMENT=NAME RUN=DIR, which may hold a part of it already)
-	$(BIN)/vrft train -m experiment=$(EXPERIMENT) sweep=$(NAME) run.dir=$(if $(filter file,$(origin RUN)),runs/sweep_$(NAME),$(RUN))
+	$(BIN)/vrft train -m $(if $(filter few_shot_k,$(NAME)),,experiment=$(EXPERIMENT)) sweep=$(NAME) run.dir=$(if $(filter file,$(origin RUN)),runs/sweep_$(NAME),$(RUN))
 
 report: install  ## the page of a finished run again (RUN=DIR)
 	$(BIN)/vrft report runs=$(RUN)
