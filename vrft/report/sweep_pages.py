@@ -49,7 +49,7 @@ def wide_table(sweep: Sweep, shown: pd.DataFrame) -> pd.DataFrame:
     """Settings and checkpoints down, what is measured across; a cell: mean, 95 % interval over seeds, and their n."""
     columns = []
     for test_set, metric in measures(sweep):
-        found = pd.concat([figures_at(sweep.bases, test_set, metric), figures_at(shown, test_set, metric)])
+        found = pd.concat([figures_at(_untrained(sweep), test_set, metric), figures_at(shown, test_set, metric)])
         cells = averaged(found, sweep.settings)
         if cells.empty:
             continue
@@ -62,6 +62,13 @@ def wide_table(sweep: Sweep, shown: pd.DataFrame) -> pd.DataFrame:
     table = pd.concat(columns, axis=1).reset_index() if columns else pd.DataFrame()
     table = table.fillna("").replace({"checkpoint": {**CHECKPOINT_NAMES, "before": "base"}})
     return table.sort_values(sweep.settings, key=_sort_key, kind="stable") if len(table) else table
+
+
+def _untrained(sweep: Sweep) -> pd.DataFrame:
+    """The base models' figures, once for each panel: what they were not trained with is left empty."""
+    panels = sweep.question.panels or []
+    own = sweep.bases.assign(**{key: "" for key in sweep.settings if key not in panels})
+    return own.drop_duplicates([*(key for key in panels if key in own), "checkpoint", "test_set", "metric"])
 
 
 def markdown(sweep: Sweep, table: pd.DataFrame, missed: Sequence[dict]) -> str:
