@@ -27,6 +27,7 @@ from vrft.evaluations import evaluate_splits, known_evaluation
 from vrft.rows import write_text_atomically
 from vrft.run_directory import Experiment, open_experiment
 from vrft.surroundings import set_environment, silence_libraries
+from vrft.tracking import tracked
 from vrft.training import NON_FINITE, Interrupted, load_policy, start_of, train
 from vrft.whole_folder import check_whole
 
@@ -37,6 +38,11 @@ def run(run_dir: Path) -> dict | None:
     Returns the alarm that ended the run: after it nothing is judged.
     """
     experiment = open_experiment(run_dir)
+    with tracked(experiment):
+        return _run_parts(experiment, run_dir)
+
+
+def _run_parts(experiment: Experiment, run_dir: Path) -> dict | None:
     config, wanted = experiment.config, experiment.config["evaluate"]
     set_seed(config["run"]["seed"])
     start = start_of(experiment)

@@ -114,11 +114,17 @@ class Launch:
 
 @dataclass
 class Logging:
-    """mode: of W&B."""
+    """mode, entity, group, tags: of W&B; group None: that of the sweep. pictures: rollouts shown every
+    `pictures_every` steps, None for none."""
 
     report_to: list[Literal["wandb", "tensorboard"]]
     project: str
     mode: Literal["online", "offline"] | None
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] | None = None
+    pictures: int | None = None
+    pictures_every: int | None = None
 
 
 @dataclass

@@ -17,6 +17,7 @@ from vrft.evaluations import evaluate_splits
 from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts, load_model
 from vrft.run_directory import Experiment
+from vrft.tracking import rollout_pictures
 
 ALARMS = "alarms.jsonl"
 NON_FINITE = "non_finite"
@@ -55,6 +56,7 @@ def train(experiment: Experiment, model, start: Start) -> tuple[list[dict], dict
     shown = {"reward": "reward", "loss": "loss", f"validation/{metric}": "validation"}
     alarms = Alarms(config["alarms"], alarm_file, validation=metric, known=start.log, known_alarms=start.alarms)
     callbacks = [StopOnSignal(), MetricsFile(experiment.run_dir / "metrics.jsonl"), ProgressBar(shown), alarms]
+    callbacks += rollout_pictures(experiment)
     validation = _validation(experiment, start, card) if config["trainer"]["eval_steps"] else None
     trainer = _make_trainer(
         experiment, model, trainer_arguments(config, folder), [*callbacks, *([validation] if validation else [])]
