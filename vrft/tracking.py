@@ -64,7 +64,8 @@ def _begin(experiment: Experiment):
         with _without_job_secrets():
             return wandb.init(
                 **run_fields(experiment.run_dir, experiment.config, provenance["choices"]),
-                config=without_secrets({**experiment.config, "provenance": _origin(provenance)}, os.environ),
+                # below a key of its own: TRL adds its arguments, of which `deepspeed` has our name
+                config={"vrft": without_secrets(experiment.config, os.environ), "origin": _origin(provenance)},
                 project=logging["project"],
                 entity=logging.get("entity"),
                 mode=logging["mode"],
@@ -182,7 +183,7 @@ def picture(experiment: Experiment, row: Row, case: dict):
 
 
 def _overlay(boxes: Sequence[LabelledBox], usual_name: str) -> dict[str, Any]:
-    """Boxes as W&B takes them: one class a label (without the confidence after it), `usual_name` where there is none."""
+    """Boxes as W&B takes them: one class a label (the confidence cut off), `usual_name` where there is none."""
     names = [_CONFIDENCE.sub("", label) or usual_name for _, label in boxes]
     classes = {name: number for number, name in enumerate(dict.fromkeys(names or [usual_name]))}
     return {
