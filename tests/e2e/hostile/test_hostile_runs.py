@@ -97,14 +97,14 @@ def test_a_config_cannot_copy_a_secret(tmp_path, refused, monkeypatch):
     [
         ["+deepspeed.config.comet.api_key=canary14"],
         ["run.name=canary03"],  # the value of a variable that holds a secret
-        ["evaluate.titles.test=https://me:canary15@127.0.0.1"],
+        ["+evaluate.titles.test='https://me:canary15@127.0.0.1'"],
         ["-m", "+deepspeed.config.comet.api_key=canary14,canary16"],
         ["--cfg", "job", "+trainer.args.hub_token=canary17"],
     ],
 )
 def test_a_secret_in_a_config_is_written_nowhere(tmp_path, refused, monkeypatch, planted):
     monkeypatch.setenv("THEIR_TOKEN", "canary03")
-    said = refused("train", "deepspeed=zero2", "debug=smoke", f"run.dir={tmp_path / 'run'}", *planted)
+    said = refused("train", *planted, "deepspeed=zero2", "debug=smoke", f"run.dir={tmp_path / 'run'}")
     assert "what looks like a secret" in said
     assert "canary" not in said
     assert not (tmp_path / "run").exists()
