@@ -64,7 +64,7 @@ def test_without_a_login_it_is_said_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(wandb, "init", refuse)
     main = SimpleNamespace(is_main_process=True)
     experiment = SimpleNamespace(run_dir=tmp_path, config=CONFIG, processes=main)
-    with pytest.raises(UserError, match="No API key.*wandb login.*logging=wandb_offline"), tracked(experiment):
+    with pytest.raises(UserError, match=r"No API key.*wandb login.*logging=wandb_offline"), tracked(experiment):
         pass
 
 
