@@ -28,7 +28,8 @@ from vrft.rows import write_text_atomically
 from vrft.run_directory import Experiment, open_experiment
 from vrft.surroundings import set_environment, silence_libraries
 from vrft.tracking import tracked
-from vrft.training import NON_FINITE, Interrupted, load_policy, start_of, train
+from vrft.training import NON_FINITE, Interrupted, load_policy, open_engine, start_of, train
+from vrft.vllm_checks import check_vllm
 from vrft.whole_folder import check_whole
 
 
@@ -50,7 +51,9 @@ def _run_parts(experiment: Experiment, run_dir: Path) -> dict | None:
     if experiment.processes.is_main_process and not wanted["train"]:
         for difference in drift:
             print(f"warning: {difference}", file=sys.stderr)
-    model = load_policy(experiment, config["model"]["path"])
+    check_vllm(experiment)
+    is_by_vllm = config["rollout"].get("evaluate", False)
+    model = (open_engine if is_by_vllm else load_policy)(experiment, config["model"]["path"])
     results: dict[str, dict] = {}
     history, stopped_by = [], None
     if wanted["before"]:

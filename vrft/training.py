@@ -183,3 +183,20 @@ def load_policy(experiment: Experiment, path: str):
         revision=settings["revision"] if path == settings["path"] else None,
         trust_remote_code=settings["trust_remote_code"],
     )
+
+
+def open_engine(experiment: Experiment, path: str):
+    """The checkpoint of a folder or hub name in vLLM, to be evaluated."""
+    from vrft.models.vllm_engine import VLLMEngine
+    from vrft.train.arguments import longest
+
+    settings = experiment.config["model"]
+    return VLLMEngine(
+        path,
+        dtype=settings["dtype"],
+        image_token_id=experiment.processor.image_token_id,
+        max_model_len=longest(experiment.config),
+        gpu_memory_utilization=experiment.config["rollout"]["vllm"]["gpu_memory_utilization"],
+        revision=settings["revision"] if path == settings["path"] else None,
+        trust_remote_code=settings["trust_remote_code"],
+    )
