@@ -8,6 +8,7 @@ shift
 # Each as TRL 1.16 needs it: weights taken over NCCL, log probabilities after temperature, images apart from tokens.
 scale_out=()
 python -c 'import sys, vllm; sys.exit(tuple(map(int, vllm.__version__.split(".")[:2])) < (0, 30))' && scale_out=(--enable-scale-out)
-VLLM_SERVER_DEV_MODE=1 exec vllm serve "$model" --host 127.0.0.1 --port 8000 \
+export VLLM_SERVER_DEV_MODE=1
+exec vllm serve "$model" --host 127.0.0.1 --port 8000 \
   --weight-transfer-config '{"backend": "nccl"}' --logprobs-mode processed_logprobs --max-logprobs -1 \
   --generation-config vllm "${scale_out[@]}" "$@"

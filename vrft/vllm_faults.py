@@ -26,7 +26,7 @@ def vllm_faults(config: dict[str, Any], *, device: str) -> Iterator[str]:
     settings = rollout.get("vllm") or {}
     if not name.startswith("vllm"):
         if rollout.get("evaluate"):
-            yield f"rollout.evaluate is true, but rollout={name} generates by transformers; it is for rollout=vllm_colocate"
+            yield f"rollout.evaluate=true, but rollout={name} generates by transformers; choose rollout=vllm_colocate"
         return
     if rollout.get("evaluate"):
         yield from _evaluation_faults(config)
@@ -38,7 +38,7 @@ def vllm_faults(config: dict[str, Any], *, device: str) -> Iterator[str]:
         yield f"rollout={name} needs a GPU, or vLLM's build for CPUs; choose rollout=shared_prefix"
     share, n_processes = settings.get("gpu_memory_utilization"), config["launch"]["nproc_per_node"]
     if share is not None and not 0 < share <= 1:
-        yield f"rollout.vllm.gpu_memory_utilization is {share}; a share of a GPU's memory, above 0 and at most 1, is needed"
+        yield f"rollout.vllm.gpu_memory_utilization is {share}; a share of a GPU's memory above 0, at most 1, is needed"
     n_parallel = settings.get("tensor_parallel_size") or 1
     if n_parallel < 1 or n_processes % n_parallel:
         yield (

@@ -14,6 +14,7 @@ import torch
 from PIL.Image import Image
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from transformers import GenerationConfig, ProcessorMixin
+from transformers.image_utils import SizeDict
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from vrft.errors import UserError
@@ -27,7 +28,7 @@ def as_seen(image: Image, processor: ProcessorMixin) -> Image:
     own = processor.image_processor
     pixels = own.resize(
         pil_to_tensor(image.convert("RGB"))[None],
-        size=own.size,
+        size=SizeDict(**dict(own.size)),
         resample=own.resample,
         factor=own.patch_size * own.merge_size,
     )
