@@ -171,7 +171,7 @@ def test_sft_of_the_demo_differs_from_rft_in_the_trainer_alone():
         (["trainer.eval_steps=null"], ["evaluate.checkpoint=last"]),
         (["rollout.sharing=of"], ["rollout.sharing is 'of'", "auto or on"]),
         (["rollout.sharing=on", "model.attention=eager"], ["rollout.sharing=on", "model.attention=sdpa"]),
-        (["rollout.sharing=null"], ["rollout.sharing is None", "auto or on is needed"]),
+        (["rollout.sharing=null"], ["rollout.sharing is null", "rollout=transformers"]),
         (["~rollout.sharing"], ["rollout.sharing is null", "rollout=transformers"]),
         (
             ["rollout.sharing=on", "memory.completions_per_device=1"],
