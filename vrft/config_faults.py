@@ -30,6 +30,8 @@ _AT_LEAST = {
     "memory.evaluation_batch_size": 1,
     "launch.nproc_per_node": 1,
     "alarms.window": 1,
+    "logging.pictures": 1,
+    "logging.pictures_every": 1,
     "probe.rows": 1,
     "probe.completions": 2,
     "trainer.own_samples": 1,

@@ -14,6 +14,7 @@ from vrft.errors import CANNOT_RUN, UserError, raise_all
 from vrft.package_files import TINY_MODEL
 from vrft.schema import Config
 from vrft.shapes import flat, shape_faults
+from vrft.vllm_faults import vllm_faults
 
 
 def freeze(
@@ -42,10 +43,11 @@ def freeze_values(
     faults = [*range_faults(looked_at), *model_faults(looked_at)]
     if "predict" not in config:  # one's own image is neither rewarded nor scored
         faults += pair_faults(looked_at)
-    raise_all(faults, heading=CANNOT_RUN)
-    config["model"]["path"] = config["model"]["path"] or str(TINY_MODEL)
     chosen = config["launch"]["device"]
-    config["derived"] = {"device": device if chosen == "auto" else chosen, **batch_sizes(config)}
+    device = device if chosen == "auto" else chosen
+    raise_all([*faults, *vllm_faults(looked_at, device=device)], heading=CANNOT_RUN)
+    config["model"]["path"] = config["model"]["path"] or str(TINY_MODEL)
+    config["derived"] = {"device": device, **batch_sizes(config)}
     return config
 
 

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import vrft
 from vrft.errors import CANNOT_RUN, UserError, raise_all
+from vrft.secret_values import secret_keys
 from vrft.shapes import flat
 
 _PLUGINS = (
@@ -58,7 +59,8 @@ def careful_hydra() -> Iterator[Composed]:
 
     def load_checked(self, config_name, overrides, *args, **kwargs) -> DictConfig:
         config = load(self, config_name, overrides, *args, **kwargs)
-        raise_all([*_hydra_faults(config.hydra), *_script_faults(config.hydra, overrides)], heading=CANNOT_RUN)
+        faults = [*_secret_faults(config, overrides), *_hydra_faults(config.hydra)]
+        raise_all([*faults, *_script_faults(config.hydra, overrides)], heading=CANNOT_RUN)
         if config.hydra.mode == RunMode.MULTIRUN:  # one folder for all children, whatever theirs would be called
             composed.sweep_dir = config.hydra.sweep.dir = composed.sweep_dir or config.hydra.sweep.dir
         return config
@@ -73,6 +75,18 @@ def careful_hydra() -> Iterator[Composed]:
 
 def _refuse_environment(name: str, default: str = "") -> str:
     raise UserError(f"${{oc.env:{name}}} reads the environment, where secrets live; write the value itself")
+
+
+def _secret_faults(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
+    """Yield each key whose value looks like a secret: configs go to run directories, sweep folders and W&B."""
+    said = {key.lstrip("+~"): value for key, _, value in (override.partition("=") for override in overrides)}
+    values = OmegaConf.to_container(config, resolve=False)
+    found = dict.fromkeys([*secret_keys(said, os.environ), *secret_keys(values, os.environ)])
+    for key in (key for key in found if not key.startswith(("hydra.overrides.", "hydra.runtime."))):
+        yield (
+            f"{key} holds what looks like a secret, and a config is written down; leave it out and log in instead "
+            "(`hf auth login`, `wandb login`), or give it in the environment (HF_TOKEN, WANDB_API_KEY)"
+        )
 
 
 def _hydra_faults(settings: DictConfig) -> Iterator[str]:

@@ -29,7 +29,9 @@ from vrft.other_tasks import other_names
 from vrft.rows import write_text_atomically
 from vrft.run_directory import Experiment, open_experiment, open_other
 from vrft.surroundings import set_environment, silence_libraries
-from vrft.training import NON_FINITE, Interrupted, load_policy, start_of, train
+from vrft.tracking import tracked
+from vrft.training import NON_FINITE, Interrupted, load_policy, open_engine, start_of, train
+from vrft.vllm_checks import check_vllm
 from vrft.whole_folder import check_whole
 
 
@@ -39,6 +41,11 @@ def run(run_dir: Path) -> dict | None:
     Returns the alarm that ended the run: after it nothing is judged.
     """
     experiment = open_experiment(run_dir)
+    with tracked(experiment):
+        return _run_parts(experiment, run_dir)
+
+
+def _run_parts(experiment: Experiment, run_dir: Path) -> dict | None:
     config, wanted = experiment.config, experiment.config["evaluate"]
     set_seed(config["run"]["seed"])
     start = start_of(experiment)
@@ -46,7 +53,9 @@ def run(run_dir: Path) -> dict | None:
     if experiment.processes.is_main_process and not wanted["train"]:
         for difference in drift:
             print(f"warning: {difference}", file=sys.stderr)
-    model = load_policy(experiment, config["model"]["path"])
+    check_vllm(experiment)
+    is_by_vllm = config["rollout"].get("evaluate", False)
+    model = (open_engine if is_by_vllm else load_policy)(experiment, config["model"]["path"])
     others = [open_other(experiment, name) for name in other_names(config)]
     results: dict[str, dict] = {}
     history, stopped_by = [], None

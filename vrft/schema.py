@@ -74,15 +74,32 @@ class Trainer:
 
 
 @dataclass
+class VLLM:
+    """In the process: gpu_memory_utilization to sleep. A server: host to timeout_s. max_model_len: tokens, or None for
+    the longest prompt and completion."""
+
+    gpu_memory_utilization: float | None = None
+    tensor_parallel_size: int | None = None
+    max_model_len: int | None = None
+    sleep: bool | None = None
+    host: str | None = None
+    port: int | None = None
+    group_port: int | None = None
+    timeout_s: float | None = None
+
+
+@dataclass
 class Rollout:
     """How completions are sampled. sharing: of a prompt among its completions; auto where it is possible, on to stop
-    where it is not."""
+    where it is not, None for not. evaluate: True where an evaluation generates by vLLM too."""
 
-    name: Literal["shared_prefix", "transformers"]
+    name: Literal["shared_prefix", "transformers", "vllm_colocate", "vllm_server"]
     temperature: float
     top_p: float
     top_k: int
-    sharing: Literal["auto", "on"] = "auto"
+    sharing: Literal["auto", "on"] | None = "auto"
+    evaluate: bool = False
+    vllm: VLLM | None = None
 
 
 @dataclass
@@ -119,11 +136,17 @@ class Launch:
 
 @dataclass
 class Logging:
-    """mode: of W&B."""
+    """mode, entity, group, tags: of W&B; group None: that of the sweep. pictures: rollouts shown every
+    `pictures_every` steps, None for none."""
 
     report_to: list[Literal["wandb", "tensorboard"]]
     project: str
     mode: Literal["online", "offline"] | None
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] | None = None
+    pictures: int | None = None
+    pictures_every: int | None = None
 
 
 @dataclass

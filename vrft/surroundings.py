@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from pathlib import Path
@@ -14,12 +13,6 @@ import yaml
 def set_environment(run_dir: Path) -> None:
     """What libraries read from the environment, set before they look."""
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    logging = config["logging"]
-    if "wandb" in logging["report_to"]:
-        os.environ |= {"WANDB_PROJECT": logging["project"], "WANDB_MODE": logging["mode"], "WANDB_DIR": str(run_dir)}
-        begun = json.loads((run_dir / "provenance.json").read_text(encoding="utf-8"))
-        os.environ |= {"WANDB_RUN_ID": begun["wandb_run_id"], "WANDB_RESUME": "allow"}
-        os.environ["WANDB_DISABLE_GIT"] = "true"  # it notes the remote's address, where a token may stand as the user
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")
     if config["derived"]["device"] == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"

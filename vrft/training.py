@@ -18,6 +18,7 @@ from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts, load_model
 from vrft.own_completions import rows_with_own_completions
 from vrft.run_directory import Experiment
+from vrft.tracking import rollout_pictures
 
 ALARMS = "alarms.jsonl"
 NON_FINITE = "non_finite"
@@ -56,6 +57,7 @@ def train(experiment: Experiment, model, start: Start) -> tuple[list[dict], dict
     shown = {"reward": "reward", "loss": "loss", f"validation/{metric}": "validation"}
     alarms = Alarms(config["alarms"], alarm_file, validation=metric, known=start.log, known_alarms=start.alarms)
     callbacks = [StopOnSignal(), MetricsFile(experiment.run_dir / "metrics.jsonl"), ProgressBar(shown), alarms]
+    callbacks += rollout_pictures(experiment)
     validation = _validation(experiment, start, card) if config["trainer"]["eval_steps"] else None
     trainer = _make_trainer(
         experiment, model, trainer_arguments(config, folder), [*callbacks, *([validation] if validation else [])]
@@ -180,6 +182,23 @@ def load_policy(experiment: Experiment, path: str):
         dtype=settings["dtype"],
         attention=settings["attention"],
         device=experiment.processes.device,
+        revision=settings["revision"] if path == settings["path"] else None,
+        trust_remote_code=settings["trust_remote_code"],
+    )
+
+
+def open_engine(experiment: Experiment, path: str):
+    """The checkpoint of a folder or hub name in vLLM, to be evaluated."""
+    from vrft.models.vllm_engine import VLLMEngine
+    from vrft.train.arguments import longest
+
+    settings = experiment.config["model"]
+    return VLLMEngine(
+        path,
+        dtype=settings["dtype"],
+        image_token_id=experiment.processor.image_token_id,
+        max_model_len=longest(experiment.config),
+        gpu_memory_utilization=experiment.config["rollout"]["vllm"]["gpu_memory_utilization"],
         revision=settings["revision"] if path == settings["path"] else None,
         trust_remote_code=settings["trust_remote_code"],
     )

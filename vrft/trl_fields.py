@@ -55,6 +55,16 @@ OWN_KEYS = {
     "trust_remote_code": "model.trust_remote_code",
     "use_cpu": "launch.device",
     "use_vllm": "rollout",
+    "vllm_enable_sleep_mode": "rollout.vllm.sleep",
+    "vllm_gpu_memory_utilization": "rollout.vllm.gpu_memory_utilization",
+    "vllm_group_port": "rollout.vllm.group_port",
+    "vllm_max_model_length": "rollout.vllm.max_model_len",
+    "vllm_mode": "rollout",
+    "vllm_server_base_url": "rollout.vllm.host",
+    "vllm_server_host": "rollout.vllm.host",
+    "vllm_server_port": "rollout.vllm.port",
+    "vllm_server_timeout": "rollout.vllm.timeout_s",
+    "vllm_tensor_parallel_size": "rollout.vllm.tensor_parallel_size",
 }
 """TRL fields that vrft sets from a key of its own, and that key."""
 

@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
+from vrft import vllm_faults
 from vrft.cli import VERBS, SweepFiles, groups, verb_help
 from vrft.configure import freeze, freeze_plain, plain
 from vrft.errors import UserError
@@ -26,7 +27,7 @@ from vrft.tasks.judge import Judge, weights_for
 GROUPS = groups()
 LEAST = {  # so that a glob that finds nothing cannot pass
     "dataset": 10, "debug": 1, "deepspeed": 5, "experiment": 12, "launch": 2, "logging": 4, "memory": 4, "model": 8,
-    "model/peft": 2, "protocol": 10, "recipe": 5, "reward": 4, "reward/options": 1, "rollout": 2,
+    "model/peft": 2, "protocol": 10, "recipe": 5, "reward": 4, "reward/options": 1, "rollout": 4,
     "sweep": 6, "task": 8, "trainer": 8, "alarms": 1, "others": 2,
 }  # fmt: skip
 PROTOCOLS = {
@@ -62,7 +63,7 @@ def test_every_group_was_found():
 @pytest.mark.parametrize(
     ("group", "name"), [(group, name) for group, names in GROUPS.items() for name in names if group != "recipe"]
 )
-def test_every_file_composes_and_passes(group, name):
+def test_every_file_composes_and_passes(group, name, monkeypatch):
     overrides = ["model=tiny", HUB_MODEL, f"{group}={name}"]
     if group == "task" and name in PROTOCOLS:
         overrides.append(f"protocol={PROTOCOLS[name]}")
@@ -79,6 +80,12 @@ def test_every_file_composes_and_passes(group, name):
         overrides += ["task.name=vrft.tasks.counting.CountingTask", "trust_code=[vrft.tasks.counting]"]
     if group == "model":
         overrides += ["trainer.max_steps=1", "deepspeed=zero2"]  # which the bfloat16 models need
+    if name in ("vllm_colocate", "vllm_server"):
+        monkeypatch.setattr(vllm_faults.importlib.util, "find_spec", lambda package: None)
+        with pytest.raises(UserError, match=f"rollout={name} needs the package vllm.*pip install 'vrft"):
+            frozen(*overrides)
+        monkeypatch.setattr(vllm_faults.importlib.util, "find_spec", lambda package: package)
+        overrides.append("launch.device=cuda")
     if name in SCORE_ONLY:
         with pytest.raises(UserError, match=f"protocol={name} (.* cannot judge task=grounding|needs a map)"):
             frozen(*overrides)
@@ -164,7 +171,7 @@ def test_sft_of_the_demo_differs_from_rft_in_the_trainer_alone():
         (["trainer.eval_steps=null"], ["evaluate.checkpoint=last"]),
         (["rollout.sharing=of"], ["rollout.sharing is 'of'", "auto or on"]),
         (["rollout.sharing=on", "model.attention=eager"], ["rollout.sharing=on", "model.attention=sdpa"]),
-        (["rollout.sharing=null"], ["rollout.sharing is None", "auto or on is needed"]),
+        (["rollout.sharing=null"], ["rollout.sharing is null", "rollout=transformers"]),
         (["~rollout.sharing"], ["rollout.sharing is null", "rollout=transformers"]),
         (
             ["rollout.sharing=on", "memory.completions_per_device=1"],

@@ -1,8 +1,7 @@
-"""Runs that are killed, terminated, damaged or out of disk, and gone on with: a sample of `make torture`; and W&B."""
+"""Runs that are killed, terminated, damaged or out of disk, and gone on with: a sample of `make torture`."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,7 +13,6 @@ from healthy_run import N_STEPS, work
 from torture.harness import differences, set_resume
 
 TORTURE = Path(__file__).parents[1] / "torture" / "torture.py"
-SMOKE = ("experiment=digits_riddles", "debug=smoke", "evaluate.before=false", "evaluate.after=false")
 
 
 def torture(out: Path, *arguments: str) -> str:
@@ -45,12 +43,3 @@ def test_a_run_killed_in_its_last_save_leaves_nothing_half_written(healthy, tmp_
 def test_whatever_ends_a_run_it_goes_on_to_the_same_bits(tmp_path):
     told = torture(tmp_path, "--n", "3")
     assert told.count("| kills |") == 6
-
-
-def test_wandb_goes_on_in_the_same_run(vrft, tmp_path):
-    run = (*SMOKE, "logging=wandb_offline", f"run.dir={tmp_path / 'run'}", "trainer.save_steps=1")
-    vrft("train", *run, "evaluate.checkpoint=last", "trainer.max_steps=2")
-    (tmp_path / "run" / "result.json").unlink()
-    vrft("train", *run, "evaluate.checkpoint=last", "trainer.max_steps=2", "run.resume=true")
-    ids = [path.name.rpartition("-")[2] for path in (tmp_path / "run" / "wandb").glob("offline-run-*")]
-    assert ids == [json.loads((tmp_path / "run" / "provenance.json").read_text())["wandb_run_id"]] * 2

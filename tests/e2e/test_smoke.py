@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 from torture.harness import differences
-from wandb_file import read_history
+from wandb_file import read_history, read_run
 
 EXPERIMENTS = {
     "digits_detection": ("coco_asked_v1", "AP"),
@@ -115,10 +117,18 @@ def test_a_run_stopped_after_one_step_goes_on_to_the_same_weights(vrft, tmp_path
     assert len(validations[0]) == 3
 
 
-def test_the_same_seed_gives_the_same_run_and_wandb_offline_holds_it(vrft, tmp_path, riddles_run):
-    run_dir = tmp_path / "run"
-    quick = ("evaluate.before=false", "evaluate.after=false", "trainer.save_steps=1")
-    vrft(*RIDDLES, *quick, f"run.dir={run_dir}", "logging=wandb_offline")
+@pytest.fixture(scope="module")
+def wandb_sweep(vrft, tmp_path_factory):
+    """The folder of a sweep of two runs that W&B follows offline; the first is `riddles_run` again."""
+    folder = tmp_path_factory.mktemp("sweep") / "steps"
+    followed = ("logging=wandb_offline", "logging.pictures_every=1", "logging.tags=[mine]")
+    quick = ("trainer.save_steps=1", "evaluate.before=false")
+    vrft(*RIDDLES[:1], "-m", *RIDDLES[1:], *quick, *followed, "trainer.max_steps=2,1", f"run.dir={folder}")
+    return folder
+
+
+def test_the_same_seed_gives_the_same_run_and_wandb_offline_holds_it(wandb_sweep, riddles_run):
+    run_dir = wandb_sweep / "0"
     assert len(rollouts_of(run_dir)) == 2
     assert differences(riddles_run, run_dir, last="checkpoint-2") == [], "weights, optimizer, logs, completions"
     (run_file,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
@@ -128,6 +138,63 @@ def test_the_same_seed_gives_the_same_run_and_wandb_offline_holds_it(vrft, tmp_p
     assert any("validation" in key for entry in history for key in entry)
     rewards = [entry["reward"] for entry in read_lines(run_dir / "metrics.jsonl") if "reward" in entry]
     assert [entry["train/reward"] for entry in logged] == rewards
+
+
+def test_wandb_knows_the_sweep_the_config_and_the_result(wandb_sweep):
+    for child in ("0", "1"):
+        run_dir = wandb_sweep / child
+        (run_file,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
+        run = read_run(run_file)
+        assert (run["name"], run["group"], run["job_type"]) == (child, "steps", "grpo")
+        assert {"reasoning_grounding", "grpo", "tiny", "digits_riddles", "mine"} <= set(run["tags"])
+        config = yaml.safe_load((run_dir / "config.yaml").read_text())
+        assert run["config"]["vrft"] == config
+        accuracy = json.loads((run_dir / "result.json").read_text())["after"]["grounding_v1"]["accuracy@0.5"]
+        assert run["summary"]["result/after/grounding_v1/accuracy@0.5"] == accuracy["value"]
+        assert run["summary"]["result/n"] == accuracy["n"]
+
+
+def test_wandb_shows_rollouts_with_boxes_in_pixels_of_the_image(wandb_sweep):
+    run_dir = wandb_sweep / "0"
+    (files,) = run_dir.glob("wandb/offline-run-*/files")
+    (run_file,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
+    rows = {row["row_id"]: row for row in read_lines(run_dir / "data" / "train.jsonl")}
+    shown = [entry for entry in read_history(run_file) if "rollouts/captions" in entry]
+    assert [entry["train/global_step"] for entry in shown] == [1, 2]
+    first = read_lines(run_dir / "rollouts" / "step_000000.jsonl")
+    pictures = list(zip(shown[0]["rollouts/captions"], shown[0]["rollouts/all_boxes"], strict=True))
+    assert len(pictures) == 4
+    n_boxes = 0
+    for caption, boxes in pictures:
+        row = rows[caption.partition(":")[0]]
+        (case,) = (one for one in first if one["row_id"] == row["row_id"] and caption.endswith(one["text"]))
+        assert f"reward {case['total']:.2f}" in caption
+        ((gold, _),) = overlay(files, boxes["ground_truth"])
+        assert gold == pytest.approx(row["gold"])
+        for answered, domain in overlay(files, boxes["prediction"]):
+            written = [int(number) for number in re.findall(r"\d+", case["text"].partition("<answer>")[2])]
+            width, height = row["image_wh"]  # the model writes 0 to 1000 of it
+            in_pixels = [one * side / 1000 for one, side in zip(written, [width, height] * 2, strict=True)]
+            assert answered == pytest.approx(in_pixels)
+            assert domain == "pixel"
+            n_boxes += 1
+    assert n_boxes >= 3
+
+
+def overlay(files, boxes):
+    """`(x1, y1, x2, y2)` and the domain of each box of an overlay."""
+    data = json.loads((files / boxes["path"]).read_text())["box_data"]
+    return [([box["position"][key] for key in ("minX", "minY", "maxX", "maxY")], box["domain"]) for box in data]
+
+
+def test_wandb_goes_on_in_the_same_run(vrft, wandb_sweep, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(wandb_sweep / "1", run_dir)
+    (run_dir / "result.json").unlink()
+    again = ("logging=wandb_offline", "trainer.save_steps=1", "evaluate.before=false", "trainer.max_steps=1")
+    vrft(*RIDDLES, *again, f"run.dir={run_dir}", "run.resume=true")
+    ids = [path.name.rpartition("-")[2] for path in (run_dir / "wandb").glob("offline-run-*")]
+    assert ids == [json.loads((run_dir / "provenance.json").read_text())["wandb_run_id"]] * 2
 
 
 def test_sharing_prompts_changes_no_completion_and_no_weight(vrft, tmp_path, riddles_run):

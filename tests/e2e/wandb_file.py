@@ -18,6 +18,20 @@ def read_history(path: Path) -> list[dict]:
     return history
 
 
+def read_run(path: Path) -> dict:
+    """`{"name", "group", "job_type", "tags", "config", "summary"}` of the run, as they stood at its end."""
+    run = {"config": {}, "summary": {}}
+    for record in _records(path):
+        if record.HasField("run"):
+            told = record.run
+            run |= {"name": told.display_name, "group": told.run_group, "job_type": told.job_type}
+            run["tags"] = list(told.tags)
+        for key, items in (("config", record.run.config.update), ("config", record.config.update),
+                           ("summary", record.summary.update)):  # fmt: skip
+            run[key] |= {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+    return run
+
+
 def _records(path: Path) -> list:
     from wandb.proto.wandb_internal_pb2 import Record
 

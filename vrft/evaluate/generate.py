@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from vrft.data.images import decode_upright
 from vrft.errors import UserError
 from vrft.evaluate.kept_batches import KeptBatches
 from vrft.models.decode import generate_texts
+from vrft.models.vllm_engine import VLLMEngine
 from vrft.rows import Row, image_paths
 from vrft.tasks.base import Task
 
@@ -28,7 +30,7 @@ def generate_completions(
     root: Path,
     task: Task,
     frame_for_row: Callable[[Row], Frame],
-    model: PreTrainedModel,
+    model: PreTrainedModel | VLLMEngine,
     processor: ProcessorMixin,
     max_new_tokens: int,
     batch_size: int,
@@ -53,6 +55,8 @@ def generate_completions(
     frames = [frame_for_row(row) for row in rows]
     questions = [task.question(row, frame) for row, frame in zip(rows, frames, strict=True)]
     batches = make_batches([_prompt_size(q, f) for q, f in zip(questions, frames, strict=True)], batch_size)
+    is_engine = isinstance(model, VLLMEngine)
+    answer = model.generate_texts if is_engine else functools.partial(generate_texts, model)
     done = kept.done if kept else {}
     completions: dict[int, list[dict]] = {}
     if rank == 0:
@@ -65,15 +69,14 @@ def generate_completions(
         for index in mine:
             heartbeat.say(doing=progress or "evaluate", rows=[rows[row]["row_id"] for row in batches[index]])
             asked = (
-                model,
                 processor,
                 [questions[row] for row in batches[index]],
                 [load_images(rows[row], root) for row in batches[index]],
             )
-            outputs = [generate_texts(*asked, max_new_tokens=max_new_tokens, with_logprobs=with_logprobs)]
+            outputs = [answer(*asked, max_new_tokens=max_new_tokens, with_logprobs=with_logprobs)]
             for sample in range(1, n_samples + 1):
                 with _seeded(model, (seed, index, sample)):
-                    outputs.append(generate_texts(*asked, max_new_tokens=max_new_tokens, temperature=temperature))
+                    outputs.append(answer(*asked, max_new_tokens=max_new_tokens, temperature=temperature))
             made = [
                 {"row_id": rows[row]["row_id"], "sample": sample, **output}
                 for sample, of_sample in enumerate(outputs)
@@ -93,7 +96,7 @@ def _add(completions: dict[int, list[dict]], batch: Sequence[int], made: Sequenc
 
 
 @contextmanager
-def _seeded(model: PreTrainedModel, numbers: tuple[int, ...]) -> Iterator[None]:
+def _seeded(model: PreTrainedModel | VLLMEngine, numbers: tuple[int, ...]) -> Iterator[None]:
     """Draw by a seed made of several numbers, the same in every process; afterwards as before."""
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "big"))

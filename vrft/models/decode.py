@@ -97,7 +97,7 @@ def generate_texts(
     model.train(is_training)
     completion_ids = output[:, inputs["input_ids"].shape[1] :]
     end_ids = torch.tensor(end_token_ids(model, processor), device=output.device)
-    completions = [_completion(ids, end_ids, processor, response_prefix) for ids in completion_ids]
+    completions = [completion_of(ids, end_ids, processor, response_prefix) for ids in completion_ids]
     if with_logprobs:
         by_row = highest.by_row([completion["n_tokens"] for completion in completions])
         for completion, ids, logprobs in zip(completions, completion_ids, by_row, strict=True):
@@ -172,7 +172,8 @@ def text_ends(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, *, begin: 
     return ends
 
 
-def _completion(ids: torch.Tensor, end_ids: torch.Tensor, processor: ProcessorMixin, response_prefix: str) -> dict:
+def completion_of(ids: torch.Tensor, end_ids: torch.Tensor, processor: ProcessorMixin, response_prefix: str) -> dict:
+    """What was written up to the first of `end_ids`, (C,) tokens: `{"text", "n_tokens", "is_truncated"}`."""
     ends = torch.isin(ids, end_ids).nonzero()
     n_tokens = int(ends[0]) + 1 if len(ends) else len(ids)
     text = processor.tokenizer.decode(ids[:n_tokens], skip_special_tokens=True)

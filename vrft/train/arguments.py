@@ -47,4 +47,32 @@ def _grpo(config: dict) -> dict:
         "temperature": rollout["temperature"],
         "top_p": rollout["top_p"],
         "top_k": rollout["top_k"],
+        **_vllm(config),
     }
+
+
+def _vllm(config: dict) -> dict:
+    """TRL's fields for a rollout by vLLM; none for the others."""
+    mode = config["rollout"]["name"].partition("vllm_")[2]
+    if not mode:
+        return {}
+    settings = config["rollout"]["vllm"]
+    shared = {"use_vllm": True, "vllm_mode": mode}
+    if mode == "server":
+        return shared | {
+            "vllm_server_base_url": f"http://{settings['host']}:{settings['port']}",
+            "vllm_server_timeout": settings["timeout_s"],
+            "vllm_group_port": settings["group_port"],
+        }
+    return shared | {
+        "vllm_gpu_memory_utilization": settings["gpu_memory_utilization"],
+        "vllm_tensor_parallel_size": settings["tensor_parallel_size"],
+        "vllm_max_model_length": longest(config),
+        "vllm_enable_sleep_mode": settings["sleep"],
+    }
+
+
+def longest(config: dict) -> int:
+    """Tokens of prompt and completion that vLLM makes room for."""
+    memory = config["memory"]
+    return config["rollout"]["vllm"]["max_model_len"] or memory["max_prompt_length"] + memory["max_completion_length"]

@@ -23,6 +23,7 @@ from vrft.tasks.judge import Judge
 from vrft.train.datasets import training_dataset
 from vrft.train.resume import Resumable
 from vrft.train.shared_prefix import SharedPrefixTrainer
+from vrft.train.vllm_rollout import ResumableSharingVLLM, ResumableVLLM
 
 
 class ResumableGRPO(Resumable, GRPOTrainer):
@@ -56,7 +57,14 @@ def grpo_trainer(
     sharing: `auto` to share a prompt among its completions where possible, `on` to raise where not, None for TRL's own.
     """
     failures = Counter()
-    make = functools.partial(ResumableSharing, must_share=sharing == "on") if sharing else ResumableGRPO
+    make = ResumableGRPO
+    if sharing:
+        make = functools.partial(ResumableSharing, must_share=sharing == "on")
+    if arguments.get("use_vllm"):
+        make = functools.partial(ResumableSharingVLLM, must_share=sharing == "on") if sharing else ResumableVLLM
+        # As TRL has it for transformers: an image token that was sampled would have no image.
+        biased = {"logit_bias": {model.config.image_token_id: -100.0}}
+        arguments = arguments | {"generation_kwargs": biased | (arguments.get("generation_kwargs") or {})}
     trainer = make(
         model=model,
         processing_class=processor,

@@ -255,7 +255,8 @@ class SharedPrefixTrainer(GRPOTrainer):
     def _rollout_fault(self, model: PreTrainedModel, fields: Mapping[str, Any]) -> str | None:
         if is_deepspeed_zero3_enabled() and not self.args.ds3_gather_for_generation:
             return "trainer.args.ds3_gather_for_generation=false: processes would wait for each other at every token"
-        return sampling_fault(self.generation_config) or self._scoring_fault(model, fields, has_aux_loss=False)
+        sampling = None if self.use_vllm else sampling_fault(self.generation_config)
+        return sampling or self._scoring_fault(model, fields, has_aux_loss=False)
 
     def _refuses(self, fault: str | None) -> bool:
         """True if a batch has to take TRL's path, which is said once. Raises `UserError` if that is not wanted."""

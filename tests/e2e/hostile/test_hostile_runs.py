@@ -14,7 +14,7 @@ import yaml
 from payloads import SMOKE, ran, written
 from safetensors.torch import load_file
 from wandb.sdk.lib.gitlib import remote_url_without_password
-from wandb_file import read_history
+from wandb_file import read_history, read_run
 
 from vrft.run import _outcome
 from vrft.train.resume import newest_checkpoint
@@ -34,6 +34,7 @@ SECRETS = {
     "DATABASE_URL": "postgres://me:canary09@127.0.0.1/db",
     "https_proxy": "http://me:canary10@127.0.0.1:9",
     "MY_PASSWORD": "canary11",
+    "SLURM_JWT": "canary13",  # W&B notes what SLURM sets
 }
 REMOTE = "https://ghp_canary12:x-oauth-basic@github.com/me/mine.git"
 CANARIES = [b"c0ffee444", b"canary"]
@@ -75,6 +76,7 @@ def test_a_module_in_the_current_folder_stands_in_for_no_other(careful_run):
 def test_no_secret_of_the_environment_is_written(careful_run, tmp_path):
     (run_file,) = careful_run.glob("wandb/offline-run-*/run-*.wandb")
     assert read_history(run_file)
+    assert read_run(run_file)["config"]["vrft"]["run"]["dir"] == "run"
     assert leaks(careful_run) == []
     assert "canary12" in remote_url_without_password(REMOTE), "W&B's own care would not do"
     (tmp_path / "file").write_text(f"a{SECRETS['WANDB_API_KEY']}b")
@@ -88,6 +90,25 @@ def test_a_config_cannot_copy_a_secret(tmp_path, refused, monkeypatch):
     assert "oc.env:HF_TOKEN" in said
     assert "canary" not in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        ["+deepspeed.config.comet.api_key=canary14"],
+        ["run.name=canary03"],  # the value of a variable that holds a secret
+        ["+evaluate.titles.test='https://me:canary15@127.0.0.1'"],
+        ["-m", "+deepspeed.config.comet.api_key=canary14,canary16"],
+        ["--cfg", "job", "+trainer.args.hub_token=canary17"],
+    ],
+)
+def test_a_secret_in_a_config_is_written_nowhere(tmp_path, refused, monkeypatch, planted):
+    monkeypatch.setenv("THEIR_TOKEN", "canary03")
+    said = refused("train", *planted, "deepspeed=zero2", "debug=smoke", f"run.dir={tmp_path / 'run'}")
+    assert "what looks like a secret" in said
+    assert "canary" not in said
+    assert not (tmp_path / "run").exists()
+    assert leaks(tmp_path) == []
 
 
 def test_a_run_directorys_config_with_python_tags_is_refused(tmp_path, mark, refused):

@@ -1,0 +1,73 @@
+"""vLLM itself beside transformers, where it is installed: `make vllm-test`; its build for CPUs will do.
+
+The models are random, so a choice between two tokens that are nearly as likely may fall either way by rounding: texts
+may part there, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from small_models import picture
+
+from vrft.models.decode import generate_texts, render_prompt
+from vrft.models.load import load_model, load_processor
+from vrft.models.vllm_engine import VLLMEngine, as_seen
+from vrft.package_files import TINY_MODEL
+
+pytestmark = pytest.mark.vllm
+LIMITS = {"min_pixels": 3136, "max_pixels": 3136}
+SIZES = ((56, 56), (120, 90), (40, 70))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resources():
+    """vLLM's build for CPUs takes all cores and half the memory unless it is told otherwise."""
+    pytest.importorskip("vllm")
+    for name, value in {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}.items():
+        os.environ.setdefault(name, value)
+
+
+@pytest.fixture(scope="module")
+def engine(few_resources):
+    processor = load_processor(str(TINY_MODEL), **LIMITS)
+    return VLLMEngine(
+        str(TINY_MODEL),
+        dtype="float32",
+        image_token_id=processor.image_token_id,
+        max_model_len=256,
+        gpu_memory_utilization=0.3,
+    )
+
+
+def test_greedy_completions_are_those_of_transformers(engine):
+    processor, model = load_processor(str(TINY_MODEL), **LIMITS), load_model(str(TINY_MODEL))
+    questions = ["Where is the seven? Answer with one box.", "How many digits are there?", "Where is three plus four?"]
+    images = [[picture(*size, seed)] for seed, size in enumerate(SIZES)]
+    theirs = generate_texts(model, processor, questions, images, max_new_tokens=32, with_logprobs=True)
+    ours = engine.generate_texts(processor, questions, images, max_new_tokens=32, with_logprobs=True)
+    assert len(ours) == len(theirs) == 3
+    n_equal = 0
+    for one, other in zip(ours, theirs, strict=True):
+        pairs = list(zip(one["token_logprobs"], other["token_logprobs"], strict=False))
+        same = [pair for pair in pairs if one["text"][: pair[0][0]] == other["text"][: pair[1][0]]]
+        assert len(same) >= 4
+        assert all(ours_at == pytest.approx(theirs_at, abs=1e-2) for (_, ours_at), (_, theirs_at) in same)
+        n_equal += {**one, "token_logprobs": None} == {**other, "token_logprobs": None}
+    assert n_equal >= 2
+
+
+@pytest.mark.parametrize("image_wh", SIZES)
+def test_vllm_reads_the_prompt_that_the_policy_is_trained_on(engine, image_wh):
+    """As text, and as TRL sends it in training: token ids with a place for every patch."""
+    from vllm import SamplingParams
+
+    processor = load_processor(str(TINY_MODEL), **LIMITS)
+    image, text = picture(*image_wh), render_prompt(processor, "Where is the seven?", 1)
+    ids = [int(one) for one in processor(text=[text], images=[[image]])["input_ids"][0]]
+    shown = {"multi_modal_data": {"image": as_seen(image, processor)}}
+    wish = SamplingParams(temperature=0.0, max_tokens=8)
+    outputs = engine.llm.generate([{"prompt": text, **shown}, {"prompt_token_ids": ids, **shown}], wish, use_tqdm=False)
+    assert [list(output.prompt_token_ids) for output in outputs] == [ids, ids]
+    assert outputs[0].outputs[0].token_ids == outputs[1].outputs[0].token_ids

