@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -29,6 +31,7 @@ from vrft.schema import BuildConfig
 from vrft.wording import composition_message, suggestion
 
 GAMED, NOT_READY, INTERRUPTED = 1, 1, 130
+_ONLY_IN_SWEEPS = re.compile(r"\+*~?hydra\.(launcher|sweeper|sweep)\b")
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,7 @@ def _in_users_words(job: Callable[[DictConfig], None]) -> Callable[[DictConfig],
 def _experiment_job(config: DictConfig) -> None:
     from vrft.experiment import run_experiment
     from vrft.launching import find_device
+    from vrft.slurm import device_of_job
 
     settings = HydraConfig.get()
     _refuse_unused_sweep(settings)
@@ -157,7 +161,9 @@ def _experiment_job(config: DictConfig) -> None:
         with open_dict(config):
             config.run.dir = str(Path(settings.runtime.output_dir))
     overrides = list(settings.overrides.task)
-    frozen = freeze(config, device=find_device(), overrides=overrides)
+    frozen = freeze(config, device=device_of_job(config.launch) or find_device(), overrides=overrides)
+    if frozen["launch"].get("nnodes", 1) > 1 and frozen["launch"]["name"] == "torchrun":
+        _need_one_run_dir(overrides)
     code = run_experiment(frozen, choices=dict(settings.runtime.choices), overrides=overrides)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
@@ -260,6 +266,16 @@ def _refuse_unused_sweep(settings: DictConfig) -> None:
     usual = {"sweep": None, "hydra/sweeper": "basic", "hydra/launcher": "basic"}
     choices = settings.runtime.choices
     chosen = [f"{group}={choices[group]}" for group, name in usual.items() if choices.get(group) != name]
+    chosen += [one for one in settings.overrides.hydra if _ONLY_IN_SWEEPS.match(one)]
     if chosen:
-        meant = " ".join([sys.argv[0], "-m", *sys.argv[1:]])
-        raise UserError(f"{', '.join(chosen)} acts only with -m; you meant: {meant}")
+        meant = f"{sys.argv[0]} {shlex.join(['-m', *sys.argv[1:]])}"
+        raise UserError(f"{', '.join(chosen)} {'acts' if len(chosen) == 1 else 'act'} only with -m; you meant: {meant}")
+
+
+def _need_one_run_dir(overrides: list[str]) -> None:
+    """Raise `UserError` where each of several machines would make up a run directory of its own."""
+    if not any(override.startswith("run.dir=") for override in overrides):
+        raise UserError(
+            "run.dir has the time of day in it, which differs between machines; give all launch.nnodes machines the "
+            "same one, on a file system that they share: run.dir=runs/NAME"
+        )

@@ -49,7 +49,12 @@ def careful_hydra() -> Iterator[None]:
 
     def load_checked(self, config_name, overrides, *args, **kwargs) -> DictConfig:
         config = load(self, config_name, overrides, *args, **kwargs)
-        raise_all([*_hydra_faults(config.hydra), *_script_faults(config.hydra, overrides)], heading=CANNOT_RUN)
+        faults = [
+            *_hydra_faults(config.hydra),
+            *_script_faults(config.hydra, overrides),
+            *_setup_faults(config, overrides),
+        ]
+        raise_all(faults, heading=CANNOT_RUN)
         return config
 
     ConfigLoaderImpl.load_configuration = load_checked
@@ -102,6 +107,16 @@ def _script_faults(settings: DictConfig, overrides: Sequence[str]) -> Iterator[s
     for key, value in flat(values, "hydra.launcher."):
         if "\n" in str(value) or "\r" in str(value):
             yield f"{key} is {value!r}; a line break would begin a line of a shell script"
+
+
+def _setup_faults(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
+    """Yield where a file, not the command line, says shell lines for `launch=slurm`."""
+    is_said = any(override.lstrip("+").startswith(("launch.setup=", "launch.setup@")) for override in overrides)
+    if OmegaConf.select(config, "launch.setup", throw_on_missing=False) and not is_said:
+        yield "launch.setup is set in a file; its lines run in a shell, so give it on the command line"
+    for key in config.hydra.sweeper.get("params") or {}:
+        if str(key).lstrip("+~").startswith("launch.setup"):
+            yield "hydra.sweeper.params has launch.setup; its lines run in a shell, so give it on the command line"
 
 
 def _targets(value: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,7 @@
 """The worker: reads a frozen run directory, evaluates, trains, evaluates again, and writes `result.json` last.
 
-Started by `vrft.launching` as `python -m vrft.run RUN_DIR`, once or under torchrun. It knows plain values only, no
-Hydra.
+Started by `vrft.launching` as `python -m vrft.run RUN_DIR [NODE]`, once or under torchrun; NODE is the machine's number
+where there are several. It knows plain values only, no Hydra.
 """
 
 from __future__ import annotations
@@ -107,13 +107,13 @@ def _write_result(experiment: Experiment, results: dict[str, dict], history: lis
 
 def main() -> int:
     """Entry point of the worker; exit code 2 for a user's mistake."""
-    run_dir = Path(sys.argv[1])
+    run_dir, node = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
     interruption.listen()
     rank = int(os.environ.get("RANK", "0"))
     lock = (run_dir / run_lock.FILE).open("a", encoding="utf-8")  # open to the end of the process
     with contextlib.suppress(OSError):  # a file system without locks
         run_lock.join(lock)
-    heartbeat.begin(run_dir, rank)
+    heartbeat.begin(run_dir, rank, node)
     _write_stacks_on_request(run_dir, rank)
     set_environment(run_dir)
     silence_libraries()

@@ -207,7 +207,7 @@ def test_nothing_is_awaited_before_work_begins(worker, tmp_path):
 def test_whatever_befalls_the_parent_the_worker_ends(worker, tmp_path, monkeypatch):
     worker(WORKER + "(run_dir / 'id').write_text(str(os.getpid())); time.sleep(60)")
 
-    def fail(run_dir):
+    def fail(run_dir, node):
         if (tmp_path / "id").exists():
             raise MemoryError
         return []
