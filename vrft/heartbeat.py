@@ -54,8 +54,8 @@ def say(**what: Any) -> None:
     """Note what this process does (`doing`, `step`, `rows`: the samples at hand), beside what it said before.
 
     state: `runs`, `failed` (with `error`) or `finished` (with `code`). saves: whether a signal lets it save and stop.
-    `time` is that of the machine's monotonic clock, which tells nothing to another machine. A process that has not begun
-    says nothing, and on a full disk what it says is lost.
+    `time` is that of the machine's monotonic clock, which says nothing on another machine. A process that has not
+    begun says nothing, and on a full disk what it says is lost.
     """
     if _own is not None:
         _said.update(what, time=time.monotonic())

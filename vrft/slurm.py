@@ -56,8 +56,8 @@ def check_no_job(run_dir: Path) -> None:
     state = (_asked(job_id) or {}).get("JobState", "COMPLETED")
     if state not in _ENDS:
         raise UserError(
-            f"job {job_id} is to work in run.dir={run_dir} (SLURM says {state}); wait for its end (squeue -j {job_id}), "
-            f"or end it (scancel {job_id})"
+            f"job {job_id} is to work in run.dir={run_dir} (SLURM says {state}); wait for its end "
+            f"(squeue -j {job_id}), or end it (scancel {job_id})"
         )
 
 
