@@ -33,7 +33,7 @@ _ENDS = {
 }
 _TOOLS = ("sbatch", "srun", "scontrol")
 _TAIL, _N_LOGS = 12, 4  # lines of a log that are shown, and of how many nodes
-_POLLS_S = (0.5, 15.0)  # between two looks: at first, and at most
+_POLLS_S = (0.5, 10.0)  # between two looks: at first, and at most
 
 
 def check_cluster(run_dir: Path) -> None:
@@ -157,10 +157,10 @@ def follow(run_dir: Path, job_id: str) -> int:
         job = _asked(job_id)
         if job is not None:
             state = job["JobState"]
-            if state in _ENDS and state == last:  # seen twice: a job may pass through one when it is requeued
+            line.show(_words(job_id, job), _progress(run_dir) if state == "RUNNING" else "")
+            if state == "COMPLETED" or (state in _ENDS and state == last):  # twice: a job that is requeued may pass it
                 break
             last = state
-            line.show(_words(job_id, job), _progress(run_dir) if state == "RUNNING" else "")
         time.sleep(wait_s)
         wait_s = _POLLS_S[0] if last in _ENDS else min(wait_s * 1.3, _POLLS_S[1])
     line.end()
