@@ -11,7 +11,7 @@ from vrft.shapes import shape_faults, suggestion
 
 # Of sbatch. Not among them: what runs something, what writes elsewhere, and what vrft itself sets.
 _EXTRA_WORDS = (
-    "begin cluster-constraint clusters comment constraint contiguous core-spec cpus-per-gpu deadline dependency "
+    "begin comment constraint contiguous core-spec cpus-per-gpu deadline dependency "
     "distribution exclude exclusive gpu-bind gpu-freq gpus-per-task gres gres-flags hint licenses mail-type mail-user "
     "mem-bind mem-per-cpu mem-per-gpu network nice nodelist oversubscribe power prefer priority qos reservation "
     "sockets-per-node spread-job switches threads-per-core tmp use-min-nodes wckey"

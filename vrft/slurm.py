@@ -99,6 +99,10 @@ def submit(run_dir: Path, config: dict[str, Any]) -> str:
     from vrft.slurm_job import run_on_node
 
     folder = run_dir.resolve() / FOLDER
+    for pickled in folder.glob(
+        "*.pkl"
+    ):  # the job loads its own; one that lay in a foreign run directory could run code
+        pickled.unlink()
     executor = submitit.SlurmExecutor(folder=folder)
     executor.update_parameters(**job_parameters(config))
     try:
