@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vrft import heartbeat
-from vrft.errors import UserError
+from vrft.errors import USER_ERROR, UserError
 from vrft.rows import write_text_atomically
 
 FOLDER = "slurm"  # of the run directory: logs, submitit's files, and these
@@ -99,9 +99,7 @@ def submit(run_dir: Path, config: dict[str, Any]) -> str:
     from vrft.slurm_job import run_on_node
 
     folder = run_dir.resolve() / FOLDER
-    for pickled in folder.glob(
-        "*.pkl"
-    ):  # the job loads its own; one that lay in a foreign run directory could run code
+    for pickled in folder.glob("*.pkl"):  # not the job's own, which it loads: they could run code
         pickled.unlink()
     executor = submitit.SlurmExecutor(folder=folder)
     executor.update_parameters(**job_parameters(config))
@@ -171,7 +169,11 @@ def follow(run_dir: Path, job_id: str) -> int:
     code = _exit_code(run_dir, job_id, job)
     if code:
         print(f"vrft: job {job_id} ended as {job['JobState']}, exit code {code}", file=sys.stderr)
-        _show_logs(run_dir, job_id)
+        errors = {word["error"]: word["rank"] for word in reversed(heartbeat.heard(run_dir)) if "error" in word}
+        for error, rank in reversed(errors.items()):
+            print(f"vrft: rank {rank}: {error}", file=sys.stderr)
+        if code != USER_ERROR or not errors:
+            _show_logs(run_dir, job_id)
     return code
 
 

@@ -28,7 +28,16 @@ class Run:
         self.cluster, self.run_dir, self.said = cluster, folder / "run", folder / "said.txt"
         folder.mkdir(exist_ok=True)
         environment = cluster | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-m", "vrft", "train", *BASE, f"run.dir={self.run_dir}", *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "vrft",
+            "train",
+            *arguments[:1],
+            *BASE,
+            f"run.dir={self.run_dir}",
+            *arguments[1:],
+        ]
         with self.said.open("w") as said:
             self.process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
 
@@ -140,8 +149,8 @@ def test_a_job_that_fails_is_reported(cluster, tmp_path):
 
 def test_what_the_worker_refuses_reaches_the_user(cluster, tmp_path):
     run = Run(cluster, tmp_path, *ON_CPUS, "memory.max_prompt_length=10")
-    told = run.ends(2)
-    assert "Questions longer than memory.max_prompt_length=10" in told
+    run.ends(2)
+    assert "Questions longer than memory.max_prompt_length=10" in run.said.read_text()
     assert not run.run_dir.exists()
 
 
