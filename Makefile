@@ -11,7 +11,7 @@ SEEDS ?= 0 1 2
 OUT ?= runs/base
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-slow check demo seeds base bench torture train report clean
+.PHONY: help install test test-slow slurm-test check demo seeds base bench torture train report clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ test: install  ## the tests, in minutes
 
 test-slow: install  ## the slow ones too: the claims, measured again
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations 30 -m "not gpu and not hub and not slurm"
+
+slurm-test: install  ## jobs on a real SLURM of two nodes, installed (as root) and started here: ten minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations 15 -m slurm tests/slurm
 
 check: install  ## lint and format, as the pre-commit hook does
 	$(BIN)/ruff check .

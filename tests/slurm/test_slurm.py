@@ -21,6 +21,10 @@ ON_CPUS = ("launch=slurm", "launch.gpus_per_node=null", "launch.partition=main")
 TWO_NODES = (*ON_CPUS, "launch.nnodes=2", "launch.cpus_per_task=1")
 
 
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "launch" / "slurm.sbatch"
+
+
 class Run:
     """`vrft train` with what it says in a file."""
 
@@ -171,3 +175,25 @@ def test_a_sweep_of_two_jobs(cluster, tmp_path):
         time.sleep(0.5)
     configs = [(run.run_dir / number / "config.yaml").read_text() for number in ("0", "1")]
     assert ["learning_rate: 0.0001" in configs[0], "learning_rate: 0.0002" in configs[1]] == [True, True]
+
+
+def test_the_job_script_of_ones_own_requeues_itself(cluster, tmp_path):
+    run_dir = tmp_path / "run"
+    shown = Path(sys.executable).parent / "vrft"
+    assert shown.exists()
+    environment = cluster | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MEETING_HOST": "localhost"}
+    environment["PATH"] = f"{shown.parent}:{environment['PATH']}"
+    options = ["--nodes=2", "--gres=none", "--cpus-per-task=1", "--time=10", "--parsable", f"--output={tmp_path}/log"]
+    command = ["sbatch", *options, str(SCRIPT), *BASE, f"run.dir={run_dir}"]
+    job = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+
+    def wait_for(is_so) -> None:
+        end = time.monotonic() + 240
+        while not is_so():
+            assert time.monotonic() < end, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+
+    wait_for(lambda: any((word.get("step") or 0) >= 3 for word in heartbeat.heard(run_dir)))
+    subprocess.run(["scancel", "--signal=USR2", job], env=cluster, check=True)
+    wait_for((run_dir / "report.html").exists)
+    assert "training goes on from" in (tmp_path / "log").read_text()
