@@ -141,6 +141,7 @@ def _in_users_words(job: Callable[[DictConfig], None]) -> Callable[[DictConfig],
     @functools.wraps(job)
     def worded(config: DictConfig) -> None:
         try:
+            _refuse_unused_sweep(HydraConfig.get())
             job(config)
         except (UserError, OSError) as error:
             print(f"{sys.argv[0]}: {error}", file=sys.stderr)
@@ -156,7 +157,6 @@ def _experiment_job(config: DictConfig) -> None:
     from vrft.slurm import device_of_job
 
     settings = HydraConfig.get()
-    _refuse_unused_sweep(settings)
     if settings.mode == RunMode.MULTIRUN:
         with open_dict(config):
             config.run.dir = str(Path(settings.runtime.output_dir))

@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -29,6 +30,8 @@ from vrft.run_directory import Experiment, open_experiment
 from vrft.surroundings import set_environment, silence_libraries
 from vrft.training import NON_FINITE, Interrupted, load_policy, start_of, train
 from vrft.whole_folder import check_whole
+
+_LATE_S = 60  # how much later a network's file system may show on one machine what another has written
 
 
 def run(run_dir: Path) -> dict | None:
@@ -109,6 +112,10 @@ def main() -> int:
     """Entry point of the worker; exit code 2 for a user's mistake."""
     run_dir, node = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
     interruption.listen()
+    for _ in range(_LATE_S * 10 * bool(node)):  # of several machines another has made the run directory
+        if (run_dir / "config.yaml").is_file():
+            break
+        time.sleep(0.1)
     rank = int(os.environ.get("RANK", "0"))
     lock = (run_dir / run_lock.FILE).open("a", encoding="utf-8")  # open to the end of the process
     with contextlib.suppress(OSError):  # a file system without locks

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from vrft import heartbeat
 from vrft.errors import USER_ERROR, UserError
 from vrft.rows import write_text_atomically
@@ -33,6 +35,7 @@ _ENDS = {
 }
 _TOOLS = ("sbatch", "srun", "scontrol")
 _TAIL, _N_LOGS = 12, 4  # lines of a log that are shown, and of how many nodes
+_LATE_S = 60  # how much later a network's file system may show what a job wrote last
 _POLLS_S = (0.5, 10.0)  # between two looks: at first, and at most
 
 
@@ -92,13 +95,20 @@ def run_as_job(run_dir: Path, config: dict[str, Any]) -> int | None:
 
 
 def submit(run_dir: Path, config: dict[str, Any]) -> str:
-    """Submit the frozen run directory as a job, and return the job's number."""
+    """Submit the frozen run directory as a job, and return the job's number.
+
+    The frozen config is made to resume, from nothing at first: a requeued job then need not rewrite it, which other
+    nodes could see too late on a network's file system.
+    """
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     from vrft.slurm_job import run_on_node
 
     folder = run_dir.resolve() / FOLDER
+    resuming = config | {"run": config["run"] | {"resume": True}}
+    text = yaml.safe_dump(resuming, sort_keys=False, allow_unicode=True)
+    write_text_atomically(run_dir / "config.yaml", text)
     for pickled in folder.glob("*.pkl"):  # not the job's own, which it loads: they could run code
         pickled.unlink()
     executor = submitit.SlurmExecutor(folder=folder)
@@ -166,6 +176,10 @@ def follow(run_dir: Path, job_id: str) -> int:
         time.sleep(wait_s)
         wait_s = _POLLS_S[0] if last in _ENDS else min(wait_s * 1.3, _POLLS_S[1])
     line.end()
+    for _ in range(_LATE_S):
+        if job["JobState"] != "COMPLETED" or _said(run_dir, _ENDED).get("job") == job_id:
+            break
+        time.sleep(1)
     code = _exit_code(run_dir, job_id, job)
     if code:
         print(f"vrft: job {job_id} ended as {job['JobState']}, exit code {code}", file=sys.stderr)

@@ -16,7 +16,6 @@ import yaml
 from vrft.errors import STOPPED_BY_ALARM, USER_ERROR, UserError
 from vrft.interruption import SIGNALS
 from vrft.launching import start_worker
-from vrft.rows import write_text_atomically
 from vrft.run_lock import alone_in
 from vrft.slurm import note_end
 
@@ -52,12 +51,6 @@ def _first_node(run_dir: Path, config: dict[str, Any]) -> int:
     """Work, then report, or go back into the queue."""
     job_id, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     with alone_in(run_dir):
-        if restarts and not config["run"]["resume"]:
-            config["run"]["resume"] = True
-            written = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-            written["run"]["resume"] = True
-            text = yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
-            write_text_atomically(run_dir / "config.yaml", text)
         code = start_worker(run_dir, config, is_patient=True)
     if code in (0, STOPPED_BY_ALARM):
         from vrft.experiment import write_reports

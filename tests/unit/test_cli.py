@@ -61,6 +61,7 @@ def test_an_unknown_verb_is_told_the_nearest(capsys):
             ["train", "hydra/launcher=submitit_slurm", "run.name=a b"],
             ["acts only with -m", "vrft train -m hydra/launcher=submitit_slurm 'run.name=a b'"],
         ),
+        (["probe", "hydra/sweeper=basic", "hydra/launcher=submitit_local"], ["vrft probe -m hydra/sweeper=basic"]),
         (["evaluate", "hydra.sweep.dir=runs/a"], ["hydra.sweep.dir=runs/a acts only with -m"]),
         (["train", "launch=torchrun", "launch.nnodes=2", "launch.rdzv_endpoint=a:1"], ["run.dir=runs/NAME"]),
         (["train", "launch=slrum"], ["launch/slrum", "local", "slurm", "torchrun"]),

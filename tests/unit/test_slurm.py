@@ -7,6 +7,7 @@ import signal
 import subprocess
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from submitit.slurm.slurm import _make_sbatch_string
@@ -108,6 +109,34 @@ def test_without_a_cluster_the_user_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"launch=slurm needs sbatch, srun, scontrol on PATH; .* login node"):
         slurm.check_cluster(tmp_path)
+
+
+@pytest.fixture
+def sbatch(monkeypatch, tmp_path):
+    """A folder on PATH with a `sbatch` that does what its text says, and a `srun`."""
+
+    def does(text: str):
+        for name, line in {"sbatch": text, "srun": ""}.items():
+            (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+            (tmp_path / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    return does
+
+
+def test_a_job_is_submitted_and_no_pickle_but_its_own_is_left(sbatch, tmp_path):
+    run_dir, config = tmp_path / "run", frozen("launch=slurm", f"run.dir={tmp_path / 'run'}")
+    (run_dir / "slurm").mkdir(parents=True)
+    planted = run_dir / "slurm" / "99_submitted.pkl"
+    planted.write_bytes(b"hostile")
+    sbatch("echo Submitted batch job 99")
+    assert slurm.submit(run_dir, config) == "99"
+    assert b"run_on_node" in planted.read_bytes()
+    assert json.loads((run_dir / "slurm" / "job.json").read_text()) == {"job": "99"}
+    assert yaml.safe_load((run_dir / "config.yaml").read_text())["run"]["resume"] is True  # once it is requeued
+    sbatch("echo invalid partition >&2; exit 1")
+    with pytest.raises(UserError, match=r"sbatch refused the job: .*invalid partition.*; look at launch\.partition"):
+        slurm.submit(run_dir, config)
 
 
 @pytest.mark.parametrize(
