@@ -111,6 +111,7 @@ def submit(run_dir: Path, config: dict[str, Any]) -> str:
     write_text_atomically(run_dir / "config.yaml", text)
     for pickled in folder.glob("*.pkl"):  # not the job's own, which it loads: they could run code
         pickled.unlink()
+    (folder / _ENDED).unlink(missing_ok=True)
     executor = submitit.SlurmExecutor(folder=folder)
     executor.update_parameters(**job_parameters(config))
     try:
@@ -121,7 +122,6 @@ def submit(run_dir: Path, config: dict[str, Any]) -> str:
             f"sbatch refused the job: {said}; look at launch.partition, account, time, nnodes, gpus_per_node, "
             "cpus_per_task, mem and extra"
         ) from None
-    (folder / _ENDED).unlink(missing_ok=True)
     write_text_atomically(folder / _JOB, json.dumps({"job": job.job_id}) + "\n")
     return job.job_id
 
