@@ -53,6 +53,9 @@ def start_worker(run_dir: Path, config: dict[str, Any], *, is_patient: bool = Fa
     if launch["threads"]:
         environment["OMP_NUM_THREADS"] = str(launch["threads"])
     heartbeat.forget(run_dir, node)
+    if (n_nodes := launch.get("nnodes", 1)) > 1:
+        where = f"at {launch['rdzv_endpoint']} (launch.rdzv_timeout_s={launch['rdzv_timeout_s']})"
+        print(f"vrft: machine {node} of {n_nodes} waits for the others {where}", file=sys.stderr)
     received: list[int] = []
     heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
     # Ignored by torchrun, which would give its workers 30 s to save; workers take them over.
