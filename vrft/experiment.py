@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from vrft import heartbeat, run_lock
+from vrft import heartbeat, run_lock, slurm
 from vrft.checkpoint_card import setting_drift
 from vrft.errors import STOPPED_BY_ALARM, USER_ERROR, UserError, raise_all
 from vrft.evaluate.protocols import questions_not_asked, row_faults
@@ -34,7 +34,7 @@ from vrft.run_lock import OccupiedError, alone_in
 from vrft.tasks import load_task
 from vrft.tasks.base import Task
 
-_BEFORE_IT_BEGINS = {"config.yaml", "provenance.json", "data", heartbeat.FOLDER, run_lock.FILE}
+_BEFORE_IT_BEGINS = {"config.yaml", "provenance.json", "data", heartbeat.FOLDER, run_lock.FILE, slurm.FOLDER}
 
 
 def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides: list[str]) -> int:
@@ -43,10 +43,26 @@ def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides
     choices, overrides: what Hydra resolved and what the user said, for the record.
     Raises `UserError` before the worker starts.
     """
-    run_dir = Path(config["run"]["dir"])
+    run_dir, launch = Path(config["run"]["dir"]), config["launch"]
+    if launch.get("node_rank"):  # machine 0 checks, prepares and reports; this one waits for it
+        return start_worker(run_dir, config)
+    if launch["name"] == "slurm":
+        slurm.check_cluster(run_dir)
+    else:
+        slurm.check_no_job(run_dir)
     with contextlib.ExitStack() as held:
         is_fresh = _prepare(run_dir, config, choices=choices, overrides=overrides, held=held)
-        code = start_worker(run_dir, config)  # whatever ends it, what it has made stays
+        if launch["name"] != "slurm":
+            code = start_worker(run_dir, config)  # whatever ends it, what it has made stays
+    if launch["name"] == "slurm":  # the job takes the lock
+        try:
+            code = slurm.run_as_job(run_dir, config)
+        except UserError:
+            if is_fresh:
+                _remove_all_but_cache(run_dir)
+            raise
+        if code is None:
+            return 0
     if code in (0, STOPPED_BY_ALARM):
         write_reports([run_dir])
     is_begun = not {path.name for path in run_dir.iterdir()} <= _BEFORE_IT_BEGINS

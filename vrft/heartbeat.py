@@ -21,9 +21,13 @@ _own: Path | None = None  # this process's file; None: nobody listens
 _said: dict[str, Any] = {}
 
 
-def forget(run_dir: Path) -> None:
-    """Remove what an earlier run's processes have said."""
+def forget(run_dir: Path, node: int = 0) -> None:
+    """Remove what an earlier run's processes have said; a node but the first removes its own words alone."""
     folder = run_dir / FOLDER
+    if node:
+        for word in heard(run_dir, node):
+            _file_of(run_dir, word["rank"]).unlink(missing_ok=True)
+        return
     if folder.is_symlink():
         folder.unlink()
     elif folder.exists():
@@ -36,22 +40,22 @@ def fall_silent() -> None:
     _own = None
 
 
-def begin(run_dir: Path, rank: int) -> None:
-    """Say from now on what this process does."""
+def begin(run_dir: Path, rank: int, node: int = 0) -> None:
+    """Say from now on what this process does. node: the machine's number among those of the run."""
     global _own
-    _own = run_dir / FOLDER / f"rank_{rank}.json"
+    _own = _file_of(run_dir, rank)
     _own.parent.mkdir(exist_ok=True)
     _own.with_suffix(_SIGNAL).unlink(missing_ok=True)
     _said.clear()
-    say(rank=rank, pid=os.getpid(), state="runs")
+    say(rank=rank, node=node, pid=os.getpid(), state="runs")
 
 
 def say(**what: Any) -> None:
     """Note what this process does (`doing`, `step`, `rows`: the samples at hand), beside what it said before.
 
     state: `runs`, `failed` (with `error`) or `finished` (with `code`). saves: whether a signal lets it save and stop.
-    `time` is that of the machine's monotonic clock. A process that has not begun says nothing, and on a full disk
-    what it says is lost.
+    `time` is that of the machine's monotonic clock, which says nothing on another machine. A process that has not
+    begun says nothing, and on a full disk what it says is lost.
     """
     if _own is not None:
         _said.update(what, time=time.monotonic())
@@ -69,8 +73,11 @@ def note_signal(code: int | None) -> None:
             _own.with_suffix(_SIGNAL).write_text(json.dumps(code), encoding="utf-8")
 
 
-def heard(run_dir: Path) -> list[dict[str, Any]]:
-    """The latest word of every process that has begun, by rank; the state is `interrupted` where it ran at a signal."""
+def heard(run_dir: Path, node: int | None = None) -> list[dict[str, Any]]:
+    """The latest word of every process that has begun, by rank; the state is `interrupted` where it ran at a signal.
+
+    node: the machine whose processes are meant; None for all.
+    """
     words = []
     for path in (run_dir / FOLDER).glob("rank_*.json"):
         with contextlib.suppress(OSError, ValueError):  # a network's file system may say so, and a word may be cut
@@ -80,4 +87,10 @@ def heard(run_dir: Path) -> list[dict[str, Any]]:
                 code = signal_file.read_text(encoding="utf-8")
                 word |= {"state": "interrupted"} | ({} if code in ("", "null") else {"code": int(code)})
             words.append(word)
-    return sorted(words, key=lambda word: word["rank"])
+    return sorted(
+        (word for word in words if node is None or word.get("node", 0) == node), key=lambda word: word["rank"]
+    )
+
+
+def _file_of(run_dir: Path, rank: int) -> Path:
+    return run_dir / FOLDER / f"rank_{rank}.json"

@@ -59,8 +59,13 @@ def careful_hydra() -> Iterator[Composed]:
 
     def load_checked(self, config_name, overrides, *args, **kwargs) -> DictConfig:
         config = load(self, config_name, overrides, *args, **kwargs)
-        faults = [*_secret_faults(config, overrides), *_hydra_faults(config.hydra)]
-        raise_all([*faults, *_script_faults(config.hydra, overrides)], heading=CANNOT_RUN)
+        faults = [
+            *_secret_faults(config, overrides),
+            *_hydra_faults(config.hydra),
+            *_script_faults(config.hydra, overrides),
+            *_setup_faults(config, overrides),
+        ]
+        raise_all(faults, heading=CANNOT_RUN)
         if config.hydra.mode == RunMode.MULTIRUN:  # one folder for all children, whatever theirs would be called
             composed.sweep_dir = config.hydra.sweep.dir = composed.sweep_dir or config.hydra.sweep.dir
         return config
@@ -127,6 +132,16 @@ def _script_faults(settings: DictConfig, overrides: Sequence[str]) -> Iterator[s
     for key, value in flat(values, "hydra.launcher."):
         if "\n" in str(value) or "\r" in str(value):
             yield f"{key} is {value!r}; a line break would begin a line of a shell script"
+
+
+def _setup_faults(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
+    """Yield where a file, not the command line, says shell lines for `launch=slurm`."""
+    is_said = any(override.lstrip("+").startswith(("launch.setup=", "launch.setup@")) for override in overrides)
+    if OmegaConf.select(config, "launch.setup", throw_on_missing=False) and not is_said:
+        yield "launch.setup is set in a file; its lines run in a shell, so give it on the command line"
+    for key in config.hydra.sweeper.get("params") or {}:
+        if str(key).lstrip("+~").startswith("launch.setup"):
+            yield "hydra.sweeper.params has launch.setup; its lines run in a shell, so give it on the command line"
 
 
 def _targets(value: Any, key: str) -> Iterator[tuple[str, Any]]:

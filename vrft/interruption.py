@@ -1,7 +1,7 @@
-"""SIGINT, SIGTERM and SIGHUP in a worker: in training it saves and stops, else it ends at once.
+"""SIGINT, SIGTERM, SIGHUP and SIGUSR2 in a worker: in training it saves and stops, else it ends at once.
 
 A user's second signal ends a run through the parent process, which kills: a scheduler may well send the first to every
-process, so that a worker has it twice.
+process, so that a worker has it twice. SIGUSR2 is SLURM's warning before a time limit or a preemption.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from vrft import heartbeat
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 _LIBC = ctypes.CDLL(None)
 _received: int | None = None
@@ -38,7 +38,8 @@ def _leave() -> None:
     heartbeat.fall_silent()
     for number in SIGNALS:
         if signal.getsignal(number) is _on_signal:
-            signal.signal(number, signal.SIG_DFL)
+            # SLURM sends its warning to every process there is; their work is still wanted for the save.
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGUSR2 else signal.SIG_DFL)
 
 
 def end_with_parent(number: int = signal.SIGKILL) -> None:

@@ -38,19 +38,24 @@ def find_device() -> str:
     return "cuda" if has_gpu else "cpu"
 
 
-def start_worker(run_dir: Path, config: dict[str, Any]) -> int:
+def start_worker(run_dir: Path, config: dict[str, Any], *, is_patient: bool = False) -> int:
     """Run `python -m vrft.run RUN_DIR` to its end and return its exit code.
 
-    A first SIGINT, SIGTERM or SIGHUP is passed on to every process: in training these save and stop, with 128 + its
-    number. A second one kills them. Where a process says nothing for `launch.watchdog_s`, each writes its stack, and
-    the run is ended with 124. Where this process is killed, the others save and stop too. Several processes, or one
-    under DeepSpeed (which needs its environment), are started by `torch.distributed.run`.
+    A first SIGINT, SIGTERM, SIGHUP or SIGUSR2 is passed on to every process: in training these save and stop, with 128
+    + its number. A second one kills them, unless `is_patient`, as where a scheduler sends several. Where a process says
+    nothing for `launch.watchdog_s`, each writes its stack, and the run is ended with 124. Where this process is killed,
+    the others save and stop too. Several processes, or one under DeepSpeed (which needs its environment), are started
+    by `torch.distributed.run`. Of several machines each starts its own processes, which begin when all are there; the
+    first, `launch.node_rank=0`, has made the run directory. A signal on one of them saves and stops on all.
     """
-    launch = config["launch"]
+    launch, node = config["launch"], config["launch"].get("node_rank", 0)
     environment = dict(os.environ)
     if launch["threads"]:
         environment["OMP_NUM_THREADS"] = str(launch["threads"])
-    heartbeat.forget(run_dir)
+    heartbeat.forget(run_dir, node)
+    if (n_nodes := launch.get("nnodes", 1)) > 1:
+        where = f"at {launch['rdzv_endpoint']} (launch.rdzv_timeout_s={launch['rdzv_timeout_s']})"
+        print(f"vrft: machine {node} of {n_nodes} waits for the others {where}", file=sys.stderr)
     received: list[int] = []
     heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
     # Ignored by torchrun, which would give its workers 30 s to save; workers take them over.
@@ -61,7 +66,7 @@ def start_worker(run_dir: Path, config: dict[str, Any]) -> int:
     try:
         for number in heeded:
             signal.signal(number, lambda number, frame: received.append(number))
-        watch = _Watch(run_dir, worker, received)
+        watch = _Watch(run_dir, worker, received, node=node, is_patient=is_patient)
         watch.wait(launch["watchdog_s"])
     except BaseException:
         _kill(worker)
@@ -74,7 +79,7 @@ def start_worker(run_dir: Path, config: dict[str, Any]) -> int:
 
 def _exit_code(watch: _Watch) -> int:
     """What the run's end means, and a word about it where nobody has said one."""
-    words, code = heartbeat.heard(watch.run_dir), watch.worker.returncode
+    words, code = heartbeat.heard(watch.run_dir, watch.node), watch.worker.returncode
     said = [word["code"] for word in words if "code" in word]
     if watch.is_hung:
         return HUNG
@@ -101,8 +106,16 @@ def worker_command(run_dir: Path, config: dict[str, Any]) -> list[str]:
     launch = config["launch"]
     if launch["name"] == "local" and not config["deepspeed"]["config"]:
         return [sys.executable, "-m", "vrft.run", str(run_dir)]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--signals-to-handle", "SIGQUIT"]
-    return [*torchrun, "--nproc-per-node", str(launch["nproc_per_node"]), "-m", "vrft.run", str(run_dir)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--signals-to-handle", "SIGQUIT"]
+    torchrun += ["--nproc-per-node", str(launch["nproc_per_node"])]
+    if launch.get("nnodes", 1) == 1:
+        return [*torchrun, "--standalone", "-m", "vrft.run", str(run_dir)]
+    node, wait_s = launch["node_rank"], launch["rdzv_timeout_s"]
+    torchrun += ["--nnodes", str(launch["nnodes"]), "--rdzv-backend", "c10d"]
+    torchrun += ["--rdzv-endpoint", launch["rdzv_endpoint"], "--rdzv-id", launch["rdzv_id"]]
+    # Said, not left to torchrun, which looks whether the endpoint's name is this machine's.
+    torchrun += ["--rdzv-conf", f"is_host={node == 0},read_timeout={wait_s},join_timeout={wait_s}"]
+    return [*torchrun, "-m", "vrft.run", str(run_dir), str(node)]
 
 
 def account(run_dir: Path, words: Sequence[dict[str, Any]], gone: Mapping[int, float]) -> str:
@@ -134,9 +147,12 @@ def _where(word: dict[str, Any]) -> str:
 class _Watch:
     """The parent's watch over a run's processes until they end."""
 
-    def __init__(self, run_dir: Path, worker: subprocess.Popen, received: list[int]) -> None:
-        """received: signals, to which a handler appends."""
+    def __init__(
+        self, run_dir: Path, worker: subprocess.Popen, received: list[int], *, node: int, is_patient: bool
+    ) -> None:
+        """received: signals, to which a handler appends. node: this machine's number. is_patient: never to kill."""
         self.run_dir, self.worker, self.received = run_dir, worker, received
+        self.node, self.is_patient = node, is_patient
         self.gone: dict[int, float] = {}  # by rank, when it was first missed
         self._processes: dict[int, psutil.Process] = {}  # by rank
         self.is_hung = self.is_killed = False
@@ -146,10 +162,11 @@ class _Watch:
         n_passed_on = 0
         while self._is_running() and not (self.is_hung or self.is_killed):
             time.sleep(_TICK_S)
-            words = heartbeat.heard(self.run_dir)
+            words = heartbeat.heard(self.run_dir, self.node)
             self._know(words)
             if (n_received := len(self.received)) > n_passed_on:  # those at once count as one, later ones do not
-                self._pass_on(words if n_passed_on == 0 else [])
+                if n_passed_on == 0 or not self.is_patient:
+                    self._pass_on(words if n_passed_on == 0 else [])
                 n_passed_on = n_received
             elif watchdog_s and _silence(words) > watchdog_s:
                 self._write_stacks(words, watchdog_s)

@@ -21,8 +21,6 @@ _NOT_HASHED = (
     "run.dir",
     "run.name",
     "run.resume",
-    "launch.threads",
-    "launch.watchdog_s",
     "dataset.n_processes",
     "logging",
     "question",
@@ -67,6 +65,9 @@ def _that_matters(config: dict[str, Any]) -> dict[str, Any]:
     for key in _NOT_HASHED:
         section, _, name = key.partition(".")
         (config.get(section, {}) if name else config).pop(name or section, None)
+    if config.get("launch"):  # how many processes and of which kind, not by whom they are started
+        kept = {key: value for key, value in config["launch"].items() if key in ("nproc_per_node", "nnodes", "device")}
+        config["launch"] = {"nnodes": 1} | kept
     if config["model"]["path"] == str(TINY_MODEL):
         config["model"]["path"] = None
     return config

@@ -1,7 +1,7 @@
 """The worker: reads a frozen run directory, evaluates, trains, evaluates again, and writes `result.json` last.
 
-Started by `vrft.launching` as `python -m vrft.run RUN_DIR`, once or under torchrun. It knows plain values only, no
-Hydra.
+Started by `vrft.launching` as `python -m vrft.run RUN_DIR [NODE]`, once or under torchrun; NODE is the machine's number
+where there are several. It knows plain values only, no Hydra.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -33,6 +34,8 @@ from vrft.tracking import tracked
 from vrft.training import NON_FINITE, Interrupted, load_policy, open_engine, start_of, train
 from vrft.vllm_checks import check_vllm
 from vrft.whole_folder import check_whole
+
+_LATE_S = 60  # how much later a network's file system may show on one machine what another has written
 
 
 def run(run_dir: Path) -> dict | None:
@@ -153,13 +156,17 @@ def _write_result(
 
 def main() -> int:
     """Entry point of the worker; exit code 2 for a user's mistake."""
-    run_dir = Path(sys.argv[1])
+    run_dir, node = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
     interruption.listen()
+    for _ in range(_LATE_S * 10 * bool(node)):  # of several machines another has made the run directory
+        if (run_dir / "config.yaml").is_file():
+            break
+        time.sleep(0.1)
     rank = int(os.environ.get("RANK", "0"))
     lock = (run_dir / run_lock.FILE).open("a", encoding="utf-8")  # open to the end of the process
     with contextlib.suppress(OSError):  # a file system without locks
         run_lock.join(lock)
-    heartbeat.begin(run_dir, rank)
+    heartbeat.begin(run_dir, rank, node)
     _write_stacks_on_request(run_dir, rank)
     set_environment(run_dir)
     silence_libraries()

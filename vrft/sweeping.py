@@ -29,6 +29,7 @@ from vrft.rows import write_text_atomically
 FOLDER = "children"
 PENALTY = -1.0  # what a search (Optuna) is told of a child that failed: below every metric, and finite
 N_LAST_LINES = 15
+BUSY = 75  # sysexits' temporary failure
 _BAR = re.compile(r"^.*[\d?](?:(?:it|row|step)/s|s/(?:it|row|step))[^\]]*\]?")  # of progress, at a line's beginning
 _SIGNALLED = 128
 
@@ -49,6 +50,9 @@ def run_child(values: dict[str, Any], *, sweep_dir: Path, choices: dict[str, Any
             print(f"{name}: another process runs it")
             return PENALTY
         known = read_record(record)
+        if known.get("state") == "submitted" and (run_dir / "result.json").is_file():
+            known |= {"state": "completed", "cause": "", "last_lines": []}
+            write_text_atomically(record, json.dumps(known, indent=2) + "\n")
         if known.get("state") == "completed" and known.get("config_hash") == config_hash(values):
             print(f"{name}: completed before")
             return objective(run_dir)
@@ -68,7 +72,7 @@ def run_child(values: dict[str, Any], *, sweep_dir: Path, choices: dict[str, Any
     print(f"{name}: {found['state']}" + (f" ({found['cause']})" if found["cause"] else ""), flush=True)
     if received:
         raise SystemExit(_SIGNALLED + received[0])
-    return objective(run_dir) if code == 0 else PENALTY
+    return objective(run_dir) if found["state"] == "completed" else PENALTY
 
 
 def child_name(values: dict[str, Any], overrides: Sequence[str]) -> str:
@@ -83,7 +87,9 @@ def outcome(code: int, log: Path, run_dir: Path, *, is_stopped: bool) -> dict[st
     """What a child's exit code means: `state`, `code`, `cause` in words, and the `last_lines` of its log."""
     lines = _last_lines(log)
     number = -code if code < 0 else code - _SIGNALLED if code > _SIGNALLED else 0
-    if code == 0:
+    if code == BUSY or (code == 0 and not (run_dir / "result.json").is_file()):
+        state, cause = "submitted", "its job has not ended; the same command looks again"
+    elif code == 0:
         state, cause = "completed", ""
     elif is_stopped:
         state, cause = "interrupted", "the sweep was stopped; it goes on from its last checkpoint"
@@ -202,11 +208,17 @@ def main() -> int:
     from vrft.configure import freeze_values
     from vrft.experiment import run_experiment
     from vrft.launching import find_device
+    from vrft.run_lock import OccupiedError
+    from vrft.slurm import device_of_job
 
     job = json.load(sys.stdin)
     try:
-        frozen = freeze_values(job["values"], device=find_device(), overrides=job["overrides"])
+        device = device_of_job(job["values"]["launch"]) or find_device()
+        frozen = freeze_values(job["values"], device=device, overrides=job["overrides"])
         return run_experiment(frozen, choices=job["choices"], overrides=job["overrides"])
+    except OccupiedError as error:
+        print(f"vrft: {error}", file=sys.stderr)
+        return BUSY
     except (UserError, OSError) as error:
         print(f"vrft: {error}", file=sys.stderr)
         return USER_ERROR

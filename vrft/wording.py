@@ -53,6 +53,6 @@ def _unknown_key(full_key: str, key: str, parent: DictConfig) -> str | None:
     if place == "alarms.rules":
         rule = "{metric: …, above: …, action: warn, hint: …}"
         return f"no alarm {key!r}; {suggestion(key, known)}known: {', '.join(known)}; a new one: '+{full_key}={rule}'"
-    if place.startswith("alarms.rules.") and key in RULE_KEYS:
+    if place == "launch.extra" or (place.startswith("alarms.rules.") and key in RULE_KEYS):
         return f"{full_key} is not in the file; add it with a plus: +{full_key}=…"
     return f"{place} has no key {key!r}; {suggestion(key, known)}known: {', '.join(known)}"

@@ -26,7 +26,7 @@ from vrft.tasks.judge import Judge, weights_for
 
 GROUPS = groups()
 LEAST = {  # so that a glob that finds nothing cannot pass
-    "dataset": 10, "debug": 1, "deepspeed": 5, "experiment": 12, "launch": 2, "logging": 4, "memory": 4, "model": 8,
+    "dataset": 10, "debug": 1, "deepspeed": 5, "experiment": 12, "launch": 3, "logging": 4, "memory": 4, "model": 8,
     "model/peft": 2, "protocol": 10, "recipe": 5, "reward": 4, "reward/options": 1, "rollout": 4,
     "sweep": 6, "task": 8, "trainer": 8, "alarms": 1, "others": 2,
 }  # fmt: skip
@@ -150,6 +150,13 @@ def test_sft_of_the_demo_differs_from_rft_in_the_trainer_alone():
         (["run.resume=1"], ["run.resume", "true or false"]),
         # a key that is not there
         (["+launch.nproc=2"], ["launch has no key 'nproc'", "nproc_per_node"]),
+        (["+launch.partition=gpu"], ["launch has no key 'partition'"]),  # which only launch=slurm has
+        (["launch=torchrun", "launch.nnodes=2"], ["launch.rdzv_endpoint is None", "HOST:PORT of machine 0"]),
+        (
+            ["launch=torchrun", "launch.nnodes=2", "launch.node_rank=2", "launch.rdzv_endpoint=a:1"],
+            ["launch.node_rank is 2", "one from 0 to 1"],
+        ),
+        (["launch=torchrun", "launch.rdzv_id='a,is_host=1'"], ["launch.rdzv_id is 'a,is_host=1'", "a word"]),
         (["+trainer.args.bta=0.1"], ["trainer.args.bta", "did you mean beta?"]),
         (["+trainer.args.packing=true"], ["it belongs to trainer=sft"]),
         (["trainer=sft", "+trainer.args.beta=0.1"], ["trainer.args.beta", "it belongs to trainer=grpo"]),

@@ -57,6 +57,14 @@ def test_an_unknown_verb_is_told_the_nearest(capsys):
         (["train", "trainer.args.num_iterations=2"], ["+trainer.args.num_iterations"]),  # TRL's, only not in the file
         (["train", "trainer.learning_rate"], ["Error parsing override"]),
         (["train", "sweep=learning_rate"], ["acts only with -m", "vrft train -m sweep=learning_rate"]),
+        (
+            ["train", "hydra/launcher=submitit_slurm", "run.name=a b"],
+            ["acts only with -m", "vrft train -m hydra/launcher=submitit_slurm 'run.name=a b'"],
+        ),
+        (["probe", "hydra/sweeper=basic", "hydra/launcher=submitit_local"], ["vrft probe -m hydra/sweeper=basic"]),
+        (["evaluate", "hydra.sweep.dir=runs/a"], ["hydra.sweep.dir=runs/a acts only with -m"]),
+        (["train", "launch=torchrun", "launch.nnodes=2", "launch.rdzv_endpoint=a:1"], ["run.dir=runs/NAME"]),
+        (["train", "launch=slrum"], ["launch/slrum", "local", "slurm", "torchrun"]),
         (["train", "trainer.max_steps=1,2"], ["--multirun"]),
         (["train", "sweep=lr", "-m"], ["sweep/lr", "learning_rate"]),
         (["train", "trainer.max_steps=two"], ["trainer.max_steps is 'two'", "an integer or null"]),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import psutil
 import pytest
@@ -38,6 +39,20 @@ def test_what_starts_the_worker(config, is_torchrun, tmp_path):
     assert ("torch.distributed.run" in command) == is_torchrun
     if is_torchrun:
         assert command[command.index("--nproc-per-node") + 1] == str(config["launch"]["nproc_per_node"])
+
+
+def test_what_starts_the_workers_of_one_of_several_machines(tmp_path):
+    machines = {"nnodes": 3, "rdzv_endpoint": "node1:29500", "rdzv_id": "a", "rdzv_timeout_s": 60}
+    for node, hosts in ((0, "True"), (2, "False")):
+        config = settings(name="torchrun", processes=8)
+        config["launch"] |= machines | {"node_rank": node}
+        command = worker_command(tmp_path, config)
+        assert command[-3:] == ["vrft.run", str(tmp_path), str(node)]
+        given = dict(pairwise(command))
+        assert (given["--nnodes"], given["--nproc-per-node"], given["--rdzv-backend"]) == ("3", "8", "c10d")
+        assert (given["--rdzv-endpoint"], given["--rdzv-id"]) == ("node1:29500", "a")
+        assert given["--rdzv-conf"] == f"is_host={hosts},read_timeout=60,join_timeout=60"
+        assert "--standalone" not in command
 
 
 @pytest.fixture
@@ -86,7 +101,7 @@ with interruption.patience():
 """
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129), ("SIGUSR2", 140)])
 def test_the_first_signal_reaches_the_worker_which_ends_in_its_own_time(worker, tmp_path, name, code, capfd):
     worker(WORKER + PATIENT.format(name=name, then='time.sleep(0.5); (run_dir / "saved").touch()'))
     assert start_worker(tmp_path, settings()) == code
@@ -104,6 +119,53 @@ def test_a_signal_that_reaches_every_process_counts_once(worker, tmp_path):
     worker(WORKER + PATIENT.format(name="SIGTERM", then=then))
     assert start_worker(tmp_path, settings()) == 143
     assert (tmp_path / "saved").exists()
+
+
+def test_a_scheduler_that_sends_several_signals_does_not_kill(worker, tmp_path):
+    """A warning, then a SIGTERM, to a run that is patient."""
+    then = """
+    time.sleep(0.3)
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(0.5)
+    (run_dir / "saved").touch()
+"""
+    worker(WORKER + PATIENT.format(name="SIGUSR2", then=then))
+    assert start_worker(tmp_path, settings(), is_patient=True) == 140
+    assert (tmp_path / "saved").exists()
+
+
+def test_of_several_machines_each_watches_its_own_processes(worker, tmp_path, capfd):
+    """The clock of another machine may be far behind, and its process numbers mean others here."""
+    heartbeat.begin(tmp_path, 1, node=1)
+    heartbeat.say(doing="train", step=3, state="runs")
+    heartbeat.fall_silent()
+    (word,) = heartbeat.heard(tmp_path)
+    old = tmp_path / heartbeat.FOLDER / "rank_1.json"
+    source = f"""
+import json
+heartbeat.fall_silent()
+(run_dir / "health" / "rank_1.json").write_text(json.dumps({word} | {{"time": 0.0}}))
+heartbeat.begin(run_dir, 0)
+for step in range(8):
+    heartbeat.say(doing="train", step=step)
+    time.sleep(0.1)
+heartbeat.say(state="finished", code=0)
+"""
+    worker(WORKER + source)
+    assert start_worker(tmp_path, settings(watchdog_s=0.5)) == 0
+    assert old.exists()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_machine_forgets_its_own_words_and_the_first_all(tmp_path):
+    for rank in range(4):
+        heartbeat.begin(tmp_path, rank, node=rank // 2)
+    heartbeat.fall_silent()
+    assert [word["rank"] for word in heartbeat.heard(tmp_path, 1)] == [2, 3]
+    heartbeat.forget(tmp_path, 1)
+    assert [word["rank"] for word in heartbeat.heard(tmp_path)] == [0, 1]
+    heartbeat.forget(tmp_path)
+    assert heartbeat.heard(tmp_path) == []
 
 
 def test_a_signal_that_was_ignored_stays_so(worker, tmp_path, monkeypatch):
@@ -207,7 +269,7 @@ def test_nothing_is_awaited_before_work_begins(worker, tmp_path):
 def test_whatever_befalls_the_parent_the_worker_ends(worker, tmp_path, monkeypatch):
     worker(WORKER + "(run_dir / 'id').write_text(str(os.getpid())); time.sleep(60)")
 
-    def fail(run_dir):
+    def fail(run_dir, node):
         if (tmp_path / "id").exists():
             raise MemoryError
         return []
