@@ -49,10 +49,10 @@ def tracked(experiment: Experiment) -> Iterator[None]:
         run.summary.update(_result_figures(experiment.run_dir / "result.json"))
         code = 0
     finally:
-        folder = Path(run.settings.sync_dir)
+        parts = Path(run.settings.sync_dir).parent / "offline-run-*"  # one for each time that it was gone on with
         wandb.finish(exit_code=code)
         if experiment.config["logging"]["mode"] == "offline":
-            print(f"W&B: offline; with a network, upload it by: wandb sync {folder}", file=sys.stderr)
+            print(f"W&B: offline; with a network, upload it by: wandb sync {parts}", file=sys.stderr)
 
 
 def _begin(experiment: Experiment):
