@@ -49,10 +49,10 @@ def tracked(experiment: Experiment) -> Iterator[None]:
         run.summary.update(_result_figures(experiment.run_dir / "result.json"))
         code = 0
     finally:
-        folder = Path(run.settings.sync_dir)
+        parts = Path(run.settings.sync_dir).parent / "offline-run-*"  # one for each time that it was gone on with
         wandb.finish(exit_code=code)
         if experiment.config["logging"]["mode"] == "offline":
-            print(f"W&B: offline; with a network, upload it by: wandb sync {folder}", file=sys.stderr)
+            print(f"W&B: offline; with a network, upload it by: wandb sync {parts}", file=sys.stderr)
 
 
 def _begin(experiment: Experiment):
@@ -90,12 +90,14 @@ def run_fields(run_dir: Path, config: dict[str, Any], choices: dict[str, Any]) -
     logging = config["logging"]
     folder = run_dir.absolute()
     sweep = next((one for one in folder.parents[:3] if (one / _SWEEP_FILE).is_file()), None)
-    tags = [*(choices.get(group) for group in _TAGS), *(logging.get("tags") or [])]
+    is_training = config["evaluate"]["train"]
+    told = (choices.get(group) for group in _TAGS if group != "trainer" or is_training)
+    tags = [*told, *(logging.get("tags") or [])]
     return {
         "name": folder.name,
         "group": logging.get("group") or (sweep and sweep.name),
         "tags": list(dict.fromkeys(str(tag)[:_LONGEST_TAG] for tag in tags if tag)),
-        "job_type": config["trainer"]["name"] if config["evaluate"]["train"] else "evaluate",
+        "job_type": config["trainer"]["name"] if is_training else "evaluate",
     }
 
 

@@ -50,6 +50,8 @@ def test_a_run_belongs_to_the_sweep_that_its_folder_lies_in(tmp_path):
     assert run_fields(child, CONFIG, choices) == alone
     (tmp_path / "lr" / "multirun.yaml").touch()
     assert run_fields(child, CONFIG, choices) == alone | {"group": "lr"}
+    judged = run_fields(child, CONFIG | {"evaluate": {"train": False}}, choices)
+    assert (judged["tags"], judged["job_type"]) == (["detection", "tiny"], "evaluate")
     own = CONFIG | {"logging": LOGGING | {"group": "mine", "tags": ["x" * 99, "tiny"]}}
     fields = run_fields(child, own, choices)
     assert (fields["group"], fields["tags"]) == ("mine", ["detection", "sft", "tiny", "x" * 64])
