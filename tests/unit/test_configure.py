@@ -62,14 +62,17 @@ def test_the_hash_is_of_what_can_change_a_result():
         "run": {"name": "a", "dir": "runs/a", "seed": 0, "resume": False},
         "model": {"path": str(TINY_MODEL)},
         "trainer": {"max_steps": 50},
-        "launch": {"name": "local", "threads": None},
+        "launch": {"name": "local", "threads": None, "nproc_per_node": 2},
         "logging": {"report_to": []},
         "derived": {"device": "cpu"},
     }
     same, other = copy.deepcopy(config), copy.deepcopy(config)
     same["run"] |= {"name": "b", "dir": "elsewhere", "resume": True}
     same["logging"]["report_to"] = ["wandb"]
-    same["launch"]["threads"] = 4
+    same["launch"] |= {"name": "slurm", "threads": 4, "nnodes": 1, "partition": "gpu"}  # who starts the processes
+    machines = copy.deepcopy(config)
+    machines["launch"] |= {"nnodes": 2, "nproc_per_node": 1}
+    assert config_hash(config) != config_hash(machines)
     other["run"]["seed"] = 1
     assert config_hash(config) == config_hash(same)
     assert config_hash(config) != config_hash(other)
