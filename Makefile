@@ -11,7 +11,7 @@ SEEDS ?= 0 1 2
 OUT ?= runs/base
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-slow check demo seeds base bench torture train report clean
+.PHONY: help install test test-slow scale-test check demo seeds base bench torture train report clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
@@ -28,7 +28,10 @@ test: install  ## the tests, in minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations 15
 
 test-slow: install  ## the slow ones too: the claims, measured again
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations 30 -m "not gpu and not hub and not slurm"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations 30 -m "not scale and not gpu and not hub and not slurm"
+
+scale-test: install  ## every DeepSpeed stage with all weights and with LoRA, on two CPU processes, in six minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations 10 -m scale
 
 check: install  ## lint and format, as the pre-commit hook does
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ def set_environment(run_dir: Path) -> None:
         begun = json.loads((run_dir / "provenance.json").read_text(encoding="utf-8"))
         os.environ |= {"WANDB_RUN_ID": begun["wandb_run_id"], "WANDB_RESUME": "allow"}
         os.environ["WANDB_DISABLE_GIT"] = "true"  # it notes the remote's address, where a token may stand as the user
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # also where a library asks for a whole pickle, as DeepSpeed does
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")
     if config["derived"]["device"] == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"

@@ -30,6 +30,7 @@ from vrft import heartbeat
 from vrft.errors import UserError
 from vrft.train.alarms import NonFiniteError, agreed_maximum
 from vrft.train.callbacks import Validation
+from vrft.train.deepspeed_state import named_once, readable_state, recount_steps
 from vrft.whole_folder import DamagedFolderError, check_whole, publish
 
 _NEARLY_FULL = 2**20  # bytes left
@@ -137,6 +138,9 @@ class Resumable:
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict and named_once(self.model, state_dict))
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         if self.state.global_step == self._resumed_step:
             return  # nothing has happened since, and what is there was found whole
@@ -152,7 +156,9 @@ class Resumable:
             self._save_own_state(self._staging / folder.name)
             self.accelerator.wait_for_everyone()
             if is_main:
-                (self._staging / folder.name / "training_args.bin").unlink(missing_ok=True)  # a pickle nobody reads
+                for path in (self._staging / folder.name).glob("*"):
+                    if path.name == "training_args.bin" or path.suffix == ".py":
+                        path.unlink()  # a pickle, and DeepSpeed's scripts, that nobody needs
                 publish(self._staging / folder.name, folder)  # over a damaged one that was passed over
                 self._written.add(folder.name)
                 self._prune(parent)
@@ -197,6 +203,15 @@ class Resumable:
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         if isinstance(self.model, PeftModel):  # a whole model was made from the checkpoint: here its names would differ
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, checkpoint: str | None) -> Any:
+        if not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(max_steps, train_dataloader, checkpoint)
+        with readable_state(), _no_code(checkpoint):
+            made = super()._prepare_for_training(max_steps, train_dataloader, checkpoint)
+        if checkpoint:
+            recount_steps(self.model_wrapped)
+        return made
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _no_code(checkpoint):

@@ -1,0 +1,87 @@
+"""DeepSpeed's stages on two processes with images: DDP's weights, resumed to the bit, in files that others load."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torture.harness import differences
+from transformers import AutoModelForImageTextToText
+
+from vrft.package_files import TINY_MODEL
+
+STAGES = ("zero1", "zero2", "zero3", "zero3_offload")
+IN_EVERY_RUN = ("zero2", "zero3")
+AT_SCALE = tuple(f"{stage}{peft}" for peft in ("", "+lora") for stage in STAGES)
+WEIGHTS = {"none": "model.safetensors", "lora": "adapter_model.safetensors"}
+
+
+def train_all(folder: Path, cases: tuple[str, ...]) -> Path:
+    command = [sys.executable, str(Path(__file__).with_name("zero_stages.py")), str(folder), *cases]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    print(done.stdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory) -> Path:
+    return train_all(tmp_path_factory.mktemp("few"), IN_EVERY_RUN)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> Path:
+    return train_all(tmp_path_factory.mktemp("many"), AT_SCALE)
+
+
+def assert_stage_holds(folder: Path, case: str) -> None:
+    """Three steps end at DDP's weights, from step 2 again at the same bits, and transformers loads what is saved."""
+    stage, _, peft = case.partition("+")
+    folder, file = folder / (peft or "none"), WEIGHTS[peft or "none"]
+    ddp, weights = (load_file(folder / name / "checkpoints" / "last" / file) for name in ("none", stage))
+    assert weights.keys() == ddp.keys()
+    assert max((weights[name] - ddp[name]).abs().max().item() for name in ddp) <= 1e-5
+    assert differences(folder / stage, folder / f"{stage}_resumed", last="checkpoint-3") == []
+    steps = [json.loads(line) for line in (folder / stage / "metrics.jsonl").read_text().splitlines()]
+    assert len(steps) == 3
+    assert all(step["grad_norm"] > 0.1 and step["shared_prefix/fraction"] == 1.0 for step in steps)
+    for name in ("last", "checkpoint-3"):
+        assert_loads(folder / stage / "checkpoints" / name, file)
+
+
+def assert_loads(checkpoint: Path, file: str) -> None:
+    """The files have the base's names, and transformers finds them all where it looks for them."""
+    base, saved = load_file(TINY_MODEL / "model.safetensors"), load_file(checkpoint / file)
+    assert not list(checkpoint.glob("*.py")) + list(checkpoint.glob("*.bin")), "no code, no pickled settings"
+    if file == WEIGHTS["none"]:
+        assert saved.keys() == base.keys()
+        assert max((saved[name] - base[name]).abs().max().item() for name in base) > 1e-4, "trained"
+        model, told = AutoModelForImageTextToText.from_pretrained(
+            checkpoint, dtype=torch.float32, output_loading_info=True
+        )
+        assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        embedding = model.get_input_embeddings().weight
+        assert torch.equal(embedding, saved["model.embed_tokens.weight"])
+    else:
+        model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+        loaded = {name: weight for name, weight in model.named_parameters() if "lora_B" in name}
+        assert len(loaded) * 2 == len(saved)
+        assert all(weight.abs().max() > 0 for weight in loaded.values())
+
+
+@pytest.mark.parametrize("case", IN_EVERY_RUN)
+def test_a_stage_trains_as_ddp_does_and_goes_on_to_the_same_bits(few, case):
+    assert_stage_holds(few, case)
+
+
+@pytest.mark.scale
+@pytest.mark.parametrize("case", AT_SCALE)
+def test_every_stage_does_with_all_weights_and_with_lora(many, case):
+    assert_stage_holds(many, case)
