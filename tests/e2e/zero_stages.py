@@ -16,16 +16,16 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "torture")]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ["DS_ACCELERATOR"] = "cpu"
 
 import deepspeed
 import yaml
-from harness import finish, prepare, set_resume, start
 from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
+from torture.harness import finish, prepare, set_resume, start
 
-import vrft.train.grpo  # noqa: F401: before the processes are forked
+import vrft.train.grpo  # noqa: F401 (imported before processes are forked)
 from vrft.cli import SweepFiles
 from vrft.configure import freeze
 from vrft.experiment import build_rows
