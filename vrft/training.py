@@ -90,9 +90,9 @@ def _validation(experiment: Experiment, start: Start, card: dict):
     metric, folder = experiment.primary_metrics[0], experiment.run_dir / "checkpoints" / "best"
     kept = read_card(str(folder))
     return Validation(
-        lambda policy: evaluate_splits(experiment, policy, ["validation"], name=None)["validation"][
-            experiment.protocol
-        ],
+        lambda policy, in_step: evaluate_splits(experiment, policy, ["validation"], name=None, in_step=in_step)[
+            "validation"
+        ][experiment.protocol],
         metric=metric,
         eval_steps=experiment.config["trainer"]["eval_steps"],
         processor=experiment.processor,
