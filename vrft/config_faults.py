@@ -94,7 +94,10 @@ def model_faults(config: dict[str, Any]) -> Iterator[str]:
 
 def _training_faults(model: dict[str, Any], path: str, *, has_deepspeed: bool) -> Iterator[str]:
     if (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file():
-        yield f"model.path is {path}, an adapter, which can be judged but not trained on; merge it into its base first"
+        yield (
+            f"model.path is {path}, an adapter, which can be judged but not trained on; merge it into its base first: "
+            f"vrft export model.path={path} out=DIR"
+        )
     if model["dtype"] == "bfloat16" and not has_deepspeed and not model["peft"]:
         yield (
             "model.dtype is bfloat16, in which AdamW's small steps round to nothing; choose deepspeed=zero2 or zero3 "

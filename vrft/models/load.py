@@ -21,7 +21,7 @@ def load_processor(
 
     Raises `UserError` where the folder holds no processor, or where the limits did not arrive in the image processor.
     """
-    _require_folder(path)
+    require_folder(path)
     try:
         processor = AutoProcessor.from_pretrained(
             path,
@@ -56,7 +56,7 @@ def load_model(
 
     Raises `UserError` if the folder holds none that can be loaded, or one of another family.
     """
-    _require_folder(path)
+    require_folder(path)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             path,
@@ -83,7 +83,7 @@ def freeze_parts(model: PreTrainedModel, parts: Sequence[str], family: Family) -
             parameter.requires_grad_(False)
 
 
-def _require_folder(path: str) -> None:
+def require_folder(path: str) -> None:
     """A path that looks local must be a model's folder; anything else is left to the hub."""
     folder = Path(path).expanduser()
     looks_local = path.startswith((".", "/", "~")) or len(folder.parts) != 2
