@@ -2,8 +2,9 @@
 
     python tests/e2e/zero_stages.py FOLDER zero2 zero3+lora …
 
-`STAGE` trains all weights, `STAGE+lora` an adapter. Run directories: FOLDER/PEFT/STAGE and FOLDER/PEFT/STAGE_resumed,
-beside FOLDER/PEFT/none, which is DDP. Workers are forked from one process that has imported everything, DeepSpeed too.
+`STAGE` trains all weights, `STAGE+SETTING` some (see `SETTINGS`). Run directories: FOLDER/SETTING/STAGE and
+FOLDER/SETTING/STAGE_resumed, beside FOLDER/SETTING/none, which is DDP. Workers are forked from one process that has
+imported everything, DeepSpeed too.
 """
 
 from __future__ import annotations
@@ -41,6 +42,15 @@ RUN = (
     "trainer.args.lr_scheduler_type=constant trainer.args.warmup_steps=0 "
     "+trainer.args.adam_epsilon=1e-5"  # at 1e-8 a gradient that is nothing but rounding moves a weight by a whole step
 ).split()
+SETTINGS = {
+    "all": [],
+    "lora": ["model/peft=lora"],
+    "lora_but_vision": ["model/peft=lora_all", "model.freeze=[vision]"],
+    "qlora": ["model/peft=qlora"],
+    "vision": ["model.freeze=[projector,language]"],
+    "projector": ["model.freeze=[vision,language]"],
+    "language": ["model.freeze=[vision,projector]"],
+}
 
 
 def write_run(folder: Path, *overrides: str) -> Path:
@@ -78,16 +88,16 @@ def main() -> None:
     folder, cases = Path(sys.argv[1]), sys.argv[2:]
     Plugins.instance().register(SweepFiles)
     for case in cases:
-        stage, _, peft = case.partition("+")
-        peft = peft or "none"
+        stage, _, setting = case.partition("+")
+        setting = setting or "all"
         for one in dict.fromkeys(("none", stage)):
-            run_dir = folder / peft / one
+            run_dir = folder / setting / one
             if not run_dir.is_dir():
                 began = time.perf_counter()
-                train(write_run(run_dir, f"model/peft={peft}", f"deepspeed={one}"))
+                train(write_run(run_dir, *SETTINGS[setting], f"deepspeed={one}"))
                 if one != "none":
                     go_on(run_dir, run_dir.with_name(f"{one}_resumed"))
-                print(f"{peft}/{one}: {time.perf_counter() - began:.1f} s", flush=True)
+                print(f"{setting}/{one}: {time.perf_counter() - began:.1f} s", flush=True)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f"CPU seconds of all workers: {used.ru_utime + used.ru_stime:.0f}; DeepSpeed {deepspeed.__version__}")
 
