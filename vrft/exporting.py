@@ -10,6 +10,7 @@ from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
+import transformers
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
@@ -125,6 +126,7 @@ class ExportConfig:
 
 def run_export(config: dict[str, Any]) -> None:
     """Export as the frozen config says, and tell what was written."""
+    transformers.logging.disable_progress_bar()
     model, out = config["model"], Path(config["out"])
     made = export(Path(model["path"]), out, dtype=config["dtype"], trust_remote_code=model["trust_remote_code"])
     how = "the adapter merged into its base" if made["is_merged"] else "all weights"

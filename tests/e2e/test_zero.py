@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torture.harness import differences
 from transformers import AutoModelForImageTextToText
 
+from vrft.exporting import export, weight_names
 from vrft.models.families import FAMILIES, part_of
 from vrft.package_files import TINY_MODEL
 
@@ -23,6 +25,9 @@ STAGES = ("zero1", "zero2", "zero3", "zero3_offload")
 IN_EVERY_RUN = ("zero2", "zero3")
 AT_SCALE = tuple(f"{stage}{setting}" for setting in ("", "+lora") for stage in STAGES)
 IN_PARTS = ("zero2+vision", "zero2+projector", "zero2+language", "zero2+lora_but_vision", "zero3+lora_but_vision")
+OF_FAMILIES = ("zero2+qwen2_vl", "zero3+qwen2_vl", "zero3+qwen2_5_vl", "zero3+qwen3_vl")
+IN_FOUR_BITS = "zero2+qlora"
+HAS_FOUR_BITS = importlib.util.find_spec("bitsandbytes") is not None
 ALL, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 
 
@@ -42,7 +47,8 @@ def few(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory) -> Path:
-    return train_all(tmp_path_factory.mktemp("many"), (*AT_SCALE, *IN_PARTS))
+    cases = (*AT_SCALE, *IN_PARTS, *OF_FAMILIES, *([IN_FOUR_BITS] if HAS_FOUR_BITS else ()))
+    return train_all(tmp_path_factory.mktemp("many"), cases)
 
 
 def assert_stage_holds(folder: Path, case: str) -> None:
@@ -102,6 +108,25 @@ def test_parts_are_trained_under_a_stage_as_without_one(many, case):
         assert {part_of(name, FAMILY) for name in names} == {"projector", "language"}
     else:
         assert parts_changed(checkpoint) == {setting}
+
+
+@pytest.mark.scale
+@pytest.mark.parametrize("case", OF_FAMILIES)
+def test_weights_of_every_family_have_the_names_of_its_base(many, case):
+    """Those that the hub's checkpoints have, by which vLLM knows them."""
+    stage, _, family = case.partition("+")
+    for name in ("last", "checkpoint-3"):
+        assert weight_names(many / family / stage / "checkpoints" / name) == weight_names(many / family)
+    assert {name.partition(".")[0] for name in weight_names(many / family)} <= {"model", "visual", "lm_head"}
+
+
+@pytest.mark.scale
+@pytest.mark.skipif(not HAS_FOUR_BITS, reason="needs bitsandbytes: pip install -e '.[qlora]'")
+def test_an_adapter_on_four_bits_trains_goes_on_and_is_merged(many, tmp_path):
+    assert_stage_holds(many, IN_FOUR_BITS)
+    told = export(many / "qlora" / "zero2" / "checkpoints" / "last", tmp_path / "merged")
+    assert told["is_merged"]
+    assert weight_names(tmp_path / "merged") == weight_names(TINY_MODEL)
 
 
 def parts_changed(checkpoint: Path) -> set[str]:

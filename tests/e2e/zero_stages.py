@@ -24,6 +24,7 @@ import deepspeed
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
+from small_models import FAMILIES, save_model
 from torture.harness import finish, prepare, set_resume, start
 
 import vrft.train.grpo  # noqa: F401 (imported before processes are forked)
@@ -50,6 +51,7 @@ SETTINGS = {
     "vision": ["model.freeze=[projector,language]"],
     "projector": ["model.freeze=[vision,language]"],
     "language": ["model.freeze=[vision,projector]"],
+    **{family: ["model.path={folder}/" + family, f"model.family={family}"] for family in FAMILIES},
 }
 
 
@@ -90,11 +92,14 @@ def main() -> None:
     for case in cases:
         stage, _, setting = case.partition("+")
         setting = setting or "all"
+        if setting in FAMILIES and not (folder / setting).is_dir():
+            save_model(folder / setting, setting)
+        overrides = [override.format(folder=folder) for override in SETTINGS[setting]]
         for one in dict.fromkeys(("none", stage)):
             run_dir = folder / setting / one
             if not run_dir.is_dir():
                 began = time.perf_counter()
-                train(write_run(run_dir, *SETTINGS[setting], f"deepspeed={one}"))
+                train(write_run(run_dir, *overrides, f"deepspeed={one}"))
                 if one != "none":
                     go_on(run_dir, run_dir.with_name(f"{one}_resumed"))
                 print(f"{setting}/{one}: {time.perf_counter() - began:.1f} s", flush=True)
