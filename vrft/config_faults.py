@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import yaml
 from vrft.batch_sizes import batch_sizes
 from vrft.errors import UserError
 from vrft.package_files import TINY_MODEL, config_folder
-from vrft.part_faults import part_faults
+from vrft.part_faults import part_faults, quantization_faults
 from vrft.schema import AlarmRule
 from vrft.shapes import fits, flat, shape_faults, suggestion
 from vrft.trl_fields import argument_faults
@@ -93,10 +92,7 @@ def model_faults(config: dict[str, Any]) -> Iterator[str]:
     if config["evaluate"]["train"]:
         yield from _training_faults(model, path, has_deepspeed=bool(config["deepspeed"]["config"]))
         yield from part_faults(config)
-    if model["quantization"] and importlib.util.find_spec("bitsandbytes") is None:
-        yield (
-            "model.quantization is nf4, which needs bitsandbytes: pip install 'vrft[qlora]', or choose model/peft=lora"
-        )
+    yield from quantization_faults(config)
 
 
 def _training_faults(model: dict[str, Any], path: str, *, has_deepspeed: bool) -> Iterator[str]:

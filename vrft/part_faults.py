@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,15 +17,38 @@ def part_faults(config: dict[str, Any]) -> Iterator[str]:
         yield "model.freeze has vision, projector and language, so nothing would be trained; leave one of them out"
     if peft:
         yield from _adapter_faults(model)
+    yield from _stage_faults(deepspeed.get("zero_optimization") or {})
+
+
+def _stage_faults(zero: dict[str, Any]) -> Iterator[str]:
+    key = "deepspeed.config.zero_optimization"
+    if zero.get("stage", 0) not in (0, 1, 2, 3):
+        yield f"{key}.stage is {zero['stage']!r}; 1, 2 or 3 is needed, or deepspeed=none"
+    if zero.get("stage") == 3 and zero.get("stage3_gather_16bit_weights_on_model_save") is not True:
+        yield f"{key}.stage3_gather_16bit_weights_on_model_save must be true, or checkpoints would hold no weights"
+
+
+def quantization_faults(config: dict[str, Any]) -> Iterator[str]:
+    """Yield why weights of 4 bits are not to be had, or not to be trained so."""
+    model, zero = config["model"], (config["deepspeed"]["config"] or {}).get("zero_optimization") or {}
     if not model["quantization"]:
         return
-    if not peft:
+    if not has_four_bits():
+        yield (
+            "model.quantization is nf4, which needs bitsandbytes: pip install 'vrft[qlora]', or choose model/peft=lora"
+        )
+    if config["evaluate"]["train"] and not model["peft"]:
         yield "model.quantization is nf4, and weights of 4 bits cannot be trained; choose model/peft=qlora"
-    if (deepspeed.get("zero_optimization") or {}).get("stage") == 3:
+    if config["evaluate"]["train"] and zero.get("stage") == 3:
         yield (
             "model.quantization=nf4 does not go with ZeRO-3, which would share out packed numbers; choose "
             "deepspeed=zero2 or none, or model/peft=lora with deepspeed=zero3"
         )
+
+
+def has_four_bits() -> bool:
+    """True where the package that keeps weights in 4 bits is installed."""
+    return importlib.util.find_spec("bitsandbytes") is not None
 
 
 def _adapter_faults(model: dict[str, Any]) -> Iterator[str]:
