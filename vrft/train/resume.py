@@ -83,6 +83,7 @@ class Resumable:
     stops_on_non_finite = False
     _odd: tuple[str, float, Sequence[str]] | None = None  # of this step: what is no number, it, and on which rows
     _rows: Sequence[str] = ()  # of this step so far
+    _computed: Sequence[str] = ()  # of the batch at hand
     _sampler: Any = None
     _staging: Path | None = None
     _resumed_step: int | None = None
@@ -107,19 +108,33 @@ class Resumable:
         ids = [row["row_id"] for row in inputs] if isinstance(inputs, list) else inputs.pop("row_id")
         rows = sorted(set(ids))
         heartbeat.say(doing="train", step=self.state.global_step + 1, rows=rows)
+        self._computed = rows
         loss = super().training_step(model, inputs, *args, **kwargs)
         self._note_non_finite("loss", loss, rows)
         self._rows = [*self._rows, *rows]
+        return loss
+
+    def compute_loss(self, model: torch.nn.Module, inputs: Any, *args, **kwargs) -> Any:
+        """Raises `NonFiniteError` under DeepSpeed, whose backward also steps."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if self.is_deepspeed_enabled and isinstance(loss, torch.Tensor):
+            self._note_non_finite("loss", loss.detach(), self._computed)
+            self._raise_if_odd()
         return loss
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         """Called when the gradients are there, just before the optimizer steps. Raises `NonFiniteError`."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         self._note_non_finite("gradient", norm, self._rows)
-        odd, self._odd, self._rows = self._odd, None, ()
+        self._raise_if_odd()
+        self._rows = ()
+        return norm
+
+    def _raise_if_odd(self) -> None:
+        """On all processes, if something is no number on one."""
+        odd, self._odd = self._odd, None
         if agreed_maximum(odd is not None, self.args):
             raise NonFiniteError(_non_finite_words([one for one in gather_object([odd]) if one]))
-        return norm
 
     def _note_non_finite(self, what: str, value: Any, rows: Sequence[str]) -> None:
         number = float(0.0 if value is None else value)
