@@ -137,6 +137,41 @@ def parts_changed(checkpoint: Path) -> set[str]:
     return {part_of(name, FAMILY) for name in base if not torch.equal(base[name], model[name])}
 
 
+@pytest.mark.scale
+def test_ranks_with_unlike_numbers_of_batches_do_not_wait_for_each_other_for_ever(vrft, tmp_path):
+    """Three batches on two processes: with the weights brought together nobody waits, though transformers' own loop
+    would; with the weights apart (which is then TRL's path) both make equally many calls."""
+    run = (
+        *("train", "experiment=digits_riddles", "debug=smoke", "deepspeed=zero3", "launch=torchrun"),
+        *("launch.nproc_per_node=2", "launch.device=cpu", "launch.watchdog_s=200", "trainer.max_steps=1"),
+        *("evaluate.before=false", "evaluate.after=false", "evaluate.checkpoint=last", "dataset.n_validation=5"),
+        *("memory.evaluation_batch_size=2", "memory.max_completion_length=24"),
+    )
+    apart = ("rollout=transformers", "+trainer.args.ds3_gather_for_generation=false")
+    told = []
+    for name, options in {"together": ["model.attention=eager"], "apart": apart}.items():
+        vrft(*run, *options, f"run.dir={tmp_path / name}")
+        steps = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        told.append([entry["validation/iou"] for entry in steps if "validation/iou" in entry])
+    assert len(told[0]) == 2
+    assert told[0] == pytest.approx(told[1], abs=1e-6)
+
+
+@pytest.mark.scale
+def test_an_adapter_of_a_stage_is_exported_by_the_command_line(vrft, many, tmp_path):
+    checkpoint, out = many / "lora" / "zero3" / "checkpoints" / "last", tmp_path / "merged"
+    done = vrft("export", f"model.path={checkpoint}", f"out={out}", "dtype=float32")
+    assert "the adapter merged into its base: 81 tensors" in done.stdout
+    assert weight_names(out) == weight_names(TINY_MODEL)
+    merged, adapted = (
+        AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval() for path in (out, checkpoint)
+    )
+    ids = torch.arange(10, 30)[None]
+    assert (merged(input_ids=ids).logits - adapted(input_ids=ids).logits).abs().max() <= 1e-4
+    refused = vrft("export", f"model.path={checkpoint}", f"out={out}", code=2)
+    assert "exists and is not empty" in refused.stderr
+
+
 @pytest.mark.parametrize("part", ["vision", "projector", "language"])
 def test_one_part_is_trained_and_the_others_stay(healthy, part):
     others = [one for one in ("vision", "projector", "language") if one != part]
