@@ -30,7 +30,7 @@ test: install  ## the tests, in minutes
 test-slow: install  ## the slow ones too: the claims, measured again
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations 30 -m "not scale and not gpu and not hub and not slurm"
 
-scale-test: install  ## every DeepSpeed stage with all weights and with LoRA, on two CPU processes, in six minutes
+scale-test: install  ## every DeepSpeed stage with all weights and with LoRA, on two CPU processes: ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations 10 -m scale
 
 check: install  ## lint and format, as the pre-commit hook does

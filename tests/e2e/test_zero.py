@@ -137,6 +137,19 @@ def parts_changed(checkpoint: Path) -> set[str]:
     return {part_of(name, FAMILY) for name in base if not torch.equal(base[name], model[name])}
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_FOUR_BITS, reason="needs bitsandbytes: pip install -e '.[qlora]'")
+@pytest.mark.parametrize("stage", ["none", "zero2"])
+def test_an_adapter_on_four_bits_trains_on_a_gpu(vrft, tmp_path, stage):
+    run_dir, out = tmp_path / "run", tmp_path / "merged"
+    vrft(
+        *("train", "experiment=digits_riddles", "debug=smoke", "model/peft=qlora", "model.dtype=bfloat16"),
+        *(f"deepspeed={stage}", "launch.device=cuda", "evaluate.checkpoint=last", f"run.dir={run_dir}"),
+    )
+    vrft("export", f"model.path={run_dir / 'checkpoints' / 'last'}", f"out={out}")
+    assert weight_names(out) == weight_names(TINY_MODEL)
+
+
 @pytest.mark.scale
 def test_ranks_with_unlike_numbers_of_batches_do_not_wait_for_each_other_for_ever(vrft, tmp_path):
     """Three batches on two processes: with the weights brought together nobody waits, though transformers' own loop
