@@ -12,7 +12,7 @@ NAME ?= learning_rate
 OUT ?= runs/base
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-slow slurm-test vllm-test check demo seeds base bench torture train sweep report clean
+.PHONY: help install test test-slow scale-test slurm-test vllm-test check demo seeds base bench torture train sweep report clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
@@ -29,7 +29,10 @@ test: install  ## the tests, in minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations 15
 
 test-slow: install  ## the slow ones too: the claims, measured again
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations 30 -m "not gpu and not hub and not slurm and not vllm"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations 30 -m "not scale and not gpu and not hub and not slurm and not vllm"
+
+scale-test: install  ## every DeepSpeed stage with all weights and with LoRA, on two CPU processes: ten minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations 10 -m scale
 
 vllm-test: .venv-vllm/installed  ## vLLM beside transformers on the tiny model, on a CPU: 4 GB are installed in .venv-vllm
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. .venv-vllm/bin/python -m pytest -q -m vllm tests/e2e/test_vllm_engine.py

@@ -53,6 +53,9 @@ VERBS = {
     "judge": Verb("what completions earn", "vrft judge task=detection cases=completions.jsonl out=verdicts.jsonl"),
     "audit": Verb("can the reward be gamed?", "vrft audit task=detection reward=strict"),
     "score": Verb("figures of any predictions", "vrft score annotations=GT.json detections=DT.json out=scores.json"),
+    "export": Verb(
+        "a checkpoint as one folder, adapter merged", "vrft export model.path=runs/X/checkpoints/best out=DIR"
+    ),
     "report": Verb("write report.html again", "vrft report runs=runs/NAME"),
 }
 
@@ -242,6 +245,14 @@ def _score_job(config: DictConfig) -> None:
 
 
 @_in_users_words
+def _export_job(config: DictConfig) -> None:
+    warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers: nobody here can act
+    from vrft.exporting import ExportConfig, run_export  # torch
+
+    run_export(freeze_plain(config, ExportConfig))
+
+
+@_in_users_words
 def _judge_job(config: DictConfig) -> None:
     from vrft.judging import JudgeConfig, judge_file
 
@@ -266,6 +277,7 @@ _JOBS = {
     "judge": _judge_job,
     "audit": _audit_job,
     "score": _score_job,
+    "export": _export_job,
     "report": _report_job,
 }
 

@@ -14,6 +14,7 @@ import yaml
 from vrft.batch_sizes import batch_sizes, n_processes
 from vrft.errors import UserError
 from vrft.package_files import TINY_MODEL, config_folder
+from vrft.part_faults import part_faults, quantization_faults
 from vrft.schema import AlarmRule, Other
 from vrft.shapes import fits, flat, shape_faults, suggestion
 from vrft.trl_fields import argument_faults
@@ -94,11 +95,16 @@ def model_faults(config: dict[str, Any]) -> Iterator[str]:
         yield f"model.path is {path}, a folder that {what}; give one with a saved model, or a hub name ORG/NAME"
     if config["evaluate"]["train"]:
         yield from _training_faults(model, path, has_deepspeed=bool(config["deepspeed"]["config"]))
+        yield from part_faults(config)
+    yield from quantization_faults(config)
 
 
 def _training_faults(model: dict[str, Any], path: str, *, has_deepspeed: bool) -> Iterator[str]:
     if (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file():
-        yield f"model.path is {path}, an adapter, which can be judged but not trained on; merge it into its base first"
+        yield (
+            f"model.path is {path}, an adapter, which can be judged but not trained on; merge it into its base first: "
+            f"vrft export model.path={path} out=DIR"
+        )
     if model["dtype"] == "bfloat16" and not has_deepspeed and not model["peft"]:
         yield (
             "model.dtype is bfloat16, in which AdamW's small steps round to nothing; choose deepspeed=zero2 or zero3 "

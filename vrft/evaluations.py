@@ -17,10 +17,13 @@ from vrft.rows import write_text_atomically
 from vrft.run_directory import Experiment
 
 
-def evaluate_splits(experiment: Experiment, model, splits: list[str], *, name: str | None) -> dict[str, dict]:
+def evaluate_splits(
+    experiment: Experiment, model, splits: list[str], *, name: str | None, in_step: bool = False
+) -> dict[str, dict]:
     """`{split: {protocol: metrics}}`; with a name, completions and scores go to `evaluations/NAME/SPLIT/`.
 
-    Every process generates its share of the batches; all of them end with the same metrics.
+    Every process generates its share of the batches; all of them end with the same metrics. in_step: True where the
+    model's weights lie apart on them (see `generate_completions`).
     """
     config, processes = experiment.config, experiment.processes
     # validation's intervals go unread, and its confidences are those written
@@ -28,7 +31,7 @@ def evaluate_splits(experiment: Experiment, model, splits: list[str], *, name: s
     results = {}
     for split in splits:
         folder = experiment.evaluation_dir / (name or "validation") / split
-        completions = _completions(experiment, model, split, folder=folder, name=name)
+        completions = _completions(experiment, model, split, folder=folder, name=name, in_step=in_step)
         scored, metrics = score_completions(
             experiment.rows[split],
             completions,
@@ -44,7 +47,9 @@ def evaluate_splits(experiment: Experiment, model, splits: list[str], *, name: s
     return results
 
 
-def _completions(experiment: Experiment, model, split: str, *, folder: Path, name: str | None) -> list[dict]:
+def _completions(
+    experiment: Experiment, model, split: str, *, folder: Path, name: str | None, in_step: bool
+) -> list[dict]:
     """The completions of each row of the split, in their order. With a name they are kept batch by batch while they are
     made, and stand in `folder/completions.jsonl` at the end."""
     config, processes, rows = experiment.config, experiment.processes, experiment.rows[split]
@@ -63,6 +68,7 @@ def _completions(experiment: Experiment, model, split: str, *, folder: Path, nam
         world_size=processes.num_processes,
         progress=_doing(experiment, name, split) if processes.is_main_process and name else None,
         kept=kept,
+        in_step=in_step,
         **(_sampling(config) if name else {}),
     )
     order = {row["row_id"]: index for index, row in enumerate(rows)}

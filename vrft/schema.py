@@ -18,7 +18,10 @@ class Run:
 
 @dataclass
 class Model:
-    """path: a folder or a hub name; None for the model that ships with vrft. freeze: parts that are not trained."""
+    """path: a folder or a hub name; None for the model that ships with vrft. freeze: parts that are not trained.
+
+    quantization: of the language model's frozen weights, under an adapter.
+    """
 
     path: str | None
     revision: str | None
@@ -28,6 +31,7 @@ class Model:
     trust_remote_code: bool
     peft: dict | None
     freeze: list[Literal["vision", "projector", "language"]]
+    quantization: Literal["nf4"] | None
 
 
 @dataclass

@@ -13,6 +13,7 @@ import yaml
 def set_environment(run_dir: Path) -> None:
     """What libraries read from the environment, set before they look."""
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # also where a library asks for a whole pickle, as DeepSpeed does
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")
     if config["derived"]["device"] == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"

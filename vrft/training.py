@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from vrft import interruption
 from vrft.checkpoint_card import make_card, read_card
 from vrft.evaluations import evaluate_splits
+from vrft.models.adapters import check_targets, lora_settings
 from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts, load_model
 from vrft.own_completions import rows_with_own_completions
@@ -93,9 +94,9 @@ def _validation(experiment: Experiment, start: Start, card: dict):
     metric, folder = experiment.primary_metrics[0], experiment.run_dir / "checkpoints" / "best"
     kept = read_card(str(folder))
     return Validation(
-        lambda policy: evaluate_splits(experiment, policy, ["validation"], name=None)["validation"][
-            experiment.protocol
-        ],
+        lambda policy, in_step: evaluate_splits(experiment, policy, ["validation"], name=None, in_step=in_step)[
+            "validation"
+        ][experiment.protocol],
         metric=metric,
         eval_steps=experiment.config["trainer"]["eval_steps"],
         processor=experiment.processor,
@@ -122,7 +123,11 @@ def _make_trainer(experiment: Experiment, model, arguments: dict, callbacks: lis
         import deepspeed
 
         deepspeed.init_distributed(dist_backend="gloo")  # accelerate skips its DeepSpeed branch on a CPU
-    freeze_parts(model, config["model"]["freeze"], FAMILIES[config["model"]["family"]])
+    settings, family = config["model"], FAMILIES[config["model"]["family"]]
+    freeze_parts(model, settings["freeze"], family)
+    peft = settings["peft"] and lora_settings(settings["peft"], settings["freeze"], family)
+    if peft:
+        check_targets(model, peft)
     is_own = config["trainer"].get("sft_thought") == "own"
     shared = {
         "rows": rows_with_own_completions(experiment, model) if is_own else experiment.training_rows,
@@ -130,7 +135,7 @@ def _make_trainer(experiment: Experiment, model, arguments: dict, callbacks: lis
         "task": experiment.task,
         "frame_for_row": experiment.frame_for_row,
         "arguments": arguments,
-        "peft_config": LoraConfig(**config["model"]["peft"]) if config["model"]["peft"] else None,
+        "peft_config": LoraConfig(**peft) if peft else None,
         "callbacks": callbacks,
     }
     if config["trainer"]["name"] == "sft":
@@ -144,6 +149,10 @@ def _make_trainer(experiment: Experiment, model, arguments: dict, callbacks: lis
             sharing=config["rollout"].get("sharing"),
             **shared,
         )
+    if settings["quantization"]:
+        for parameter in trainer.model.parameters():  # TRL has them in bfloat16, where small steps round to nothing
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -184,6 +193,7 @@ def load_policy(experiment: Experiment, path: str):
         device=experiment.processes.device,
         revision=settings["revision"] if path == settings["path"] else None,
         trust_remote_code=settings["trust_remote_code"],
+        quantization=settings["quantization"],
     )
 
 

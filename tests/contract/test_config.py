@@ -27,7 +27,7 @@ from vrft.tasks.judge import Judge, weights_for
 GROUPS = groups()
 LEAST = {  # so that a glob that finds nothing cannot pass
     "dataset": 10, "debug": 1, "deepspeed": 5, "experiment": 12, "launch": 3, "logging": 4, "memory": 4, "model": 8,
-    "model/peft": 2, "protocol": 10, "recipe": 5, "reward": 4, "reward/options": 1, "rollout": 4,
+    "model/peft": 4, "protocol": 10, "recipe": 5, "reward": 4, "reward/options": 1, "rollout": 4,
     "sweep": 6, "task": 8, "trainer": 8, "alarms": 1, "others": 2,
 }  # fmt: skip
 PROTOCOLS = {
@@ -64,6 +64,7 @@ def test_every_group_was_found():
     ("group", "name"), [(group, name) for group, names in GROUPS.items() for name in names if group != "recipe"]
 )
 def test_every_file_composes_and_passes(group, name, monkeypatch):
+    monkeypatch.setattr("vrft.part_faults.has_four_bits", lambda: True)
     overrides = ["model=tiny", HUB_MODEL, f"{group}={name}"]
     if group == "task" and name in PROTOCOLS:
         overrides.append(f"protocol={PROTOCOLS[name]}")
@@ -185,6 +186,20 @@ def test_sft_of_the_demo_differs_from_rft_in_the_trainer_alone():
             ["rollout.sharing=on", "memory.completions_per_device=1", "2 or more"],
         ),
         (["rollout=transformers", "+rollout.sharing=auto"], ["rollout.sharing is auto", "only rollout=shared_prefix"]),
+        # what is trained, and how
+        (["model.freeze=[vision,projector,language]"], ["model.freeze has vision, projector and language", "nothing"]),
+        (["model.freeze=[tower]"], ["model.freeze is ['tower']", "vision or projector or language"]),
+        (["model/peft=lora", "model.freeze=[language]"], ["layers of language alone", "model/peft=lora_all"]),
+        (["model/peft=lora", "+model.peft.exclude_modules=a", "model.freeze=[vision]"], ["exclude_modules", "freeze"]),
+        (["model/peft=qlora"], ["model.quantization is nf4", "pip install 'vrft[qlora]'"]),
+        (["model/peft=qlora", "deepspeed=zero3"], ["does not go with ZeRO-3", "deepspeed=zero2"]),
+        (["model.quantization=nf4"], ["cannot be trained", "model/peft=qlora"]),
+        (["model.quantization=int3"], ["model.quantization is 'int3'", "nf4"]),
+        (["deepspeed=zero2", "deepspeed.config.zero_optimization.stage=4"], ["stage is 4", "1, 2 or 3 is needed"]),
+        (
+            ["deepspeed=zero3", "deepspeed.config.zero_optimization.stage3_gather_16bit_weights_on_model_save=false"],
+            ["stage3_gather_16bit_weights_on_model_save must be true"],
+        ),
         # out of range
         (["memory.num_generations=1"], ["at least 2"]),
         (["memory.max_pixels=100"], ["memory.min_pixels=3136 exceeds memory.max_pixels=100"]),
@@ -223,7 +238,8 @@ def test_sft_of_the_demo_differs_from_rft_in_the_trainer_alone():
     ],
     ids=lambda value: value[-1] if isinstance(value[-1], str) and "=" in value[-1] else "",
 )
-def test_what_cannot_run_is_refused_by_name(overrides, words):
+def test_what_cannot_run_is_refused_by_name(overrides, words, monkeypatch):
+    monkeypatch.setattr("vrft.part_faults.has_four_bits", lambda: False)
     with pytest.raises(UserError) as refused:
         frozen(HUB_MODEL, *overrides)
     for word in words:

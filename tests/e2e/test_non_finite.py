@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+import yaml
 from faulty_run import nan_loss_at
 from healthy_run import FAULTY, N_STEPS, SAVED, frozen, lines_of, read_config, sampled_rows, work, write_config
 from safetensors.torch import load_file
@@ -19,6 +20,7 @@ from trl import GRPOTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from vrft import launching, training
+from vrft.package_files import config_folder
 from vrft.report import write_report
 from vrft.train.resume import newest_checkpoint
 from vrft.whole_folder import check_whole
@@ -223,10 +225,11 @@ def test_with_the_guard_off_the_nan_is_in_the_weights(healthy, tmp_path, monkeyp
     assert "non_finite" not in [alarm["rule"] for alarm in lines_of(run_dir / "alarms.jsonl")]
 
 
-def on_two_processes(alone: Path, run_dir: Path, monkeypatch, *, rank: int) -> int:
+def on_two_processes(alone: Path, run_dir: Path, monkeypatch, *, rank: int, stage: str) -> int:
     """`vrft train launch=torchrun` from where the worker starts, the loss being NaN on one process; the exit code."""
     config = {"launch": {"name": "torchrun", "nproc_per_node": 2}, "derived": {"per_device_train_batch_size": 10}}
-    frozen(alone, run_dir, **config)
+    deepspeed = yaml.safe_load((config_folder() / "deepspeed" / f"{stage}.yaml").read_text(encoding="utf-8"))
+    frozen(alone, run_dir, deepspeed=deepspeed, **config)
     command = launching.worker_command
 
     def faulty(run_dir, config):
@@ -237,12 +240,19 @@ def on_two_processes(alone: Path, run_dir: Path, monkeypatch, *, rank: int) -> i
     return launching.start_worker(run_dir, read_config(run_dir))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_of_two_processes_the_one_whose_loss_is_nan_names_its_rows(healthy, tmp_path, monkeypatch, capfd, rank):
-    """The gradients of both are NaN, for they are averaged."""
+@pytest.mark.parametrize(
+    ("rank", "stage"),
+    [
+        pytest.param(0, "none", marks=pytest.mark.slow),
+        pytest.param(1, "none", marks=pytest.mark.slow),
+        pytest.param(1, "zero2", marks=pytest.mark.scale),
+        pytest.param(0, "zero3", marks=pytest.mark.scale),
+    ],
+)
+def test_of_two_processes_the_one_whose_loss_is_nan_names_its_rows(healthy, tmp_path, monkeypatch, capfd, rank, stage):
+    """The gradients of both are NaN, for they are averaged; where DeepSpeed steps at once, the loss is seen before."""
     run_dir = tmp_path / "run"
-    assert on_two_processes(healthy("grpo"), run_dir, monkeypatch, rank=rank) == 3
+    assert on_two_processes(healthy("grpo"), run_dir, monkeypatch, rank=rank, stage=stage) == 3
     own, others = (sampled_rows(run_dir, FAULTY, "_rank1" if one else "") for one in (rank, 1 - rank))
     assert own != others
     told = capfd.readouterr().err

@@ -5,6 +5,8 @@ Workers are forked from one process that has imported everything: a start then t
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import json
 import os
 import shutil
@@ -22,6 +24,7 @@ from safetensors.torch import load_file
 from transformers.trainer_pt_utils import safe_globals
 
 import vrft.run
+from vrft.train.deepspeed_state import readable_state
 
 N_STEPS = 10
 BASE = (
@@ -134,7 +137,8 @@ def _comparable(path: Path) -> object:
     if path.name == "tokenizer_config.json":  # transformers also writes whether this process was offline
         return json.loads(path.read_text(encoding="utf-8")) | {"local_files_only": None}
     if path.suffix in (".pt", ".pth"):
-        with safe_globals():  # numpy's random state
+        known = readable_state() if "optim_states" in path.name else contextlib.nullcontext()
+        with safe_globals(), known:  # numpy's random state
             return _hashable(torch.load(path, weights_only=True))
     if path.suffix == ".safetensors":
         return {name: value.numpy().tobytes() for name, value in load_file(path).items()}
@@ -143,9 +147,11 @@ def _comparable(path: Path) -> object:
 
 def _hashable(value: object) -> object:
     if isinstance(value, torch.Tensor):
-        return value.numpy().tobytes()
+        return value.detach().numpy().tobytes()
     if isinstance(value, dict):
         return {key: _hashable(one) for key, one in value.items()}
+    if type(value).__module__.startswith("deepspeed.") and not isinstance(value, enum.Enum | tuple):
+        return _hashable(vars(value))
     return [_hashable(one) for one in value] if isinstance(value, list | tuple) else repr(value)
 
 

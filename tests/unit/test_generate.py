@@ -34,7 +34,7 @@ def scene_rows(folder, n_rows):
     return rows
 
 
-def stand_in_model(model, processor, questions, images, *, max_new_tokens, with_logprobs=False):
+def stand_in_model(model, processor, questions, images, *, max_new_tokens, with_logprobs=False, in_step=False):
     """As `generate_texts`: the completion tells who shares its batch, so a batch that differs would show."""
     batch = sorted(len(question) for question in questions)
     return [
@@ -70,8 +70,26 @@ def test_ranks_together_make_what_one_process_makes(tmp_path, monkeypatch, world
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_ranks_in_step_make_equally_many_calls_and_no_more_completions(tmp_path, monkeypatch, world_size):
+    """Four batches: under ZeRO-3 with the weights apart, a rank without one would leave the others waiting."""
+    calls = []
+
+    def counting_model(*asked, in_step, temperature=0.0, **options):
+        calls[-1] += in_step
+        return stand_in_model(*asked, **options)
+
+    monkeypatch.setattr(generate, "generate_texts", counting_model)
+    rows, parts = scene_rows(tmp_path, 11), []
+    for rank in range(world_size):
+        calls.append(0)
+        parts += generate_from(rows, tmp_path, rank=rank, world_size=world_size, in_step=True, n_samples=1)
+    assert calls == [2 * -(-4 // world_size)] * world_size
+    assert sorted(one["row_id"] for one in parts) == sorted(2 * [row["row_id"] for row in rows])
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
 def test_samples_are_the_same_from_any_number_of_processes(tmp_path, monkeypatch, world_size):
-    def drawing_model(model, processor, questions, images, *, max_new_tokens, temperature=0.0, with_logprobs=False):
+    def drawing_model(model, processor, questions, images, *, temperature=0.0, **options):
         drawn = torch.rand(len(questions)).tolist() if temperature else [0] * len(questions)
         return [{"text": f"{temperature} {one}", "n_tokens": 1, "is_truncated": False} for one in drawn]
 

@@ -66,6 +66,7 @@ def generate_texts(
     temperature: float = 0.0,
     response_prefix: str = "",
     with_logprobs: bool = False,
+    in_step: bool = False,
 ) -> list[dict]:
     """One completion a question, as one batch: `{"text", "n_tokens", "is_truncated"}` each.
 
@@ -75,6 +76,8 @@ def generate_texts(
     own top-k, top-p and repetition penalty are not used.
     with_logprobs: for greedy decoding, also `token_logprobs`: for each token but the end token `[where its characters
     end in text, its log probability]`.
+    in_step: True where the weights lie apart on several processes (ZeRO-3): all of them then write a token at a time,
+    to the end of the longest. Else nobody waits, also where transformers would.
     """
     prompts = [
         render_prompt(processor, question, len(row_images), response_prefix)
@@ -90,8 +93,8 @@ def generate_texts(
         "generation_config": _generation_config(model, processor, max_new_tokens, temperature),
         "logits_processor": LogitsProcessorList([highest] if with_logprobs else []),
     }
-    if model_fault(without_adapter(model)):
-        output = model.generate(**inputs, **options)
+    if in_step or model_fault(without_adapter(model)):
+        output = model.generate(**inputs, **options, synced_gpus=in_step)
     else:
         output = generate_shared(model.generate, inputs, range(len(prompts)), **options)
     model.train(is_training)

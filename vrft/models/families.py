@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ class Family:
     coordinate_step: int = 1
     parts: tuple[tuple[str, str], ...] = (
         ("projector", "model.visual.merger."),
+        ("projector", "model.visual.deepstack_merger_list."),
         ("vision", "model.visual."),
         ("language", "model.language_model."),
         ("language", "lm_head."),
@@ -78,3 +80,19 @@ def part_of(parameter_name: str, family: Family) -> str:
         if parameter_name.startswith(prefix):
             return part
     raise KeyError(f"parameter {parameter_name!r} belongs to no part of family {family.name}")
+
+
+def pattern_of(parts: Sequence[str], family: Family) -> str:
+    """A regular expression for the whole names of modules in those parts.
+
+    >>> bool(re.fullmatch(pattern_of(["vision"], FAMILIES["qwen2_vl"]), "model.visual.merger.mlp.0"))
+    False
+    """
+    others, patterns = [], []
+    for part, prefix in family.parts:
+        if part not in parts:
+            others.append(prefix)
+        else:
+            without = "".join(f"(?!{re.escape(other)})" for other in others if other.startswith(prefix))
+            patterns.append(without + re.escape(prefix.removesuffix(".")) + r"(\..*)?")
+    return "|".join(patterns)

@@ -8,7 +8,13 @@ from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 from vrft.errors import UserError
 from vrft.models.families import Family, part_of
@@ -21,7 +27,7 @@ def load_processor(
 
     Raises `UserError` where the folder holds no processor, or where the limits did not arrive in the image processor.
     """
-    _require_folder(path)
+    require_folder(path)
     try:
         processor = AutoProcessor.from_pretrained(
             path,
@@ -51,12 +57,14 @@ def load_model(
     device: str = "cpu",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    quantization: str | None = None,
 ) -> PreTrainedModel:
     """The model on `device`, in evaluation mode; an adapter's folder gives its base model with the adapter in place.
 
+    quantization: `nf4` for a language model in 4 bits, computed in `dtype`; the rest stays whole.
     Raises `UserError` if the folder holds none that can be loaded, or one of another family.
     """
-    _require_folder(path)
+    require_folder(path)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             path,
@@ -65,6 +73,7 @@ def load_model(
             revision=revision,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,  # pytorch_model.bin is a pickle
+            **(_in_four_bits(dtype, device) if quantization else {}),
         )
     except (OSError, ValueError, ImportError, SafetensorError, UnpicklingError) as error:
         raise UserError(_load_fault(path, error)) from None
@@ -73,7 +82,19 @@ def load_model(
             f"model.family is {family.name}, but the weights at model.path={path} are a {model.config.model_type}, "
             "which may speak of boxes in another frame; choose the matching model=…"
         )
-    return model.to(device)
+    return model if quantization else model.to(device)
+
+
+def _in_four_bits(dtype: str, device: str) -> dict:
+    """What `from_pretrained` needs for it: QLoRA's own setting (Dettmers et al. 2023), double quantization included."""
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+        llm_int8_skip_modules=["model.visual", "lm_head"],
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def freeze_parts(model: PreTrainedModel, parts: Sequence[str], family: Family) -> None:
@@ -83,7 +104,7 @@ def freeze_parts(model: PreTrainedModel, parts: Sequence[str], family: Family) -
             parameter.requires_grad_(False)
 
 
-def _require_folder(path: str) -> None:
+def require_folder(path: str) -> None:
     """A path that looks local must be a model's folder; anything else is left to the hub."""
     folder = Path(path).expanduser()
     looks_local = path.startswith((".", "/", "~")) or len(folder.parts) != 2

@@ -9,6 +9,7 @@ from pathlib import Path
 import transformers
 from tqdm import tqdm
 from transformers import TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl.models.utils import unwrap_model_for_generation
 
 from vrft import interruption
@@ -80,7 +81,8 @@ class StopOnSignal(TrainerCallback):
 class Validation(TrainerCallback):
     """Has the validation metric taken every `eval_steps` steps and at both ends, and keeps the best checkpoint.
 
-    evaluate: `evaluate(model) -> {name: {"value", "n", ...}}` on the validation split; every process calls it.
+    evaluate: `evaluate(model, in_step=…) -> {name: {"value", "n", ...}}` on the validation split; every process calls
+        it. in_step: True where the model's weights lie apart on them.
     metric: which of these is the one to maximise.
     history: `[{"step", "value", "n"}]`, in order; a resumed run begins with what it had.
     best: the metric of the checkpoint that `folder` holds by now, or minus infinity.
@@ -117,9 +119,12 @@ class Validation(TrainerCallback):
 
     def take(self, state) -> None:
         """Evaluate the policy as it is, log the metrics, and save it if it is the best so far."""
-        # Under ZeRO-3 the weights are brought together meanwhile: processes generate different numbers of tokens.
-        with unwrap_model_for_generation(self.trainer.model_wrapped, self.trainer.accelerator) as policy:
-            metrics = self.evaluate(policy)
+        # Under ZeRO-3 the weights are brought together meanwhile, or processes have to write every token together.
+        is_gathered = getattr(self.trainer.args, "ds3_gather_for_generation", True)
+        with unwrap_model_for_generation(
+            self.trainer.model_wrapped, self.trainer.accelerator, gather_deepspeed3_params=is_gathered
+        ) as policy:
+            metrics = self.evaluate(policy, in_step=is_deepspeed_zero3_enabled() and not is_gathered)
         figure = metrics[self.metric]
         if figure["value"] is None:
             raise UserError(

@@ -10,6 +10,7 @@ import transformers
 
 from vrft.errors import UserError
 from vrft.rows import write_text_atomically
+from vrft.train.deepspeed_state import gathered_weights
 from vrft.whole_folder import publish
 
 
@@ -21,7 +22,7 @@ def save_checkpoint(trainer: transformers.Trainer, processor, folder: Path, card
     card: how the checkpoint is to be asked (task, thinking, family, pixel limits) and where it comes from. All
     processes call this; the main one writes.
     """
-    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # under ZeRO-3 only the engine can gather
+    state_dict = gathered_weights(trainer)
     if not trainer.accelerator.is_main_process:
         return
     staging = folder.with_name(folder.name + ".partial")

@@ -30,6 +30,7 @@ from vrft import heartbeat
 from vrft.errors import UserError
 from vrft.train.alarms import NonFiniteError, agreed_maximum
 from vrft.train.callbacks import Validation
+from vrft.train.deepspeed_state import named_once, readable_state, recount_steps
 from vrft.whole_folder import DamagedFolderError, check_whole, publish
 
 _NEARLY_FULL = 2**20  # bytes left
@@ -82,6 +83,7 @@ class Resumable:
     stops_on_non_finite = False
     _odd: tuple[str, float, Sequence[str]] | None = None  # of this step: what is no number, it, and on which rows
     _rows: Sequence[str] = ()  # of this step so far
+    _computed: Sequence[str] = ()  # of the batch at hand
     _sampler: Any = None
     _staging: Path | None = None
     _resumed_step: int | None = None
@@ -106,19 +108,33 @@ class Resumable:
         ids = [row["row_id"] for row in inputs] if isinstance(inputs, list) else inputs.pop("row_id")
         rows = sorted(set(ids))
         heartbeat.say(doing="train", step=self.state.global_step + 1, rows=rows)
+        self._computed = rows
         loss = super().training_step(model, inputs, *args, **kwargs)
         self._note_non_finite("loss", loss, rows)
         self._rows = [*self._rows, *rows]
+        return loss
+
+    def compute_loss(self, model: torch.nn.Module, inputs: Any, *args, **kwargs) -> Any:
+        """Raises `NonFiniteError` under DeepSpeed, whose backward also steps."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if self.is_deepspeed_enabled and isinstance(loss, torch.Tensor):
+            self._note_non_finite("loss", loss.detach(), self._computed)
+            self._raise_if_odd()
         return loss
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         """Called when the gradients are there, just before the optimizer steps. Raises `NonFiniteError`."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         self._note_non_finite("gradient", norm, self._rows)
-        odd, self._odd, self._rows = self._odd, None, ()
+        self._raise_if_odd()
+        self._rows = ()
+        return norm
+
+    def _raise_if_odd(self) -> None:
+        """On all processes, if something is no number on one."""
+        odd, self._odd = self._odd, None
         if agreed_maximum(odd is not None, self.args):
             raise NonFiniteError(_non_finite_words([one for one in gather_object([odd]) if one]))
-        return norm
 
     def _note_non_finite(self, what: str, value: Any, rows: Sequence[str]) -> None:
         number = float(0.0 if value is None else value)
@@ -137,6 +153,9 @@ class Resumable:
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict and named_once(self.model, state_dict))
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         if self.state.global_step == self._resumed_step:
             return  # nothing has happened since, and what is there was found whole
@@ -152,7 +171,9 @@ class Resumable:
             self._save_own_state(self._staging / folder.name)
             self.accelerator.wait_for_everyone()
             if is_main:
-                (self._staging / folder.name / "training_args.bin").unlink(missing_ok=True)  # a pickle nobody reads
+                for path in (self._staging / folder.name).glob("*"):
+                    if path.name == "training_args.bin" or path.suffix == ".py":
+                        path.unlink()  # a pickle, and DeepSpeed's scripts, that nobody needs
                 publish(self._staging / folder.name, folder)  # over a damaged one that was passed over
                 self._written.add(folder.name)
                 self._prune(parent)
@@ -197,6 +218,15 @@ class Resumable:
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         if isinstance(self.model, PeftModel):  # a whole model was made from the checkpoint: here its names would differ
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, checkpoint: str | None) -> Any:
+        if not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(max_steps, train_dataloader, checkpoint)
+        with readable_state(), _no_code(checkpoint):
+            made = super()._prepare_for_training(max_steps, train_dataloader, checkpoint)
+        if checkpoint:
+            recount_steps(self.model_wrapped)
+        return made
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _no_code(checkpoint):

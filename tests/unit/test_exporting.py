@@ -1,0 +1,78 @@
+"""`vrft export`: one folder with the base's names and the checkpoint's logits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from small_models import FAMILIES, picture, save_model
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from vrft.errors import UserError
+from vrft.exporting import export, weight_names
+from vrft.models.load import load_model
+
+
+def trained_adapter(base, folder):
+    """An adapter on the language model and the vision tower, whose products are not zero."""
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
+    torch.manual_seed(0)
+    options = {"target_modules": r".*\.(q_proj|v_proj|qkv)", "init_lora_weights": False}
+    get_peft_model(model, LoraConfig(r=4, lora_alpha=8, **options)).save_pretrained(folder)
+    AutoProcessor.from_pretrained(base).save_pretrained(folder)
+    (folder / "vrft.json").write_text(json.dumps({"task": {"name": "grounding"}}), encoding="utf-8")
+    return folder
+
+
+@torch.no_grad()
+def logits(model, processor):
+    text = "<|vision_start|><|image_pad|><|vision_end|>where is the digit seven"
+    inputs = processor(text=[text], images=[picture(112, 84)], return_tensors="pt")
+    return model.eval()(**inputs).logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_is_merged_into_a_model_of_the_same_logits(tmp_path, family):
+    base = save_model(tmp_path / "base", family)
+    adapter = trained_adapter(base, tmp_path / "adapter")
+    told = export(adapter, tmp_path / "merged")
+    assert told["is_merged"]
+    assert weight_names(tmp_path / "merged") == weight_names(base)
+    assert (tmp_path / "merged" / "vrft.json").read_bytes() == (adapter / "vrft.json").read_bytes()
+    processor = AutoProcessor.from_pretrained(tmp_path / "merged")
+    merged, with_adapter, plain = (
+        logits(load_model(str(tmp_path / name)), processor) for name in ("merged", "adapter", "base")
+    )
+    assert (merged - with_adapter).abs().max() <= 1e-4
+    assert (merged - plain).abs().max() > 0.1, "an adapter that changes nothing would show nothing"
+
+
+def test_a_whole_checkpoint_is_copied_in_the_dtype_asked_for(tmp_path):
+    base = save_model(tmp_path / "base", "qwen2_5_vl", is_tied=False)
+    told = export(base, tmp_path / "half", dtype="bfloat16")
+    assert told == {
+        "is_merged": False, "n_weights": len(weight_names(base)), "dtype": "bfloat16", "n_bytes": told["n_bytes"]
+    }  # fmt: skip
+    assert weight_names(tmp_path / "half") == weight_names(base)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "half", dtype="auto")
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    before = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.bfloat16).state_dict()
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_what_cannot_be_exported_is_refused_by_name(tmp_path):
+    base = save_model(tmp_path / "base", "qwen2_vl")
+    adapter = trained_adapter(base, tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"out is .*base, which exists and is not empty"):
+        export(adapter, base)
+    with pytest.raises(UserError, match=r"model.path=.*absent does not exist"):
+        export(tmp_path / "absent", tmp_path / "out")
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(UserError, match=r"no adapter_model.safetensors; other formats can run code"):
+        export(adapter, tmp_path / "out")
+    (adapter / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match="names no base model"):
+        export(adapter, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"], "nothing is left behind"

@@ -1,0 +1,54 @@
+"""LoRA's place in a model: on the linear layers that the config names, in the parts that are not frozen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vrft.errors import UserError
+from vrft.models.families import Family, part_of, pattern_of
+
+_LAYERS = (
+    *(f"model.language_model.layers.0.self_attn.{name}_proj" for name in "qkvo"),
+    *(f"model.language_model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down")),
+    *(f"model.visual.blocks.0.attn.{name}" for name in ("qkv", "proj")),
+    *(f"model.visual.blocks.0.mlp.{name}" for name in ("fc1", "gate_proj", "linear_fc1")),
+    *(f"model.visual.merger.{name}" for name in ("mlp.0", "linear_fc1")),
+)
+"""Linear layers of the three families' first blocks."""
+
+
+def parts_adapted(target_modules: Any, family: Family) -> set[str]:
+    """The parts in which the usual linear layers of the Qwen-VL families get an adapter.
+
+    target_modules: as `peft.LoraConfig` takes it: a pattern for whole names, or a list of their ends.
+    """
+    if isinstance(target_modules, str):
+        if target_modules == "all-linear":
+            target_modules = ".*"
+        hit = [name for name in _LAYERS if re.fullmatch(target_modules, name)]
+    else:
+        hit = [name for name in _LAYERS if any(f".{name}".endswith(f".{end}") for end in target_modules or ())]
+    return {part_of(f"{name}.weight", family) for name in hit}
+
+
+def lora_settings(peft: Mapping[str, Any], freeze: Sequence[str], family: Family) -> dict[str, Any]:
+    """The fields of `peft.LoraConfig` with the frozen parts left out."""
+    return dict(peft) | ({"exclude_modules": pattern_of(freeze, family)} if freeze else {})
+
+
+def check_targets(model: Any, peft: Mapping[str, Any]) -> None:
+    """Raise `UserError` where no layer of the model has a name that the adapter is for."""
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    config = LoraConfig(**peft)
+    if config.target_modules in (None, "all-linear"):
+        return
+    if not any(check_target_module_exists(config, name) for name, _ in model.named_modules()):
+        wanted = config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules)
+        raise UserError(
+            f"model.peft.target_modules is {wanted!r}, and no layer outside of model.freeze has such a name; name "
+            "linear layers as the model does: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+        )
