@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from trl.trainer.utils import add_fused_lm_head
 
 from vrft.errors import UserError
 from vrft.models.families import FAMILIES
@@ -97,8 +98,8 @@ def make_model(model: dict[str, Any], found: PreTrainedConfig) -> PreTrainedMode
         )
         made.generation_config = GenerationConfig()
         freeze_parts(made, model["freeze"], FAMILIES[model["family"]])
+        add_fused_lm_head(made, outputs=("log_probs", "entropy"))  # as TRL does, before the adapter is put on
         if model["peft"]:
-            # TRL gives the adapter's base its head before the adapter is put on; see `dry_run`.
             made = get_peft_model(made, LoraConfig(**model["peft"]))
     return made
 

@@ -37,6 +37,15 @@ class LiveBytes(TorchDispatchMode):
         for tensor in tensors:
             self._note(tensor, kind)
 
+    def recount(self, tensor: torch.Tensor, kind: str) -> None:
+        """Count a tensor's storage under another kind from now on."""
+        storage = tensor.untyped_storage()
+        if storage in self._known:
+            known = self._known[storage]
+            self.now[known[0]] -= known[1]
+            self.now[kind] += known[1]
+            known[0] = kind
+
     def reset_peak(self) -> None:
         """Forget the peak: it is what is alive now."""
         self.peak, self.peak_bytes = Counter(self.now), self.total
@@ -68,12 +77,15 @@ class LiveBytes(TorchDispatchMode):
         size = storage.nbytes()
         if not size or storage in self._known:
             return
-        self._known[storage] = weakref.ref(storage, functools.partial(self._forget, kind, size))
+        known = [kind, size, None]
+        known[2] = weakref.ref(storage, functools.partial(self._forget, known))
+        self._known[storage] = known
         self.now[kind] += size
         self.total += size
         if self.total > self.peak_bytes:
             self.peak, self.peak_bytes = Counter(self.now), self.total
 
-    def _forget(self, kind: str, size: int, _: Any) -> None:
+    def _forget(self, known: list, _: Any) -> None:
+        kind, size, _ = known
         self.now[kind] -= size
         self.total -= size

@@ -7,22 +7,23 @@ one without a value. Attention is not what torch would run on the meta device bu
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map
 
+import vrft.models.shared_prefix
 from vrft.memory.live import LiveBytes
 
 _aten = torch.ops.aten
 _INDEXING = {_aten.index.Tensor, _aten._unsafe_index.Tensor, _aten.index_put.default, _aten.index_put_.default}
 _INDEXING |= {_aten._index_put_impl_.default}
 _WHOLE = (torch.int64, torch.int32, torch.bool, torch.uint8)
-_MATRIX = (torch.nn.functional.linear, torch.matmul, torch.bmm, torch.Tensor.matmul, torch.nn.functional.conv3d)
+_sdpa = functional.scaled_dot_product_attention
 
 
 class MetaRun(LiveBytes):
@@ -91,35 +92,31 @@ class _Attention(torch.autograd.Function):
         return *(torch.empty_like(part) for part in (query, key, value)), None
 
 
-class OnTarget(TorchFunctionMode):
-    """Attention as the target's fused kernels do it, and autocast, which the meta device does not know.
+def _attention_on(target: str) -> Callable:
+    """Stands in for scaled_dot_product_attention."""
 
-    autocast: the dtype of products, or None.
-    """
-
-    def __init__(self, target: str, autocast: torch.dtype | None = None) -> None:
-        super().__init__()
-        self.target, self.autocast = target, autocast
-
-    def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.nn.functional.scaled_dot_product_attention and args[0].is_meta:
-            return self._attention(*args, **kwargs)
-        if self.autocast is not None and func in _MATRIX:
-            args, kwargs = tree_map(lambda one: _cast(one, self.autocast), (args, kwargs))
-        elif self.autocast is not None and func is torch.nn.functional.layer_norm:
-            args, kwargs = tree_map(lambda one: _cast(one, torch.float32), (args, kwargs))
-        return func(*args, **kwargs)
-
-    def _attention(self, query: Tensor, key: Tensor, value: Tensor, attn_mask=None, **_) -> Tensor:
-        bias = None
-        if attn_mask is not None and (attn_mask.ndim > 2 or self.target == "cpu"):  # a flat one is causal: by a kernel
-            bias = query.new_empty(attn_mask.shape)
+    def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options) -> Tensor:
+        if not query.is_meta:
+            return _sdpa(query, key, value, attn_mask=attn_mask, **options)
+        is_plain_causal = target == "cuda" and attn_mask is not None and attn_mask.ndim == 2  # by a kernel's own rule
+        bias = None if attn_mask is None or is_plain_causal else query.new_empty(attn_mask.shape)
         return _Attention.apply(query, key, value, bias)
 
+    return attend
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() and value.is_meta else value
+
+def _cast_to(dtype: torch.dtype, function: Callable) -> Callable:
+    """The function with its floats cast first, as autocast does it; the meta device knows no autocast."""
+
+    def cast(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return lambda *args, **kwargs: function(*map(cast, args), **{name: cast(one) for name, one in kwargs.items()})
+
+
+def _of_meta(known: Callable, answer: Any) -> Callable:
+    """A function of a device type that also answers for the meta device."""
+    return lambda *device: answer if device == ("meta",) else known(*device)
 
 
 @contextlib.contextmanager
@@ -131,9 +128,19 @@ def on_meta(target: str, autocast: torch.dtype | None = None) -> Iterator[MetaRu
 
     with contextlib.ExitStack() as held:
         held.enter_context(mock.patch.object(torch.utils.checkpoint, "_infer_device_type", lambda *_: "cpu"))
+        for name, answer in (("is_autocast_enabled", autocast is not None), ("get_autocast_dtype", autocast)):
+            held.enter_context(mock.patch.object(torch, name, _of_meta(getattr(torch, name), answer)))
+        plain = torch.autocast
+        held.enter_context(mock.patch.object(torch, "autocast", lambda device_type, *args, **kwargs: (
+            contextlib.nullcontext() if device_type == "meta" else plain(device_type, *args, **kwargs))))
         if target == "cuda":  # by Triton, in place
             held.enter_context(mock.patch.object(trl_utils, "_use_triton", lambda _: True))
             for name in ("_forward_tile", "_backward_tile", "_addmm_fp32"):
                 held.enter_context(mock.patch.object(head, name, lambda *_, **__: None))
-        held.enter_context(OnTarget(target, autocast))
+        for owner in (functional, vrft.models.shared_prefix):
+            held.enter_context(mock.patch.object(owner, "scaled_dot_product_attention", _attention_on(target)))
+        if autocast is not None:
+            casts = {"linear": autocast, "conv3d": autocast, "layer_norm": torch.float32}
+            for name, dtype in casts.items():
+                held.enter_context(mock.patch.object(functional, name, _cast_to(dtype, getattr(functional, name))))
         yield held.enter_context(MetaRun())
