@@ -36,6 +36,8 @@ class Shapes:
     n_prompts: distinct prompts of the micro-batch. n_completions: its rows. rollout_prompts, rollout_rows: of a whole
     generation, or 0. prompt, completion: tokens, all rows alike. images: of a prompt; image_grid: patches of one in
     time, height and width. shares: whether a prompt is computed once for its completions. trainer: `grpo` or `sft`.
+    accumulates: True where gradients of earlier micro-batches are there. sheds_gradients: True where each is taken away
+    as soon as it is whole (ZeRO 2 and 3).
     """
 
     n_prompts: int
@@ -51,7 +53,6 @@ class Shapes:
     checkpointing: bool = False
     accumulates: bool = False
     sheds_gradients: bool = False
-    is_wide: bool = False
 
 
 def step_bytes(model: PreTrainedModel, shapes: Shapes, *, target: str, autocast: torch.dtype | None) -> Counter[str]:
@@ -64,12 +65,12 @@ def step_bytes(model: PreTrainedModel, shapes: Shapes, *, target: str, autocast:
         live.count(model.parameters(), "weights")
         live.count(model.buffers(), "weights")
         trained = [weight for weight in model.parameters() if weight.requires_grad]
-        hooks = [weight.register_post_accumulate_grad_hook(_shed) for weight in trained if shapes.sheds_gradients]
+        after = _shed if shapes.sheds_gradients else lambda weight: live.recount(weight.grad, "gradients")
+        hooks = [weight.register_post_accumulate_grad_hook(after) for weight in trained]
         if shapes.accumulates and not shapes.sheds_gradients:
             for weight in trained:
                 weight.grad = torch.empty_like(weight)
                 live.count([weight.grad], "gradients")
-                live.now["activations"] += 0
         batch = _batch(model, shapes.n_prompts, shapes.n_completions, shapes)
         live.reset_peak()
         with _kinds(model, live):
@@ -302,12 +303,12 @@ def _checkpointing(model: PreTrainedModel, is_on: bool) -> Iterator[None]:
     if not is_on:
         yield
         return
-    policy.gradient_checkpointing_enable()
+    policy.activation_checkpointing_enable()
     if model is not policy:
         model.enable_input_require_grads()
     try:
         yield
     finally:
-        policy.gradient_checkpointing_disable()
+        policy.activation_checkpointing_disable()
         if model is not policy:
             policy.disable_input_require_grads()
