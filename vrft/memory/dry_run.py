@@ -68,15 +68,14 @@ def step_bytes(model: PreTrainedModel, shapes: Shapes, *, target: str, autocast:
         after = _shed if shapes.sheds_gradients else lambda weight: live.recount(weight.grad, "gradients")
         hooks = [weight.register_post_accumulate_grad_hook(after) for weight in trained]
         if shapes.accumulates and not shapes.sheds_gradients:
-            for weight in trained:
-                weight.grad = torch.empty_like(weight)
-                live.count([weight.grad], "gradients")
+            with live.counting("gradients"):
+                for weight in trained:
+                    weight.grad = torch.empty_like(weight)
         batch = _batch(model, shapes.n_prompts, shapes.n_completions, shapes)
         live.reset_peak()
         with _kinds(model, live):
             loss = _sft_loss(model, batch, shapes) if shapes.trainer == "sft" else _grpo_loss(model, batch, shapes)
-            with live.counting("backward"):
-                loss.backward()
+            loss.backward()
         del loss, batch
         for hook in hooks:
             hook.remove()

@@ -30,8 +30,8 @@ GPUS = {
 """GiB that the driver reports, or a little less."""
 
 
-def gpu_bytes(name: str | float) -> int:
-    """Memory in bytes of a GPU of the table, or of a number of GiB. Raises `UserError` naming `plan.gpu`."""
+def gpu_bytes(name: str | float, *, key: str = "plan.gpu") -> int:
+    """Memory in bytes of a GPU of the table, or of a number of GiB. Raises `UserError` naming the config's `key`."""
     if isinstance(name, (int, float)) and not isinstance(name, bool):
         if name > 0:
             return int(name * GIB)
@@ -40,7 +40,7 @@ def gpu_bytes(name: str | float) -> int:
     elif size := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:gb|gib)?", str(name).lower()):
         return int(float(size[1]) * GIB)
     raise UserError(
-        f"plan.gpu is {name!r}; {suggestion(str(name), GPUS)}known: {', '.join(GPUS)}, or a number of GiB: plan.gpu=48"
+        f"{key} is {name!r}; {suggestion(str(name), GPUS)}known: {', '.join(GPUS)}, or a number of GiB: {key}=48"
     )
 
 

@@ -92,7 +92,8 @@ def make_plan(
     own = _step(shapes, **options)
     if is_wide:
         own = own | {"gradients": lasting.gpu["gradients"]}
-    phases["step"] = always | {"images": images} | own
+    at_hand = _image_bytes(known.model, replace(shapes, rollout_rows=shapes.n_completions))  # which the step counts
+    phases["step"] = always | {"images": max(images - at_hand, 0)} | own
     phases["update"] = always | {"gradients": lasting.gpu["gradients"], "images": images, "copies": lasting.update}
     return Plan(
         phases={name: {part: size for part, size in phases[name].items() if size} for name in _PHASES if name in phases},
