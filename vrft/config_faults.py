@@ -31,6 +31,7 @@ _AT_LEAST = {
     "alarms.window": 1,
     "probe.rows": 1,
     "probe.completions": 2,
+    "plan.prompt_tokens": 1,
     "launch.threads": 1,
     "protocol.n_resamples": 1,
     "protocol.n_samples": 1,
