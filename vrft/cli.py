@@ -43,7 +43,9 @@ VERBS = {
     "build": Verb("annotations in, checked rows out", "vrft build dataset=coco dataset.path=GT.json out=rows/coco"),
     "check": Verb("look at an experiment's rows before it runs", "vrft check experiment=digits_riddles"),
     "probe": Verb("what the model earns before it is trained", "vrft probe experiment=digits_riddles"),
-    "plan": Verb("what it takes of a GPU's memory, and what makes it fit", "vrft plan model=qwen2_vl_2b plan.gpu=a100_80gb"),
+    "plan": Verb(
+        "what it takes of a GPU's memory, and what makes it fit", "vrft plan model=qwen2_vl_2b plan.gpu=a100_80gb"
+    ),
     "train": Verb("one whole experiment: evaluate, train, evaluate, report", "vrft train experiment=digits_riddles"),
     "evaluate": Verb("judge a model or a checkpoint", "vrft evaluate model.path=runs/NAME/checkpoints/best"),
     "predict": Verb("ask about one image", "vrft predict predict.image=scene.png predict.ask='two plus three'"),

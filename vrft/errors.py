@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 CANNOT_RUN = "The config cannot run:"
-USER_ERROR, STOPPED_BY_ALARM = 2, 3  # exit codes
+USER_ERROR, STOPPED_BY_ALARM, OUT_OF_MEMORY = 2, 3, 77  # exit codes
 
 
 class UserError(Exception):

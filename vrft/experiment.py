@@ -14,8 +14,9 @@ from typing import Any
 import yaml
 
 from vrft import heartbeat, run_lock
+from vrft.backing_off import backed_off, remembered
 from vrft.checkpoint_card import setting_drift
-from vrft.errors import STOPPED_BY_ALARM, USER_ERROR, UserError, raise_all
+from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR, UserError, raise_all
 from vrft.evaluate.protocols import questions_not_asked, row_faults
 from vrft.launching import start_worker
 from vrft.models.families import FAMILIES
@@ -44,8 +45,12 @@ def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides
     """
     run_dir = Path(config["run"]["dir"])
     with contextlib.ExitStack() as held:
+        config = remembered(run_dir, config)
         is_fresh = _prepare(run_dir, config, choices=choices, overrides=overrides, held=held)
         code = start_worker(run_dir, config)  # whatever ends it, what it has made stays
+        while code == OUT_OF_MEMORY and (smaller := backed_off(run_dir, config)):
+            config = smaller
+            code = start_worker(run_dir, config)
     if code in (0, STOPPED_BY_ALARM):
         write_reports([run_dir])
     is_begun = not {path.name for path in run_dir.iterdir()} <= _BEFORE_IT_BEGINS

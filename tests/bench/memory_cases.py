@@ -121,7 +121,9 @@ def _trainer(config: dict[str, Any], image_wh: tuple[int, int], folder: Path) ->
     if config["trainer"]["name"] == "sft":
         text = _text_of(processor, length - 2)  # the template ends a turn with two tokens
         data = training_dataset(rows, folder, question=lambda row: question, completion=lambda row: text)
-        trainer = SFTTrainer(args=SFTConfig(**{"remove_unused_columns": False, **arguments}), train_dataset=data, **shared)
+        trainer = SFTTrainer(
+            args=SFTConfig(**{"remove_unused_columns": False, **arguments}), train_dataset=data, **shared
+        )
         collate = trainer.data_collator
         trainer.data_collator = lambda batch: {k: v for k, v in collate(batch).items() if k != "row_id"}
     else:

@@ -20,9 +20,8 @@ from trl import GRPOTrainer
 
 from vrft.memory.live import LiveBytes
 from vrft.memory.meta import on_meta
-from vrft.models.image_features import is_vision_frozen
 from vrft.models.rollout import GroupCache
-from vrft.models.shared_prefix import rotary_positions, without_adapter
+from vrft.models.shared_prefix import without_adapter
 from vrft.train.shared_prefix import SharedPrefixTrainer
 
 _ROOM = 64  # tokens by which a shared rollout's cache grows

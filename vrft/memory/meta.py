@@ -14,10 +14,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 import vrft.models.shared_prefix
-from vrft.memory.live import LiveBytes
+from vrft.memory.live import LiveBytes, tensors_in
 
 _aten = torch.ops.aten
 _INDEXING = {_aten.index.Tensor, _aten._unsafe_index.Tensor, _aten.index_put.default, _aten.index_put_.default}
@@ -34,7 +34,7 @@ class MetaRun(LiveBytes):
 
     def call(self, func, args: tuple, kwargs: dict) -> Any:
         """One operation: real where all of its tensors are, else on the meta device."""
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = tensors_in([*args, *kwargs.values()])
         is_meta = any(tensor.is_meta for tensor in tensors)
         to_meta = str(kwargs.get("device")) == "meta"
         if to_meta and not is_meta and _makes_whole_numbers(func, args, kwargs, tensors):
@@ -47,7 +47,9 @@ class MetaRun(LiveBytes):
             return func(*args, **kwargs)
         if func in _INDEXING:
             args = (args[0], _without_masks(args[1]), *args[2:])
-        args, kwargs = tree_map(_on_meta, (args, kwargs))
+            args = tree_map(_on_meta, args)
+        elif not all(tensor.is_meta for tensor in tensors):
+            args, kwargs = tree_map(_on_meta, (args, kwargs))
         return func(*args, **kwargs)
 
 
@@ -114,9 +116,20 @@ def _cast_to(dtype: torch.dtype, function: Callable) -> Callable:
     return lambda *args, **kwargs: function(*map(cast, args), **{name: cast(one) for name, one in kwargs.items()})
 
 
+def _always(answer: Any) -> Callable:
+    return lambda *_, **__: answer
+
+
 def _of_meta(known: Callable, answer: Any) -> Callable:
     """A function of a device type that also answers for the meta device."""
     return lambda *device: answer if device == ("meta",) else known(*device)
+
+
+def _autocast_elsewhere(known: Callable) -> Callable:
+    """torch.autocast, which refuses the meta device."""
+    return lambda device_type, *args, **kwargs: (
+        contextlib.nullcontext() if device_type == "meta" else known(device_type, *args, **kwargs)
+    )
 
 
 @contextlib.contextmanager
@@ -127,16 +140,14 @@ def on_meta(target: str, autocast: torch.dtype | None = None) -> Iterator[MetaRu
     import trl.trainer.utils as trl_utils
 
     with contextlib.ExitStack() as held:
-        held.enter_context(mock.patch.object(torch.utils.checkpoint, "_infer_device_type", lambda *_: "cpu"))
+        held.enter_context(mock.patch.object(torch.utils.checkpoint, "_infer_device_type", _always("cpu")))
         for name, answer in (("is_autocast_enabled", autocast is not None), ("get_autocast_dtype", autocast)):
             held.enter_context(mock.patch.object(torch, name, _of_meta(getattr(torch, name), answer)))
-        plain = torch.autocast
-        held.enter_context(mock.patch.object(torch, "autocast", lambda device_type, *args, **kwargs: (
-            contextlib.nullcontext() if device_type == "meta" else plain(device_type, *args, **kwargs))))
+        held.enter_context(mock.patch.object(torch, "autocast", _autocast_elsewhere(torch.autocast)))
         if target == "cuda":  # by Triton, in place
-            held.enter_context(mock.patch.object(trl_utils, "_use_triton", lambda _: True))
+            held.enter_context(mock.patch.object(trl_utils, "_use_triton", _always(True)))
             for name in ("_forward_tile", "_backward_tile", "_addmm_fp32"):
-                held.enter_context(mock.patch.object(head, name, lambda *_, **__: None))
+                held.enter_context(mock.patch.object(head, name, _always(None)))
         for owner in (functional, vrft.models.shared_prefix):
             held.enter_context(mock.patch.object(owner, "scaled_dot_product_attention", _attention_on(target)))
         if autocast is not None:

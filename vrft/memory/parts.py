@@ -84,9 +84,7 @@ class States:
     update: int = 0
 
 
-def states(
-    counts: Counts, sharding: Sharding, *, reference_bytes: int = 0, optimizer_bytes: int = _ADAM
-) -> States:
+def states(counts: Counts, sharding: Sharding, *, reference_bytes: int = 0, optimizer_bytes: int = _ADAM) -> States:
     """Weights, gradients, master weights, the optimizer's state, the reference and DeepSpeed's buffers.
 
     reference_bytes: of a reference model's weights, whole. Gradients are those that live from one micro-batch to the
@@ -129,7 +127,9 @@ def _buffers(counts: Counts, sharding: Sharding) -> int:
     bucket = sharding.bucket * width * (2 if sharding.overlaps else 1)
     if sharding.stage < 3:
         return bucket if sharding.stage else 0
-    away = counts.n_weights if sharding.offloads_weights else counts.n_weights - counts.n_weights // sharding.n_processes
+    away = (
+        counts.n_weights if sharding.offloads_weights else counts.n_weights - counts.n_weights // sharding.n_processes
+    )
     return bucket + width * min(away, sharding.max_live)
 
 

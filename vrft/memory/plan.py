@@ -96,7 +96,9 @@ def make_plan(
     phases["step"] = always | {"images": max(images - at_hand, 0)} | own
     phases["update"] = always | {"gradients": lasting.gpu["gradients"], "images": images, "copies": lasting.update}
     return Plan(
-        phases={name: {part: size for part, size in phases[name].items() if size} for name in _PHASES if name in phases},
+        phases={
+            name: {part: size for part, size in phases[name].items() if size} for name in _PHASES if name in phases
+        },
         host=lasting.host,
         n_weights=counts.n_weights,
         n_trained=counts.n_trained,
