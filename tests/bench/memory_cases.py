@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from hydra import compose, initialize_config_dir
 from peft import LoraConfig
-from transformers import PreTrainedModel, PrinterCallback
+from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from vrft.configure import freeze
@@ -19,7 +18,7 @@ from vrft.memory.plan import Plan, make_plan
 from vrft.models.decode import render_prompt
 from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts, load_model, load_processor
-from vrft.package_files import TINY_MODEL, config_folder
+from vrft.package_files import config_folder
 from vrft.train.arguments import trainer_arguments
 from vrft.train.datasets import training_dataset
 from vrft.train.shared_prefix import SharedPrefixTrainer
@@ -32,7 +31,9 @@ SMALL_TEXT = {
     "intermediate_size": 1536, "initializer_range": 0.02,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
 }  # fmt: skip
-SMALL_VISION = {"depth": 4, "num_heads": 4, "embed_dim": 192, "hidden_size": 384, "mlp_ratio": 4, "initializer_range": 0.02}  # fmt: skip
+SMALL_VISION = {
+    "depth": 4, "num_heads": 4, "embed_dim": 192, "hidden_size": 384, "mlp_ratio": 4, "initializer_range": 0.02,
+}  # fmt: skip
 COMMON = [
     "evaluate.before=false", "evaluate.after=false", "trainer.eval_steps=null", "evaluate.checkpoint=last",
     "launch.device=cpu", "logging=none",
@@ -145,10 +146,3 @@ def _text_of(processor: Any, n_tokens: int) -> str:
 def reward(completion_ids: Sequence[Sequence[int]], **_) -> list[float]:
     """Something that differs between completions, so that no row is left out."""
     return [number + sum(ids) % 7 / 7 for number, ids in enumerate(completion_ids)]
-
-
-def n_parameters(model: PreTrainedModel) -> int:
-    return sum(weight.numel() for weight in model.parameters())
-
-
-__all__ = ["TINY_MODEL", "Case", "Figures", "compare", "config_of", "save_small_model", "torch"]

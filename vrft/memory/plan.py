@@ -18,7 +18,6 @@ from vrft.memory.parts import Counts, Sharding, bytes_of_optimizer, states
 from vrft.models.families import FAMILIES
 
 LARGE_IMAGE = (4032, 3024)  # pixels: a photograph, larger than any max_pixels in use
-_PHASES = ("evaluation", "rollout", "step", "update")
 _VLLM_SHARE = 0.3  # TRL's vllm_gpu_memory_utilization
 
 
