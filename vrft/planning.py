@@ -26,7 +26,7 @@ def print_plan(config: dict[str, Any]) -> bool:
     name, n_bytes = _gpu(wanted["gpu"])
     from vrft.memory import table
     from vrft.memory.fit import Change, changes_that_fit, room
-    from vrft.memory.plan import make_plan
+    from vrft.memory.plan import fits, make_plan
 
     options = _options(config, n_bytes)
     plan = make_plan(config, **options)
@@ -40,9 +40,7 @@ def print_plan(config: dict[str, Any]) -> bool:
         print("\n" + table.verdict(plan, name, n_bytes))
         record |= {"gpu": name, "gpu_bytes": n_bytes, "fits": does_fit}
     if not does_fit:
-        changes: list[Change] | None = changes_that_fit(
-            config, lambda tried: make_plan(tried, **options).peak <= room(n_bytes)
-        )
+        changes: list[Change] | None = changes_that_fit(config, lambda tried: fits(tried, room(n_bytes), **options))
         after = config
         for change in changes or ():
             after = change.applied(after)
@@ -64,11 +62,11 @@ def fitted(config: dict[str, Any]) -> dict[str, Any]:
         print("memory=auto: no GPU here, nothing to fit; memory.gpu=NAME plans for another", file=sys.stderr)
         return config
     from vrft.memory.fit import changes_that_fit, room
-    from vrft.memory.plan import make_plan
+    from vrft.memory.plan import fits, make_plan
     from vrft.memory.table import advice, size
 
     options = _options(config, n_bytes)
-    changes = changes_that_fit(config, lambda tried: make_plan(tried, **options).peak <= room(n_bytes))
+    changes = changes_that_fit(config, lambda tried: fits(tried, room(n_bytes), **options))
     if changes is None:
         raise UserError(f"memory=auto: {advice(None, None)}")
     for change in changes:
@@ -86,7 +84,7 @@ def _auto_bytes(config: dict[str, Any]) -> int | None:
 
 def _gpu(name: str | float | None) -> tuple[str, int | None]:
     if name is not None:
-        return str(name), gpu_bytes(name)
+        return f"{name} GiB" if isinstance(name, (int, float)) else f"a {name}", gpu_bytes(name)
     return "the GPU here", gpu_at_hand()
 
 

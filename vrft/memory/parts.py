@@ -127,9 +127,8 @@ def _buffers(counts: Counts, sharding: Sharding) -> int:
     bucket = sharding.bucket * width * (2 if sharding.overlaps else 1)
     if sharding.stage < 3:
         return bucket if sharding.stage else 0
-    away = (
-        counts.n_weights if sharding.offloads_weights else counts.n_weights - counts.n_weights // sharding.n_processes
-    )
+    here = 0 if sharding.offloads_weights else counts.n_weights // sharding.n_processes
+    away = counts.n_weights - here
     return bucket + width * min(away, sharding.max_live)
 
 

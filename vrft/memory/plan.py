@@ -14,7 +14,7 @@ from vrft.batch_sizes import batch_sizes
 from vrft.errors import UserError
 from vrft.memory.architectures import architecture, make_model
 from vrft.memory.dry_run import Shapes, rollout_bytes, step_bytes
-from vrft.memory.parts import Counts, Sharding, bytes_of_optimizer, states
+from vrft.memory.parts import Counts, Sharding, States, bytes_of_optimizer, states
 from vrft.models.families import FAMILIES
 
 LARGE_IMAGE = (4032, 3024)  # pixels: a photograph, larger than any max_pixels in use
@@ -64,19 +64,10 @@ def make_plan(
     completion_tokens: of every completion; None for `memory.max_completion_length`.
     """
     seen, shapes = _shapes(config, image_wh, prompt_tokens, completion_tokens)
-    known = _known_model(_as_key(config["model"]))
-    counts, hidden = known.counts, known.model.config.get_text_config().hidden_size
-    arguments = config["trainer"]["args"]
-    sharding = Sharding.of(config, hidden)
+    known, sharding, lasting = _lasting(config)
+    counts = known.counts
     is_wide = sharding.stage is not None and sharding.stage >= 2
     shapes = replace(shapes, sheds_gradients=is_wide)
-    has_reference = config["trainer"]["name"] == "grpo" and arguments.get("beta", 0.0) and not config["model"]["peft"]
-    lasting = states(
-        counts,
-        sharding,
-        reference_bytes=counts.weight_bytes if has_reference else 0,
-        optimizer_bytes=bytes_of_optimizer(arguments),
-    )
     always = {name: size for name, size in lasting.gpu.items() if name != "gradients"}
     images = _image_bytes(known.model, shapes)
     autocast = torch.bfloat16 if config["model"]["dtype"] == "bfloat16" and sharding.stage is None else None
@@ -95,9 +86,7 @@ def make_plan(
     phases["step"] = always | {"images": max(images - at_hand, 0)} | own
     phases["update"] = always | {"gradients": lasting.gpu["gradients"], "images": images, "copies": lasting.update}
     return Plan(
-        phases={
-            name: {part: size for part, size in phases[name].items() if size} for name in _PHASES if name in phases
-        },
+        phases={name: {part: size for part, size in parts.items() if size} for name, parts in phases.items()},
         host=lasting.host,
         n_weights=counts.n_weights,
         n_trained=counts.n_trained,
@@ -106,6 +95,29 @@ def make_plan(
         image_tokens=_image_tokens(seen, config),
         target=target,
     )
+
+
+def fits(config: dict[str, Any], n_bytes: int, **options: Any) -> bool:
+    """Whether a frozen config takes at most `n_bytes`. options: those of `make_plan`."""
+    lasting = _lasting(config)[2]
+    if sum(lasting.gpu.values()) + lasting.update > n_bytes:  # known at once, without a dry run
+        return False
+    return make_plan(config, **options).peak <= n_bytes
+
+
+def _lasting(config: dict[str, Any]) -> tuple[_Known, Sharding, States]:
+    """The model, how its states are shared out, and what they take."""
+    known = _known_model(_as_key(config["model"]))
+    arguments = config["trainer"]["args"]
+    sharding = Sharding.of(config, known.model.config.get_text_config().hidden_size)
+    has_reference = config["trainer"]["name"] == "grpo" and arguments.get("beta", 0.0) and not config["model"]["peft"]
+    lasting = states(
+        known.counts,
+        sharding,
+        reference_bytes=known.counts.weight_bytes if has_reference else 0,
+        optimizer_bytes=bytes_of_optimizer(arguments),
+    )
+    return known, sharding, lasting
 
 
 def image_size(config: dict[str, Any], image_wh: tuple[int, int] = LARGE_IMAGE) -> tuple[int, int]:
