@@ -84,7 +84,7 @@ def _auto_bytes(config: dict[str, Any]) -> int | None:
 
 def _gpu(name: str | float | None) -> tuple[str, int | None]:
     if name is not None:
-        return f"{name} GiB" if isinstance(name, (int, float)) else f"a {name}", gpu_bytes(name)
+        return f"a GPU of {name} GiB" if isinstance(name, (int, float)) else str(name), gpu_bytes(name)
     return "the GPU here", gpu_at_hand()
 
 

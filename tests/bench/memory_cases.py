@@ -48,6 +48,33 @@ class Case(NamedTuple):
     overrides: tuple[str, ...]
 
 
+_G4 = (
+    "memory=roomy", "trainer.prompts_per_step=2", "memory.num_generations=4", "memory.max_completion_length=40",
+)  # fmt: skip
+_GRPO = (*_G4, "trainer.args.beta=0.0", "trainer.max_steps=2")
+_CHECKPOINTING = "memory.gradient_checkpointing=true"
+CASES = {
+    "tiny, G = 4": Case("tiny", (56, 56), _GRPO),
+    "tiny, every prompt G times": Case("tiny", (56, 56), (*_GRPO, "rollout=transformers")),
+    "tiny, larger images, checkpointing": Case("tiny", (280, 280), (*_GRPO, _CHECKPOINTING)),
+    "20 M, G = 4": Case("small", (280, 280), _GRPO),
+    "20 M, every prompt G times": Case("small", (280, 280), (*_GRPO, "rollout=transformers")),
+    "20 M, checkpointing, two micro-batches": Case(
+        "small", (280, 280), (*_GRPO, _CHECKPOINTING, "memory.completions_per_device=4")
+    ),
+    "20 M, LoRA": Case("small", (280, 280), (*_GRPO, "model/peft=lora")),
+    "20 M, LoRA, checkpointing": Case("small", (280, 280), (*_GRPO, "model/peft=lora", _CHECKPOINTING)),
+    "20 M, frozen vision tower": Case("small", (280, 280), (*_GRPO, "model.freeze=[vision,projector]")),
+    "20 M, G = 8, reference": Case("small", (280, 280), (*_GRPO, "memory.num_generations=8", "trainer.args.beta=0.04")),
+    "20 M, max_pixels = 100352": Case("small", (560, 560), (*_GRPO, "memory.max_pixels=100352")),
+    "20 M, max_pixels = 50176, two micro-batches": Case(
+        "small", (560, 560), (*_GRPO, "memory.max_pixels=50176", "memory.completions_per_device=4")
+    ),
+    "20 M, SFT": Case("small", (280, 280), (*_G4, "trainer=sft", "trainer.max_steps=2")),
+    "20 M, SFT, checkpointing": Case("small", (280, 280), (*_G4, "trainer=sft", "trainer.max_steps=2", _CHECKPOINTING)),
+}
+
+
 class Figures(NamedTuple):
     """Bytes at the peak, and how far the plan is off, as a share of what was measured."""
 

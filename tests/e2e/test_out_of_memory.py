@@ -51,9 +51,9 @@ def scarce(monkeypatch, *, n_rows: int, step: int) -> None:
 
 def test_a_run_out_of_memory_goes_on_with_smaller_micro_batches(healthy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiment, "start_worker", in_this_process)
-    scarce(monkeypatch, n_rows=2, step=5)
     run_dir = tmp_path / "run"
     config = smaller(healthy, run_dir)
+    scarce(monkeypatch, n_rows=2, step=5)
     assert experiment.run_experiment(config, choices={}, overrides=[]) == 0
     said = capsys.readouterr().err
     assert "out of memory in the loss of step 5; going on with memory.completions_per_device=2 (it was 4)" in said
@@ -71,7 +71,7 @@ def test_a_run_out_of_memory_goes_on_with_smaller_micro_batches(healthy, tmp_pat
     whole = healthy("grpo")  # all completions of a step in one micro-batch
     for step in range(1, 7):
         name = f"step_{step:06d}.jsonl"
-        texts = [[row["completion"] for row in lines_of(folder / "rollouts" / name)] for folder in (whole, run_dir)]
+        texts = [[row["text"] for row in lines_of(folder / "rollouts" / name)] for folder in (whole, run_dir)]
         assert sorted(texts[0]) == sorted(texts[1])
     weights = [load_file(folder / "checkpoints" / "last" / "model.safetensors") for folder in (whole, run_dir)]
     assert max((weights[0][name] - weights[1][name]).abs().max() for name in weights[0]) < 1e-5
@@ -79,9 +79,9 @@ def test_a_run_out_of_memory_goes_on_with_smaller_micro_batches(healthy, tmp_pat
 
 def test_where_nothing_smaller_helps_the_run_ends_and_names_what_is_left(healthy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiment, "start_worker", in_this_process)
-    scarce(monkeypatch, n_rows=0, step=1)
     run_dir = tmp_path / "run"
     config = smaller(healthy, run_dir, completions_per_device=2)
+    scarce(monkeypatch, n_rows=0, step=1)
     assert experiment.run_experiment(config, choices={}, overrides=[]) == OUT_OF_MEMORY
     said = capsys.readouterr().err
     assert "smaller micro-batches cannot help; left to turn in a new run are memory.gradient_checkpointing=true" in said

@@ -10,8 +10,9 @@ import contextlib
 import functools
 import types
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,10 +101,8 @@ def rollout_bytes(model: PreTrainedModel, shapes: Shapes, *, target: str, autoca
             inputs |= {name: batch[name] for name in ("pixel_values", "image_grid_thw")}
         live.reset_peak()
         cache = DynamicCache(config=policy.config.get_text_config())
+        cache.update = _counted(cache.update, live, "kv_cache")
         out = policy(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        for layer in cache.layers:
-            for part in (layer.keys, layer.values):
-                live.recount(part, "kv_cache")
         logits = out.logits[:, -1]
         del out
         if shapes.shares:
@@ -132,16 +131,9 @@ def _shared_token(policy, prefill: DynamicCache, mask: Tensor, shapes: Shapes, l
         ]
     ids = torch.zeros(cache.rows.shape, dtype=torch.long)
     ids[slots] = 1
-    attend = cache.attend
-
-    def counted(*args, **kwargs) -> Tensor:
-        with live.counting("kv_cache"):
-            return attend(*args, **kwargs)
-
-    cache.attend = counted
+    cache.attend = _counted(cache.attend, live, "kv_cache")
     positions = torch.full_like(ids, shapes.prompt + n_before).expand(3, -1, -1)
-    logits = policy(input_ids=ids, position_ids=positions, group_cache=cache, use_cache=False).logits
-    del logits
+    policy(input_ids=ids, position_ids=positions, group_cache=cache, use_cache=False)
 
 
 def _stock_token(policy, cache: DynamicCache, mask: Tensor, shapes: Shapes, live: LiveBytes) -> None:
@@ -157,11 +149,18 @@ def _stock_token(policy, cache: DynamicCache, mask: Tensor, shapes: Shapes, live
     mask = torch.cat([mask, mask.new_ones((rows, n_before + 1))], dim=1)
     ids = torch.ones((rows, 1), dtype=torch.long)
     positions = torch.full((4, rows, 1), shapes.prompt + n_before)
-    with live.counting("kv_cache"):
-        logits = policy(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        ).logits
-    del logits
+    policy(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+
+
+def _counted(function: Callable, live: LiveBytes, kind: str) -> Callable:
+    """The function, with what it makes counted under `kind`."""
+
+    @functools.wraps(function)
+    def counted(*args, **kwargs) -> Any:
+        with live.counting(kind):
+            return function(*args, **kwargs)
+
+    return counted
 
 
 def _shed(weight: Tensor) -> None:
@@ -277,15 +276,7 @@ def _kinds(model: PreTrainedModel, live: LiveBytes) -> Iterator[None]:
     function = head.ChunkedLogProbFunction
     own = function.forward, function.backward
 
-    def wrapped(method):
-        @functools.wraps(method)
-        def counted(*args):
-            with live.counting("logits"):
-                return method(*args)
-
-        return staticmethod(counted)
-
-    function.forward, function.backward = (wrapped(method) for method in own)
+    function.forward, function.backward = (staticmethod(_counted(method, live, "logits")) for method in own)
     try:
         yield
     finally:

@@ -73,7 +73,7 @@ def verdict(plan: Plan, gpu: str, gpu_bytes: int) -> str:
     does = "fits" if plan.peak <= room(gpu_bytes) else "does not fit"
     phase = max(plan.totals, key=plan.totals.get)
     return (
-        f"{does} {gpu}: {size(plan.peak)} in the {phase}, of {size(room(gpu_bytes))} "
+        f"{does} on {gpu}: {size(plan.peak)} in the {phase}, of {size(room(gpu_bytes))} "
         f"({size(gpu_bytes)} less a share for the driver and for gaps)"
     )
 
