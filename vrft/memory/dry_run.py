@@ -85,8 +85,10 @@ def step_bytes(model: PreTrainedModel, shapes: Shapes, *, target: str, autocast:
 
 
 @torch.no_grad()
-def rollout_bytes(model: PreTrainedModel, shapes: Shapes, *, target: str, autocast: torch.dtype | None) -> Counter[str]:
-    """What a rollout takes beside weights, by kind, in bytes: the larger of its prefill and its last token.
+def rollout_bytes(
+    model: PreTrainedModel, shapes: Shapes, *, target: str, autocast: torch.dtype | None
+) -> tuple[Counter[str], Counter[str]]:
+    """What a rollout takes beside weights, by kind, in bytes: as it reads the prompts, and as it writes the last token.
 
     Kinds: those of `step_bytes`, and `kv_cache`.
     """
@@ -105,6 +107,8 @@ def rollout_bytes(model: PreTrainedModel, shapes: Shapes, *, target: str, autoca
         out = policy(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         logits = out.logits[:, -1]
         del out
+        prefill = Counter(live.peak)
+        live.reset_peak()
         if shapes.shares:
             _shared_token(policy, cache, inputs["attention_mask"], shapes, live)
         else:
@@ -113,7 +117,7 @@ def rollout_bytes(model: PreTrainedModel, shapes: Shapes, *, target: str, autoca
             copies = [logits.new_empty((shapes.rollout_rows, logits.shape[-1]), dtype=torch.float32)
                       for _ in range(_SAMPLING_COPIES)]  # fmt: skip
         del copies
-    return _without_weights(live.peak)
+    return _without_weights(prefill), _without_weights(live.peak)
 
 
 def _shared_token(policy, prefill: DynamicCache, mask: Tensor, shapes: Shapes, live: LiveBytes) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +22,8 @@ _VLLM_SHARE = 0.3  # TRL's vllm_gpu_memory_utilization
 
 @dataclass(frozen=True)
 class Plan:
-    """phases: bytes by part, of one GPU, in each phase of a step. host: of a process in main memory, by part.
+    """phases: bytes by part, of one GPU, in each phase: evaluation, prefill and sampling (of a rollout), step (a
+    micro-batch's forward and backward), update (of the weights). host: of a process in main memory, by part.
 
     image_wh: the size to which the image is brought. image_tokens: what it takes of the prompt.
     """
@@ -76,9 +76,11 @@ def make_plan(
     if _evaluates(config):
         n = config["memory"]["evaluation_batch_size"]
         alone = replace(shapes, rollout_prompts=n, rollout_rows=n, shares=config["model"]["attention"] != "eager")
-        phases["evaluation"] = always | {"images": 0} | _rollout(alone, **options)
+        most = max(_rollout(alone, **options), key=lambda parts: sum(parts.values()))
+        phases["evaluation"] = always | most
     if shapes.trainer == "grpo":
-        phases["rollout"] = always | {"images": images} | _rollout_or_vllm(config, shapes, gpu_bytes, options)
+        for name, parts in _sampling(config, shapes, gpu_bytes, options).items():
+            phases[name] = always | {"images": images} | parts
     own = _step(shapes, **options)
     if is_wide:
         own = own | {"gradients": lasting.gpu["gradients"]}
@@ -185,16 +187,18 @@ def _evaluates(config: dict[str, Any]) -> bool:
     return wanted["before"] or wanted["after"] or bool(config["trainer"]["eval_steps"])
 
 
-def _rollout_or_vllm(config: dict[str, Any], shapes: Shapes, gpu_bytes: int | None, options: dict) -> dict[str, int]:
-    """What sampling takes: of torch, of vLLM on the same GPU, or nothing where a server does it."""
+def _sampling(
+    config: dict[str, Any], shapes: Shapes, gpu_bytes: int | None, options: dict
+) -> dict[str, dict[str, int]]:
+    """What sampling takes by phase: of torch, of vLLM on the same GPU, or nothing where a server does it."""
     rollout, arguments = config["rollout"], config["trainer"]["args"]
     settings = rollout | arguments
     if not (rollout["name"].startswith("vllm") or arguments.get("use_vllm")):
-        return _rollout(shapes, **options)
+        return dict(zip(("prefill", "sampling"), _rollout(shapes, **options), strict=True))
     if "server" in rollout["name"] or settings.get("vllm_mode") == "server":
         return {}
     share = settings.get("vllm_gpu_memory_utilization") or settings.get("gpu_memory_utilization") or _VLLM_SHARE
-    return {"vLLM": int(share * (gpu_bytes or 0))}
+    return {"sampling": {"vLLM": int(share * (gpu_bytes or 0))}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +221,7 @@ def _known_model(section: str) -> _Known:
 
 
 @functools.lru_cache(maxsize=256)
-def _measured(kind: str, known: _Known, shapes: Shapes, target: str, autocast: torch.dtype | None) -> Counter:
+def _measured(kind: str, known: _Known, shapes: Shapes, target: str, autocast: torch.dtype | None) -> Any:
     run = step_bytes if kind == "step" else rollout_bytes
     try:
         return run(known.model, shapes, target=target, autocast=autocast)
@@ -229,8 +233,8 @@ def _step(shapes: Shapes, *, model: _Known, target: str, autocast: torch.dtype |
     return dict(_measured("step", model, replace(shapes, rollout_prompts=0, rollout_rows=0), target, autocast))
 
 
-def _rollout(shapes: Shapes, *, model: _Known, target: str, autocast: torch.dtype | None) -> dict[str, int]:
+def _rollout(shapes: Shapes, *, model: _Known, target: str, autocast: torch.dtype | None) -> list[dict[str, int]]:
     wanted = replace(
         shapes, n_prompts=1, n_completions=1, checkpointing=False, accumulates=False, sheds_gradients=False
     )
-    return dict(_measured("rollout", model, wanted, target, autocast))
+    return [dict(parts) for parts in _measured("rollout", model, wanted, target, autocast)]
