@@ -161,10 +161,6 @@ def _experiment_job(config: DictConfig) -> None:
             config.run.dir = str(Path(settings.runtime.output_dir))
     overrides = list(settings.overrides.task)
     frozen = freeze(config, device=find_device(), overrides=overrides)
-    if frozen["memory"].get("auto") and frozen["evaluate"]["train"]:
-        from vrft.planning import fitted  # torch: after the checks
-
-        frozen = fitted(frozen)
     code = run_experiment(frozen, choices=dict(settings.runtime.choices), overrides=overrides)
     if code == INTERRUPTED:
         raise KeyboardInterrupt

@@ -20,6 +20,7 @@ from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR, UserError, 
 from vrft.evaluate.protocols import questions_not_asked, row_faults
 from vrft.launching import start_worker
 from vrft.models.families import FAMILIES
+from vrft.planning import as_begun, fitted
 from vrft.provenance import provenance
 from vrft.resuming import (
     begun_with,
@@ -46,7 +47,7 @@ def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides
     run_dir = Path(config["run"]["dir"])
     with contextlib.ExitStack() as held:
         config = remembered(run_dir, config)
-        is_fresh = _prepare(run_dir, config, choices=choices, overrides=overrides, held=held)
+        config, is_fresh = _prepare(run_dir, config, choices=choices, overrides=overrides, held=held)
         code = start_worker(run_dir, config)  # whatever ends it, what it has made stays
         while code == OUT_OF_MEMORY and (smaller := backed_off(run_dir, config)):
             config = smaller
@@ -63,17 +64,22 @@ def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides
 
 def _prepare(
     run_dir: Path, config: dict[str, Any], *, choices: dict[str, Any], overrides: list[str], held: contextlib.ExitStack
-) -> bool:
-    """Leave all that the worker reads in the run directory, and it locked by `held`; True where it held nothing."""
+) -> tuple[dict[str, Any], bool]:
+    """Leave all that the worker reads in the run directory, and it locked by `held`; the config, with `memory=auto` made
+    to fit, and True where the directory held nothing."""
     with fresh_run_dir(run_dir, is_resuming=config["run"]["resume"]) as is_fresh:
         held.enter_context(alone_in(run_dir))
         if is_fresh and config["run"]["resume"]:
             print(f"warning: nothing is to be resumed in run.dir={run_dir}, so the run begins", file=sys.stderr)
+        is_auto = bool(config["memory"].get("auto")) and config["evaluate"]["train"]
+        config = as_begun(run_dir, config) if is_auto else config
         check_same_config(run_dir, config)
         drift = [] if config["evaluate"]["train"] else setting_drift(config)
         for difference in drift:
             print(f"warning: {difference}", file=sys.stderr)
         rows = build_rows(config, run_dir / "data", is_resuming=not is_fresh)
+        if is_auto and not (run_dir / "config.yaml").is_file():
+            config = fitted(config, rows)
         warn_of_frames(rows, config)
         warn_of_questions(rows, config)
         record = provenance(
@@ -92,7 +98,7 @@ def _prepare(
             record["wandb_run_id"] = begun.get("wandb_run_id") or uuid.uuid4().hex
         write_text_atomically(run_dir / "provenance.json", json.dumps(record, indent=2) + "\n")
         write_text_atomically(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    return is_fresh
+    return config, is_fresh
 
 
 def write_reports(run_dirs: list[Path], *, out_dir: Path | None = None) -> None:

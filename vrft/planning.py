@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from vrft.errors import UserError
+from vrft.memory.fit import KNOBS, Change
 from vrft.memory.gpus import gpu_at_hand, gpu_bytes
-from vrft.rows import write_text_atomically
+from vrft.rows import Row, write_text_atomically
 
 _VARIANTS = (
     ("no checkpointing", {"memory.gradient_checkpointing": False}),
@@ -25,7 +29,7 @@ def print_plan(config: dict[str, Any]) -> bool:
     wanted = config["plan"]
     name, n_bytes = _gpu(wanted["gpu"])
     from vrft.memory import table
-    from vrft.memory.fit import Change, changes_that_fit, room
+    from vrft.memory.fit import changes_that_fit, room
     from vrft.memory.plan import fits, make_plan
 
     options = _options(config, n_bytes)
@@ -52,20 +56,25 @@ def print_plan(config: dict[str, Any]) -> bool:
     return does_fit
 
 
-def fitted(config: dict[str, Any]) -> dict[str, Any]:
+def fitted(config: dict[str, Any], rows: dict[str, list[Row]]) -> dict[str, Any]:
     """The frozen config with the changes that make it fit the GPU at hand, each printed; itself where it fits.
 
-    Raises `UserError` where nothing helps. Without a GPU there is nothing to fit, and the config stays as it is.
+    rows: by split; the largest image counts. Raises `UserError` where nothing helps. Without a GPU there is nothing to
+    fit, and the config stays as it is.
     """
-    n_bytes = _auto_bytes(config)
+    name = config["memory"].get("gpu")
+    n_bytes = gpu_bytes(name, key="memory.gpu") if name is not None else gpu_at_hand()
     if n_bytes is None:
-        print("memory=auto: no GPU here, nothing to fit; memory.gpu=NAME plans for another", file=sys.stderr)
+        print("memory=auto: no GPU here, so nothing is changed; memory.gpu=NAME fits another", file=sys.stderr)
         return config
     from vrft.memory.fit import changes_that_fit, room
     from vrft.memory.plan import fits, make_plan
     from vrft.memory.table import advice, size
 
     options = _options(config, n_bytes)
+    sizes = [tuple(row["image_wh"]) for split in rows.values() for row in split if row.get("image_wh")]
+    if sizes:
+        options["image_wh"] = max(sizes, key=math.prod)
     changes = changes_that_fit(config, lambda tried: fits(tried, room(n_bytes), **options))
     if changes is None:
         raise UserError(f"memory=auto: {advice(None, None)}")
@@ -77,9 +86,17 @@ def fitted(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _auto_bytes(config: dict[str, Any]) -> int | None:
-    name = config["memory"].get("gpu")
-    return gpu_bytes(name, key="memory.gpu") if name else gpu_at_hand()
+def as_begun(run_dir: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The config with the knobs that `memory=auto` has turned when the run began, if it has begun."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        return config
+    try:
+        begun = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = {key: begun[key.partition(".")[0]][key.partition(".")[2]] for key in KNOBS}
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        return config  # what is wrong with the file is said by who compares the two
+    return Change("", settings, "", "").applied(config)
 
 
 def _gpu(name: str | float | None) -> tuple[str, int | None]:
@@ -101,7 +118,6 @@ def _options(config: dict[str, Any], n_bytes: int | None) -> dict[str, Any]:
 
 def _print_variants(config: dict[str, Any], options: dict[str, Any]) -> dict[str, int]:
     """What the training step's activations would be with and without checkpointing and shared prompts."""
-    from vrft.memory.fit import Change
     from vrft.memory.plan import make_plan
     from vrft.memory.table import size
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 
@@ -46,3 +47,19 @@ def test_an_unknown_gpu_is_refused_by_its_key(vrft):
     done = vrft("plan", "experiment=digits_riddles", "plan.gpu=a100_80", code=2)
     assert "plan.gpu is 'a100_80'; did you mean a100_80gb? known:" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_auto_turns_the_knobs_before_the_training_and_keeps_them_when_it_goes_on(vrft, tmp_path):
+    words = ("train", "experiment=digits_riddles", "debug=smoke", "memory=auto", f"run.dir={tmp_path / 'run'}")
+    words += ("evaluate.before=false", "evaluate.after=false", "memory.max_prompt_length=64", "trainer.eval_steps=null")
+    words += ("evaluate.checkpoint=last", "memory.num_generations=4", "memory.max_completion_length=40")
+    done = vrft(*words, "memory.gpu=0.07")
+    assert "memory=auto: memory.completions_per_device=" in done.stderr
+    frozen = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert frozen["memory"]["completions_per_device"] < 8
+    assert frozen["memory"]["num_generations"] == 4
+    assert frozen["derived"]["gradient_accumulation_steps"] > 1
+    (tmp_path / "run" / "result.json").unlink()
+    done = vrft(*words, "memory.gpu=0.07", "run.resume=true")
+    assert "memory=auto" not in done.stderr
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["memory"] == frozen["memory"]

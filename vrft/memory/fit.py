@@ -12,6 +12,15 @@ import yaml
 from vrft.batch_sizes import batch_sizes
 from vrft.package_files import config_folder
 
+KNOBS = (
+    "memory.evaluation_batch_size",
+    "memory.completions_per_device",
+    "memory.gradient_checkpointing",
+    "memory.max_pixels",
+    "memory.num_generations",
+    "deepspeed.config",
+    "model.peft",
+)
 HEADROOM = 0.08  # share of a GPU left to the driver, to NCCL and to gaps between tensors
 _STAGES = ("zero2", "zero3", "zero3_offload")
 _LEAST_PIXELS = 50_176  # 64 tokens of 28 × 28
@@ -54,7 +63,7 @@ def changes_that_fit(config: dict[str, Any], fits: Callable[[dict[str, Any]], bo
     if fits(config):
         return []
     taken: list[Change] = []
-    for steps in _KNOBS:
+    for steps in _IN_ORDER:
         chosen: Change | None = None
         for change in steps(_with(config, taken)):
             chosen = change
@@ -184,4 +193,4 @@ _KNOBS_BY_NAME = {
     "LoRA": _lora,
     "num_generations": _group,
 }
-_KNOBS = tuple(_KNOBS_BY_NAME.values())
+_IN_ORDER = tuple(_KNOBS_BY_NAME.values())
