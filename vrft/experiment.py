@@ -65,8 +65,10 @@ def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides
 def _prepare(
     run_dir: Path, config: dict[str, Any], *, choices: dict[str, Any], overrides: list[str], held: contextlib.ExitStack
 ) -> tuple[dict[str, Any], bool]:
-    """Leave all that the worker reads in the run directory, and it locked by `held`; the config, with `memory=auto` made
-    to fit, and True where the directory held nothing."""
+    """Leave all that the worker reads in the run directory, and it locked by `held`.
+
+    Returns the config, with `memory=auto` made to fit, and True where the directory held nothing.
+    """
     with fresh_run_dir(run_dir, is_resuming=config["run"]["resume"]) as is_fresh:
         held.enter_context(alone_in(run_dir))
         if is_fresh and config["run"]["resume"]:

@@ -76,16 +76,20 @@ CASES = {
 
 
 class Figures(NamedTuple):
-    """Bytes at the peak, and how far the plan is off, as a share of what was measured."""
+    """Bytes at the peak of the whole, and at that of sampling completions (0 for SFT)."""
 
-    planned: int
-    measured: int
     plan: Plan
+    measured: int
     parts: dict[str, int]
+    measured_sampling: int
 
     @property
-    def error(self) -> float:
-        return self.planned / self.measured - 1
+    def planned(self) -> int:
+        return self.plan.peak
+
+    @property
+    def planned_sampling(self) -> int:
+        return max(self.plan.totals.get(phase, 0) for phase in ("prefill", "sampling"))
 
 
 def save_small_model(folder: Path) -> Path:
@@ -104,23 +108,36 @@ def compare(case: Case, folder: Path, small: Path) -> Figures:
     """Plan and measure one case. folder: for what the trainer writes. small: the saved model of 20 M parameters."""
     config = config_of(case, small)
     trainer, prompt_tokens = _trainer(config, case.image_wh, folder)
-    parts = _peak(trainer)
-    completion = config["memory"]["max_completion_length"]
     plan = make_plan(config, target="cpu", image_wh=case.image_wh, prompt_tokens=prompt_tokens)
-    assert plan.shapes.completion == completion
-    return Figures(plan.peak, sum(parts.values()), plan, parts)
+    parts, sampling = _peaks(trainer)
+    return Figures(plan, sum(parts.values()), parts, sampling)
 
 
-def _peak(trainer: Any) -> dict[str, int]:
-    """Bytes of live tensors at the peak of two steps; the second is the first that has an optimizer's state."""
+def _peaks(trainer: Any) -> tuple[dict[str, int], int]:
+    """Live tensors at the peak of two steps, by kind, and at that of sampling, in bytes.
+
+    The second step is the first that has an optimizer's state.
+    """
     live = LiveBytes(device="cpu")
     live.count(trainer.model.parameters(), "weights")
     live.count(trainer.model.buffers(), "weights")
     if getattr(trainer, "ref_model", None) is not None:
         live.count(trainer.ref_model.parameters(), "reference")
+    peaks, in_sampling = [], [0]
+    sample = getattr(trainer, "_generate_single_turn", None)
+
+    def watched(*args, **kwargs) -> Any:
+        peaks.append(dict(live.peak))
+        live.reset_peak()
+        made = sample(*args, **kwargs)
+        in_sampling.append(live.peak_bytes)
+        return made
+
+    if sample:
+        trainer._generate_single_turn = watched
     with live:
         trainer.train()
-    return dict(live.peak)
+    return max([*peaks, dict(live.peak)], key=lambda peak: sum(peak.values())), max(in_sampling)
 
 
 def _trainer(config: dict[str, Any], image_wh: tuple[int, int], folder: Path) -> tuple[Any, int]:

@@ -133,6 +133,7 @@ def _shared_token(policy, prefill: DynamicCache, mask: Tensor, shapes: Shapes, l
             tuple(part.new_empty((part.shape[0], part.shape[1], width, n_before, part.shape[3])) for part in layer)
             for layer in cache.prompt
         ]
+        cache._move(cache.rows, torch.arange(shapes.rollout_prompts))  # as when a row ends: what stays is copied
     ids = torch.zeros(cache.rows.shape, dtype=torch.long)
     ids[slots] = 1
     cache.attend = _counted(cache.attend, live, "kv_cache")
