@@ -112,6 +112,19 @@ def test_the_key_value_cache_of_a_shared_rollout_by_hand(tiny):
     assert least <= planned(config).phases["sampling"]["kv_cache"] <= 2 * least
 
 
+def test_zero_3_brings_all_weights_together_to_sample():
+    config = composed("deepspeed=zero3", "launch=torchrun", "launch.nproc_per_node=2", "trainer.eval_steps=null")
+    config["evaluate"] |= {"before": True}
+    found = planned(config)
+    n_bytes = 4 * found.n_weights
+    assert found.phases["sampling"]["weights"] + found.phases["sampling"]["buffers"] == n_bytes
+    assert found.phases["evaluation"]["weights"] == n_bytes  # before and after the training it is whole
+    assert "optimizer" not in found.phases["evaluation"]
+    config["trainer"]["args"]["ds3_gather_for_generation"] = False
+    fewer = planned(config).phases["sampling"]["buffers"]
+    assert fewer == planned(config).phases["step"]["buffers"]
+
+
 def test_an_image_has_the_size_that_qwen_vl_utils_gives_it():
     config = composed("model=qwen2_vl_2b", "deepspeed=zero2", "memory.max_pixels=200704")
     assert image_size(config, (640, 427)) == (532, 364)  # known from the processor itself

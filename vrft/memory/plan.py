@@ -69,6 +69,7 @@ def make_plan(
     is_wide = sharding.stage is not None and sharding.stage >= 2
     shapes = replace(shapes, sheds_gradients=is_wide)
     always = {name: size for name, size in lasting.gpu.items() if name != "gradients"}
+    sampling = always | {"buffers": max(always["buffers"], _gathered(config, sharding, counts, lasting))}
     images = _image_bytes(known.model, shapes)
     autocast = torch.bfloat16 if config["model"]["dtype"] == "bfloat16" and sharding.stage is None else None
     phases: dict[str, dict[str, int]] = {}
@@ -77,10 +78,11 @@ def make_plan(
         n = config["memory"]["evaluation_batch_size"]
         alone = replace(shapes, rollout_prompts=n, rollout_rows=n, shares=config["model"]["attention"] != "eager")
         most = max(_rollout(alone, **options), key=lambda parts: sum(parts.values()))
-        phases["evaluation"] = always | most
+        alone_bytes = {"weights": counts.weight_bytes}  # judged before and after, without the trainer's states
+        phases["evaluation"] = (sampling if config["trainer"]["eval_steps"] else alone_bytes) | most
     if shapes.trainer == "grpo":
         for name, parts in _sampling(config, shapes, gpu_bytes, options).items():
-            phases[name] = always | {"images": images} | parts
+            phases[name] = sampling | {"images": images} | parts
     own = _step(shapes, **options)
     if is_wide:
         own = own | {"gradients": lasting.gpu["gradients"]}
@@ -120,6 +122,13 @@ def _lasting(config: dict[str, Any]) -> tuple[_Known, Sharding, States]:
         optimizer_bytes=bytes_of_optimizer(arguments),
     )
     return known, sharding, lasting
+
+
+def _gathered(config: dict[str, Any], sharding: Sharding, counts: Counts, lasting: States) -> int:
+    """Weights of other processes that ZeRO-3 brings together to sample: all of them, unless TRL is told not to."""
+    if sharding.stage != 3 or not config["trainer"]["args"].get("ds3_gather_for_generation", True):
+        return 0
+    return counts.weight_bytes - lasting.gpu["weights"]
 
 
 def image_size(config: dict[str, Any], image_wh: tuple[int, int] = LARGE_IMAGE) -> tuple[int, int]:
