@@ -30,7 +30,7 @@ from vrft.package_files import config_folder
 from vrft.schema import BuildConfig
 from vrft.wording import composition_message, suggestion
 
-GAMED, NOT_READY, INTERRUPTED = 1, 1, 130
+GAMED, NOT_READY, TOO_LARGE, INTERRUPTED = 1, 1, 1, 130
 SWEPT = ("train", "evaluate")  # verbs that -m runs many times
 _ONLY_IN_SWEEPS = re.compile(r"\+*~?hydra\.(launcher|sweeper|sweep)\b")
 
@@ -47,6 +47,9 @@ VERBS = {
     "build": Verb("annotations in, checked rows out", "vrft build dataset=coco dataset.path=GT.json out=rows/coco"),
     "check": Verb("look at an experiment's rows before it runs", "vrft check experiment=digits_riddles"),
     "probe": Verb("what the model earns before it is trained", "vrft probe experiment=digits_riddles"),
+    "plan": Verb(
+        "what it takes of a GPU's memory, and what makes it fit", "vrft plan model=qwen2_vl_2b plan.gpu=a100_80gb"
+    ),
     "train": Verb("one whole experiment: evaluate, train, evaluate, report", "vrft train experiment=digits_riddles"),
     "evaluate": Verb("judge a model or a checkpoint", "vrft evaluate model.path=runs/NAME/checkpoints/best"),
     "predict": Verb("ask about one image", "vrft predict predict.image=scene.png predict.ask='two plus three'"),
@@ -68,8 +71,8 @@ class SweepFiles(SearchPathPlugin):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, 1 if an audit found a way to cheat or a probe an obstacle, 2 for a
-    user's mistake, 130 after Ctrl-C, else the worker's."""
+    """Entry point; returns the exit code: 0, 1 if an audit found a way to cheat, a probe an obstacle or a plan
+    too little memory, 2 for a user's mistake, 130 after Ctrl-C, else the worker's."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
@@ -238,6 +241,18 @@ def _probe_job(config: DictConfig) -> None:
 
 
 @_in_users_words
+def _plan_job(config: DictConfig) -> None:
+    from vrft.launching import find_device
+
+    frozen = freeze(config, device=find_device(), is_look=True)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers: nobody here can act
+    from vrft.planning import print_plan  # torch: after the checks
+
+    if not print_plan(frozen):
+        raise SystemExit(TOO_LARGE)
+
+
+@_in_users_words
 def _score_job(config: DictConfig) -> None:
     from vrft.scoring import score_file
 
@@ -271,6 +286,7 @@ _JOBS = {
     "build": _build_job,
     "check": _check_job,
     "probe": _probe_job,
+    "plan": _plan_job,
     "train": _experiment_job,
     "evaluate": _experiment_job,
     "predict": _predict_job,

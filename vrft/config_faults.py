@@ -36,6 +36,7 @@ _AT_LEAST = {
     "probe.rows": 1,
     "probe.completions": 2,
     "trainer.own_samples": 1,
+    "plan.prompt_tokens": 1,
     "launch.threads": 1,
     "protocol.n_resamples": 1,
     "protocol.n_samples": 1,

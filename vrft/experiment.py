@@ -7,19 +7,21 @@ import hashlib
 import json
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from vrft import heartbeat, run_lock, slurm
+from vrft.backing_off import backed_off, remembered
 from vrft.checkpoint_card import setting_drift
-from vrft.errors import STOPPED_BY_ALARM, USER_ERROR, UserError, raise_all
+from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR, UserError, raise_all
 from vrft.evaluate.protocols import questions_not_asked, row_faults
 from vrft.launching import start_worker
 from vrft.models.families import FAMILIES
 from vrft.other_tasks import data_folder, other_names, with_other
+from vrft.planning import as_begun, fitted
 from vrft.provenance import provenance
 from vrft.resuming import (
     begun_with,
@@ -51,12 +53,13 @@ def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides
     else:
         slurm.check_no_job(run_dir)
     with contextlib.ExitStack() as held:
-        is_fresh = _prepare(run_dir, config, choices=choices, overrides=overrides, held=held)
+        config = remembered(run_dir, config)
+        config, is_fresh = _prepare(run_dir, config, choices=choices, overrides=overrides, held=held)
         if launch["name"] != "slurm":
-            code = start_worker(run_dir, config)  # whatever ends it, what it has made stays
+            code = _run_backing_off(start_worker, run_dir, config)  # whatever ends it, what it has made stays
     if launch["name"] == "slurm":  # the job takes the lock
         try:
-            code = slurm.run_as_job(run_dir, config)
+            code = _run_backing_off(slurm.run_as_job, run_dir, config)
         except UserError:
             if is_fresh:
                 _remove_all_but_cache(run_dir)
@@ -73,19 +76,35 @@ def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides
     return code
 
 
+def _run_backing_off(start: Callable[[Path, dict], int | None], run_dir: Path, config: dict[str, Any]) -> int | None:
+    """What `start` returns; after out of memory it starts again with smaller micro-batches while there are any."""
+    code = start(run_dir, config)
+    while code == OUT_OF_MEMORY and (smaller := backed_off(run_dir, config)):
+        config = smaller
+        code = start(run_dir, config)
+    return code
+
+
 def _prepare(
     run_dir: Path, config: dict[str, Any], *, choices: dict[str, Any], overrides: list[str], held: contextlib.ExitStack
-) -> bool:
-    """Leave all that the worker reads in the run directory, and it locked by `held`; True where it held nothing."""
+) -> tuple[dict[str, Any], bool]:
+    """Leave all that the worker reads in the run directory, and it locked by `held`.
+
+    Returns the config, with `memory=auto` made to fit, and True where the directory held nothing.
+    """
     with fresh_run_dir(run_dir, is_resuming=config["run"]["resume"]) as is_fresh:
         held.enter_context(alone_in(run_dir))
         if is_fresh and config["run"]["resume"]:
             print(f"warning: nothing is to be resumed in run.dir={run_dir}, so the run begins", file=sys.stderr)
+        is_auto = bool(config["memory"].get("auto")) and config["evaluate"]["train"]
+        config = as_begun(run_dir, config) if is_auto else config
         check_same_config(run_dir, config)
         drift = [] if config["evaluate"]["train"] else setting_drift(config)
         for difference in drift:
             print(f"warning: {difference}", file=sys.stderr)
         rows = build_rows(config, run_dir / "data", is_resuming=not is_fresh)
+        if is_auto and not (run_dir / "config.yaml").is_file():
+            config = fitted(config, rows)
         warn_of_frames(rows, config)
         warn_of_questions(rows, config)
         others = build_others(config, run_dir, is_resuming=not is_fresh)
@@ -105,7 +124,7 @@ def _prepare(
             record["wandb_run_id"] = begun.get("wandb_run_id") or uuid.uuid4().hex
         write_text_atomically(run_dir / "provenance.json", json.dumps(record, indent=2) + "\n")
         write_text_atomically(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    return is_fresh
+    return config, is_fresh
 
 
 def write_reports(run_dirs: list[Path], *, out_dir: Path | None = None) -> None:

@@ -17,11 +17,11 @@ from typing import Any
 import psutil
 
 from vrft import heartbeat, interruption
-from vrft.errors import STOPPED_BY_ALARM, USER_ERROR
+from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR
 from vrft.interruption import SIGNALS
 
 HUNG = 124  # as of timeout(1)
-_EXPLAINED = (USER_ERROR, STOPPED_BY_ALARM)  # a user's mistake, an alarm: the worker has said what it was
+_EXPLAINED = (OUT_OF_MEMORY, USER_ERROR, STOPPED_BY_ALARM)  # the worker has said what it was
 _TICK_S = 0.1
 _N_ROWS_NAMED = 8
 _MOMENTS_S = 5.0
@@ -85,10 +85,11 @@ def _exit_code(watch: _Watch) -> int:
         return HUNG
     if code == 0:
         return 0
-    for explained in (word for word in words if word.get("code") in _EXPLAINED):  # torchrun turns every code into 1
-        if explained["rank"] and "error" in explained:  # the others failed because this process ended
-            print(f"vrft: {explained['error']}", file=sys.stderr)
-        return explained["code"]
+    explained = [word for word in words if word.get("code") in _EXPLAINED]  # torchrun turns every code into 1
+    for word in sorted(explained, key=lambda word: word["code"] != OUT_OF_MEMORY):
+        if word["rank"] and "error" in word and word["code"] != OUT_OF_MEMORY:
+            print(f"vrft: {word['error']}", file=sys.stderr)  # the others failed because this process ended
+        return word["code"]
     have_all_ended = len(said) == len(words)
     interrupted = [one for one in said if one > 128]
     if interrupted and (watch.received or have_all_ended):  # else torchrun ended them, for another had failed

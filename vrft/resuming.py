@@ -16,7 +16,12 @@ from vrft.package_files import TINY_MODEL
 from vrft.rows import Row, read_rows
 from vrft.shapes import flat
 
-_MAY_CHANGE = ("alarms.", "reward.options.on_fault", "reward.options.timeout_s")  # what had ended it; on it goes
+_MAY_CHANGE = (  # what had ended it; on it goes
+    "alarms.",
+    "memory.completions_per_device",
+    "reward.options.on_fault",
+    "reward.options.timeout_s",
+)
 _NOT_HASHED = (
     "run.dir",
     "run.name",

@@ -23,8 +23,9 @@ from safetensors import SafetensorError
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from vrft import heartbeat, interruption, run_lock
+from vrft.backing_off import is_out_of_memory, phase_of
 from vrft.checkpoint_card import read_card, wording_drift
-from vrft.errors import STOPPED_BY_ALARM, USER_ERROR, UserError
+from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR, UserError
 from vrft.evaluations import evaluate_splits, known_evaluation
 from vrft.other_tasks import other_names
 from vrft.rows import write_text_atomically
@@ -193,6 +194,9 @@ def _outcome(run_dir: Path, *, is_main: bool) -> int:
                 file=sys.stderr,
             )
             return USER_ERROR
+        if is_out_of_memory(error):
+            heartbeat.say(oom=phase_of(error), error=str(error).strip().partition("\n")[0])
+            return OUT_OF_MEMORY
         heartbeat.say(state="failed", error=f"{type(error).__name__}: {error}")
         raise
     finally:

@@ -115,7 +115,8 @@ class DeepSpeed:
 
 @dataclass
 class Memory:
-    """The knobs against out-of-memory; pixels are areas. completions_per_device: None for no limit."""
+    """The knobs against out-of-memory; pixels are areas. completions_per_device: None for no limit. auto: whether they
+    are turned to fit before a training, to which GPU if not the one here."""
 
     num_generations: int
     max_pixels: int
@@ -125,6 +126,8 @@ class Memory:
     max_completion_length: int
     max_prompt_length: int
     evaluation_batch_size: int
+    auto: bool = False
+    gpu: str | float | None = None
 
 
 @dataclass
@@ -289,6 +292,18 @@ class Probe:
 
 
 @dataclass
+class Plan:
+    """gpu: a name or GiB; None for the one here. image_wh: of an image before it is resized. prompt_tokens: of the
+    longest prompt. compare: also with and without checkpointing and shared prompts. out: a JSON file."""
+
+    gpu: str | float | None
+    image_wh: list[int] | None
+    prompt_tokens: int | None
+    compare: bool
+    out: str | None
+
+
+@dataclass
 class Config:
     """A resolved config of the verbs that use a model; task and dataset keys belong to their own modules.
 
@@ -313,6 +328,7 @@ class Config:
     question: Question | None = None
     predict: Predict | None = None
     probe: Probe | None = None
+    plan: Plan | None = None
 
 
 @dataclass

@@ -25,6 +25,13 @@ def micro_batches(batch: dict[str, Any], n_steps: int) -> list[dict[str, Any]]:
     return [unsplit_pixel_values_by_grid(step) for step in split_tensor_dict(batch, n_steps)]
 
 
+def in_pieces(batch: dict[str, Any], n_pieces: int) -> list[dict[str, Any]]:
+    """A micro-batch as several smaller ones, its rows in their order."""
+    return [
+        unsplit_pixel_values_by_grid(piece) for piece in split_tensor_dict(split_pixel_values_by_grid(batch), n_pieces)
+    ]
+
+
 def _in_order(values: Any, order: Sequence[int]) -> Any:
     """A batch's field with its rows in another order; a number stays what it is."""
     if isinstance(values, Tensor):

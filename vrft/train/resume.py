@@ -31,6 +31,7 @@ from vrft.errors import UserError
 from vrft.train.alarms import NonFiniteError, agreed_maximum
 from vrft.train.callbacks import Validation
 from vrft.train.deepspeed_state import named_once, readable_state, recount_steps
+from vrft.train.micro_batches import in_pieces
 from vrft.whole_folder import DamagedFolderError, check_whole, publish
 
 _NEARLY_FULL = 2**20  # bytes left
@@ -203,7 +204,7 @@ class Resumable:
         if hasattr(self, "_buffered_inputs"):
             is_between = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
             buffer = [] if is_between else self._buffered_inputs
-            state |= {"step": self._step, "buffer": []}
+            state |= {"step": self._step, "accumulation": self.args.gradient_accumulation_steps, "buffer": []}
             for number, batch in enumerate(buffer):
                 held = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
                 tensors |= {f"{number}/{name}": value.clone().contiguous() for name, value in held.items()}
@@ -248,9 +249,18 @@ class Resumable:
         if hasattr(self, "_buffered_inputs"):
             self._step = state["step"]
             buffer = state["buffer"]
+            n_pieces, rest = divmod(self.args.gradient_accumulation_steps, state.get("accumulation") or 1)
             for name, value in load_file(own["tensors"]).items():
                 number, _, field = name.partition("/")
                 buffer[int(number)][field] = value.to(self.args.device)
+            if state.get("accumulation") and (n_pieces, rest) != (1, 0):  # the micro-batches are smaller now
+                self._step = self._step * self.args.gradient_accumulation_steps // state["accumulation"]
+                if buffer and rest:
+                    raise UserError(
+                        f"{folder} holds {state['accumulation']} micro-batches a step, which cannot be cut into "
+                        f"{self.args.gradient_accumulation_steps}; choose a memory.completions_per_device that divides"
+                    )
+                buffer = [piece for batch in buffer for piece in in_pieces(batch, n_pieces)]
             self._buffered_inputs = buffer or None
         if self._moves_reference:
             load_model(self.accelerator.unwrap_model(self.ref_model), str(folder / _REFERENCE))

@@ -1,0 +1,112 @@
+"""Memory that runs out in the middle of a training: smaller micro-batches, the same steps, from the last checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from healthy_run import lines_of, read_config, work
+from safetensors.torch import load_file
+
+from vrft import experiment, heartbeat, launching
+from vrft.batch_sizes import batch_sizes
+from vrft.errors import OUT_OF_MEMORY
+from vrft.train.grpo import ResumableSharing
+
+TOO_MUCH = 2**46  # bytes: the allocator refuses
+
+
+def in_this_process(run_dir: Path, config: dict) -> int:
+    """What `launching.start_worker` does, without a process of its own."""
+    heartbeat.forget(run_dir)
+    heartbeat.begin(run_dir, 0)
+    code = work(run_dir)
+    heartbeat.say(state="finished", code=code)
+    heartbeat.fall_silent()
+    return code
+
+
+def smaller(healthy, run_dir: Path, **memory) -> dict:
+    """The healthy run's config, in another folder and with other settings of memory."""
+    config = read_config(healthy("grpo"))
+    config["run"]["dir"] = str(run_dir)
+    config["memory"] |= {"completions_per_device": 4} | memory
+    config["derived"] |= batch_sizes(config)
+    return config
+
+
+def scarce(monkeypatch, *, n_rows: int, step: int) -> None:
+    """From that step on there is memory for so many rows at once."""
+    compute_loss = ResumableSharing._compute_loss
+
+    def compute(self, model, inputs):
+        if self.state.global_step + 1 >= step and len(inputs["completion_ids"]) > n_rows:
+            torch.empty(TOO_MUCH, dtype=torch.uint8)
+        return compute_loss(self, model, inputs)
+
+    monkeypatch.setattr(ResumableSharing, "_compute_loss", compute)
+
+
+def test_a_run_out_of_memory_goes_on_with_smaller_micro_batches(healthy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiment, "start_worker", in_this_process)
+    run_dir = tmp_path / "run"
+    config = smaller(healthy, run_dir)
+    scarce(monkeypatch, n_rows=2, step=5)
+    assert experiment.run_experiment(config, choices={}, overrides=[]) == 0
+    said = capsys.readouterr().err
+    assert "out of memory in the loss of step 5; going on with memory.completions_per_device=2 (it was 4)" in said
+    assert "training goes on from" in said
+    assert "checkpoint-3" in said
+    (line,) = lines_of(run_dir / "oom.jsonl")
+    assert (line["phase"], line["step"], line["from"], line["to"]) == ("step", 5, 4, 2)
+    assert "allocate" in line["error"]
+    after = read_config(run_dir)
+    assert after["derived"]["gradient_accumulation_steps"] == 2 * config["derived"]["gradient_accumulation_steps"]
+    for key in ("num_generations", "max_completion_length"):
+        assert after["memory"][key] == config["memory"][key]
+    log = lines_of(run_dir / "metrics.jsonl")
+    assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3, 4, 5, 6]
+    whole = healthy("grpo")  # all completions of a step in one micro-batch
+    for step in range(1, 7):
+        name = f"step_{step:06d}.jsonl"
+        texts = [[row["text"] for row in lines_of(folder / "rollouts" / name)] for folder in (whole, run_dir)]
+        assert sorted(texts[0]) == sorted(texts[1])
+    weights = [load_file(folder / "checkpoints" / "last" / "model.safetensors") for folder in (whole, run_dir)]
+    assert max((weights[0][name] - weights[1][name]).abs().max() for name in weights[0]) < 1e-5
+
+
+def test_where_nothing_smaller_helps_the_run_ends_and_names_what_is_left(healthy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiment, "start_worker", in_this_process)
+    run_dir = tmp_path / "run"
+    config = smaller(healthy, run_dir, completions_per_device=2)
+    scarce(monkeypatch, n_rows=0, step=1)
+    assert experiment.run_experiment(config, choices={}, overrides=[]) == OUT_OF_MEMORY
+    said = capsys.readouterr().err
+    assert "smaller micro-batches cannot help; left to turn in a new run are memory.gradient_checkpointing=true" in said
+    assert "memory.max_pixels (now 401408)" in said
+    assert [line["to"] for line in lines_of(run_dir / "oom.jsonl")] == [1, None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_processes", [1, 2])
+def test_a_process_that_hits_its_limit_is_started_again(healthy, tmp_path, monkeypatch, capsys, n_processes):
+    """Processes of their own, with a limit on their address space, on the second of two alone."""
+    run_dir = tmp_path / "run"
+    config = smaller(healthy, run_dir, completions_per_device=5 if n_processes == 2 else 4)
+    config["launch"] |= {"name": "torchrun" if n_processes > 1 else "local", "nproc_per_node": n_processes}
+    config["derived"] |= batch_sizes(config)
+    usual = launching.worker_command
+
+    def tight(run_dir: Path, config: dict) -> list[str]:
+        command = usual(run_dir, config)
+        place = command.index("vrft.run")
+        return [*command[: place - 1], str(Path(__file__).with_name("tight_run.py")), *command[place + 1 :]]
+
+    monkeypatch.setattr(launching, "worker_command", tight)
+    assert experiment.run_experiment(config, choices={}, overrides=[]) == 0
+    assert "going on with memory.completions_per_device=" in capsys.readouterr().err
+    (line,) = lines_of(run_dir / "oom.jsonl")
+    assert line["rank"] == n_processes - 1
+    assert json.loads((run_dir / "result.json").read_text())["durations_s"]["train"] > 0

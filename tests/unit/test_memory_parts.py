@@ -1,0 +1,104 @@
+"""What lives through a run: weights, gradients, master weights, Adam, by hand for the published models."""
+
+from __future__ import annotations
+
+import pytest
+
+from vrft.errors import UserError
+from vrft.memory.gpus import GIB, GPUS, gpu_bytes
+from vrft.memory.parts import Counts, Sharding, bytes_of_optimizer, states
+
+N_2B, N_7B = 2_208_985_600, 8_291_375_616  # parameters of Qwen2-VL-2B and -7B Instruct, as their checkpoints have them
+BF16 = {n: Counts(n, 2 * n, n, 2 * n) for n in (N_2B, N_7B)}
+
+# GB (1e9) on one of 8 GPUs, worked out by hand: weights, gradients, master weights, Adam's m and v.
+# 2B: weights 2 x 2.2089856 = 4.4179712; master 4 x = 8.8359424; Adam 8 x = 17.6718848.
+# 7B: weights 2 x 8.291375616 = 16.582751232; master 33.165502464; Adam 66.331004928.
+BY_HAND = {
+    (N_2B, 1): (4.4179712, 4.4179712, 1.1044928, 2.2089856),  # the optimizer's 12 bytes over 8
+    (N_2B, 2): (4.4179712, 0.5522464, 1.1044928, 2.2089856),  # gradients too
+    (N_2B, 3): (0.5522464, 0.5522464, 1.1044928, 2.2089856),  # weights too
+    (N_7B, 1): (16.582751232, 16.582751232, 4.145687808, 8.291375616),
+    (N_7B, 2): (16.582751232, 2.072843904, 4.145687808, 8.291375616),
+    (N_7B, 3): (2.072843904, 2.072843904, 4.145687808, 8.291375616),
+}
+NAMES = ("weights", "gradients", "master weights", "optimizer")
+
+
+def gigabytes(parts: dict[str, int]) -> tuple[float, ...]:
+    return tuple(parts[name] / 1e9 for name in NAMES)
+
+
+@pytest.mark.parametrize(("n", "stage"), BY_HAND)
+def test_states_of_the_published_models_by_hand(n, stage):
+    found = states(BF16[n], Sharding(stage, 8))
+    assert gigabytes(found.gpu) == pytest.approx(BY_HAND[n, stage], rel=1e-9)
+    assert found.host == {}
+
+
+@pytest.mark.parametrize(("n", "total"), [(N_2B, 35.3437696), (N_7B, 132.662009856)])  # 16 bytes a parameter
+def test_without_deepspeed_float32_takes_sixteen_bytes_a_parameter(n, total):
+    found = states(Counts(n, 4 * n, n, 4 * n), Sharding())
+    assert sum(found.gpu.values()) / 1e9 == pytest.approx(total, rel=1e-9)
+    assert (found.gpu["master weights"], found.gpu["buffers"], found.update) == (0, 0, 0)
+    assert states(Counts(n, 4 * n, n, 4 * n), Sharding(None, 2)).gpu["buffers"] == 4 * n  # DDP's
+
+
+def test_on_one_gpu_deepspeed_takes_the_sixteen_bytes_of_mixed_precision():
+    """2 weights, 2 gradients, 4 master, 8 Adam; and 4 more for the float32 copy of the gradients as it steps."""
+    found = states(BF16[N_2B], Sharding(2, 1))
+    assert sum(gigabytes(found.gpu)) == pytest.approx(35.3437696, rel=1e-9)
+    assert found.update == 4 * N_2B
+
+
+@pytest.mark.parametrize("n", [N_2B, N_7B])
+def test_offloading_moves_the_optimizer_and_the_weights_to_main_memory(n):
+    optimizer = states(BF16[n], Sharding(3, 8, offloads_optimizer=True))
+    assert gigabytes(optimizer.gpu) == pytest.approx((2 * n / 8e9, 0, 0, 0))
+    assert optimizer.host == {"master weights": 4 * n // 8, "optimizer": 8 * n // 8, "gradients": 4 * n // 8}
+    both = states(BF16[n], Sharding(3, 8, offloads_optimizer=True, offloads_weights=True), reference_bytes=2 * n)
+    assert both.gpu["weights"] == both.gpu["reference"] == 0
+    assert both.host["weights"] == both.host["reference"] == 2 * n // 8
+
+
+def test_gradients_may_be_kept_in_float32():
+    config = {
+        "launch": {"nproc_per_node": 8},
+        "deepspeed": {"config": {"zero_optimization": {"stage": 2}, "data_types": {"grad_accum_dtype": "fp32"}}},
+    }
+    found = states(BF16[N_2B], Sharding.of(config, 1536))
+    assert found.gpu["gradients"] == 4 * N_2B // 8
+
+
+def test_what_lora_and_frozen_parts_leave():
+    adapter = 18_464_768  # rank 16 on the seven projections of Qwen2-VL-2B's 28 layers
+    found = states(Counts(N_2B + adapter, 2 * N_2B + 4 * adapter, adapter, 4 * adapter), Sharding())
+    assert found.gpu["weights"] == 2 * N_2B + 4 * adapter
+    assert (found.gpu["gradients"], found.gpu["optimizer"]) == (4 * adapter, 8 * adapter)
+
+
+def test_buffers_of_each_stage():
+    """Buckets of 5e8 gradients of 2 bytes, two where communication overlaps; stage 3 gathers at most 1e9 weights."""
+    assert states(BF16[N_7B], Sharding(2, 8)).gpu["buffers"] == 2 * 500_000_000
+    assert states(BF16[N_7B], Sharding(2, 8, overlaps=True)).gpu["buffers"] == 2 * 2 * 500_000_000
+    gathered = Sharding(3, 8, overlaps=True, bucket=3584**2)
+    assert states(BF16[N_7B], gathered).gpu["buffers"] == 2 * 2 * 3584**2 + 2 * 1_000_000_000
+    small = Counts(80, 160, 80, 160)
+    assert states(small, Sharding(3, 8, bucket=4)).gpu["buffers"] == 2 * 4 + 2 * 70  # what is not here already
+
+
+def test_optimizers():
+    assert bytes_of_optimizer({}) == 8
+    assert (bytes_of_optimizer({"optim": "adamw_8bit"}), bytes_of_optimizer({"optim": "sgd"})) == (2, 0)
+
+
+@pytest.mark.parametrize(("name", "gib"), [("a100_80gb", 80), (48, 48), ("24gb", 24), (1.5, 1.5)])
+def test_gpus(name, gib):
+    assert gpu_bytes(name) == gib * GIB
+
+
+@pytest.mark.parametrize("name", ["a100_80", "", -3, 0, True])
+def test_an_unknown_gpu_is_refused_by_its_key(name):
+    with pytest.raises(UserError, match=r"^memory.gpu is .*known: .*a100_80gb.* or a number of GiB: memory.gpu=48$"):
+        gpu_bytes(name, key="memory.gpu")
+    assert len(GPUS) >= 10

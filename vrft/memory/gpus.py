@@ -1,0 +1,54 @@
+"""How much memory a GPU has: by name, or of the one at hand."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+from vrft.errors import UserError
+from vrft.shapes import suggestion
+
+GIB = 2**30
+GPUS = {
+    "rtx_3090_24gb": 24,
+    "rtx_4090_24gb": 24,
+    "rtx_5090_32gb": 32,
+    "t4_16gb": 15,
+    "l4_24gb": 22.5,
+    "a10_24gb": 22.5,
+    "a40_48gb": 45,
+    "a6000_48gb": 48,
+    "l40s_48gb": 45,
+    "v100_32gb": 32,
+    "a100_40gb": 40,
+    "a100_80gb": 80,
+    "h100_80gb": 80,
+    "h200_141gb": 140,
+    "b200_192gb": 180,
+    "mi300x_192gb": 192,
+}
+"""GiB that the driver reports, or a little less."""
+
+
+def gpu_bytes(name: str | float, *, key: str = "plan.gpu") -> int:
+    """Memory in bytes of a GPU of the table, or of a number of GiB. Raises `UserError` naming the config's `key`."""
+    if isinstance(name, (int, float)) and not isinstance(name, bool):
+        if name > 0:
+            return int(name * GIB)
+    elif name in GPUS:
+        return int(GPUS[name] * GIB)
+    elif size := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:gb|gib)?", str(name).lower()):
+        return int(float(size[1]) * GIB)
+    raise UserError(
+        f"{key} is {name!r}; {suggestion(str(name), GPUS)}known: {', '.join(GPUS)}, or a number of GiB: {key}=48"
+    )
+
+
+def gpu_at_hand() -> int | None:
+    """Bytes of the first GPU that the driver reports, or None."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return int(float(said[0]) * 2**20) if said and said[0].replace(".", "").isdigit() else None

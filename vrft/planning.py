@@ -1,0 +1,137 @@
+"""The verb plan, and `memory=auto`: what a config takes, whether it fits, and what would make it fit."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vrft.errors import UserError
+from vrft.memory.fit import KNOBS, Change
+from vrft.memory.gpus import gpu_at_hand, gpu_bytes
+from vrft.rows import Row, write_text_atomically
+
+_VARIANTS = (
+    ("no checkpointing", {"memory.gradient_checkpointing": False}),
+    ("checkpointing", {"memory.gradient_checkpointing": True}),
+)
+
+
+def print_plan(config: dict[str, Any]) -> bool:
+    """Print what the frozen config takes and, for a GPU, whether it fits; False if it does not.
+
+    config: with the section `plan`. Raises `UserError` naming what is wrong.
+    """
+    wanted = config["plan"]
+    name, n_bytes = _gpu(wanted["gpu"])
+    from vrft.memory import table
+    from vrft.memory.fit import changes_that_fit, room
+    from vrft.memory.plan import fits, make_plan
+
+    options = _options(config, n_bytes)
+    plan = make_plan(config, **options)
+    print(table.what_is_planned(plan, config), table.plan_table(plan), sep="\n\n")
+    record = table.as_json(plan, config)
+    if wanted["compare"]:
+        record["variants"] = _print_variants(config, options)
+    does_fit = True
+    if n_bytes:
+        does_fit = plan.peak <= room(n_bytes)
+        print("\n" + table.verdict(plan, name, n_bytes))
+        record |= {"gpu": name, "gpu_bytes": n_bytes, "fits": does_fit}
+    if not does_fit:
+        changes: list[Change] | None = changes_that_fit(config, lambda tried: fits(tried, room(n_bytes), **options))
+        after = config
+        for change in changes or ():
+            after = change.applied(after)
+        print(table.advice(changes, make_plan(after, **options) if changes else None))
+        record["changes"] = None if changes is None else [vars(change) for change in changes]
+    if wanted["out"]:
+        write_text_atomically(Path(wanted["out"]), json.dumps(record, indent=2) + "\n")
+        print(f"written to {wanted['out']}")
+    return does_fit
+
+
+def fitted(config: dict[str, Any], rows: dict[str, list[Row]]) -> dict[str, Any]:
+    """The frozen config with the changes that make it fit the GPU at hand, each printed; itself where it fits.
+
+    rows: by split; the largest image counts. Raises `UserError` where nothing helps. Without a GPU there is nothing to
+    fit, and the config stays as it is.
+    """
+    name = config["memory"].get("gpu")
+    n_bytes = gpu_bytes(name, key="memory.gpu") if name is not None else gpu_at_hand()
+    if n_bytes is None:
+        print("memory=auto: no GPU here, so nothing is changed; memory.gpu=NAME fits another", file=sys.stderr)
+        return config
+    from vrft.memory.fit import changes_that_fit, room
+    from vrft.memory.plan import fits, make_plan
+    from vrft.memory.table import advice, size
+
+    options = _options(config, n_bytes)
+    sizes = [tuple(row["image_wh"]) for split in rows.values() for row in split if row.get("image_wh")]
+    if sizes:
+        options["image_wh"] = max(sizes, key=math.prod)
+    changes = changes_that_fit(config, lambda tried: fits(tried, room(n_bytes), **options))
+    if changes is None:
+        raise UserError(f"memory=auto: {advice(None, None)}")
+    for change in changes:
+        print(f"memory=auto: {change.words} ({change.price})", file=sys.stderr)
+        config = change.applied(config)
+    peak = make_plan(config, **options).peak
+    print(f"memory=auto: {size(peak)} planned, of {size(room(n_bytes))}", file=sys.stderr)
+    return config
+
+
+def as_begun(run_dir: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The config with the knobs that `memory=auto` has turned when the run began, if it has begun."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        return config
+    try:
+        begun = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = {key: begun[key.partition(".")[0]][key.partition(".")[2]] for key in KNOBS}
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        return config  # what is wrong with the file is said by who compares the two
+    return Change("", settings, "", "").applied(config)
+
+
+def _gpu(name: str | float | None) -> tuple[str, int | None]:
+    if name is not None:
+        return f"a GPU of {name} GiB" if isinstance(name, (int, float)) else str(name), gpu_bytes(name)
+    return "the GPU here", gpu_at_hand()
+
+
+def _options(config: dict[str, Any], n_bytes: int | None) -> dict[str, Any]:
+    """How a plan is made: for a GPU if there is one to fit, of the images and prompts that the section `plan` tells."""
+    wanted = config.get("plan") or {}
+    options = {"target": "cuda" if n_bytes else config["derived"]["device"], "gpu_bytes": n_bytes}
+    if wanted.get("image_wh"):
+        options["image_wh"] = tuple(wanted["image_wh"])
+    if wanted.get("prompt_tokens"):
+        options["prompt_tokens"] = wanted["prompt_tokens"]
+    return options
+
+
+def _print_variants(config: dict[str, Any], options: dict[str, Any]) -> dict[str, int]:
+    """What the training step's activations would be with and without checkpointing and shared prompts."""
+    from vrft.memory.plan import make_plan
+    from vrft.memory.table import size
+
+    is_grpo = config["trainer"]["name"] == "grpo"
+    ways = [("shared prompts", {"rollout.sharing": "auto"}), ("every prompt G times", {"rollout.sharing": None})]
+    found = {}
+    for way, rollout in ways if is_grpo else [("", {})]:
+        for label, values in _VARIANTS:
+            tried = Change("", rollout | values, "", "").applied(config)
+            step = make_plan(tried, **options).phases["step"]
+            found[f"{way}, {label}" if way else label] = sum(
+                step.get(part, 0) for part in ("activations", "vision", "logits")
+            )
+    print("\nactivations, vision tower and logits of a training step:")
+    for name, n_bytes in found.items():
+        print(f"  {name:42} {size(n_bytes):>12}")
+    return found
