@@ -6,6 +6,7 @@ may part there, and nowhere else.
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -71,3 +72,20 @@ def test_vllm_reads_the_prompt_that_the_policy_is_trained_on(engine, image_wh):
     outputs = engine.llm.generate([{"prompt": text, **shown}, {"prompt_token_ids": ids, **shown}], wish, use_tqdm=False)
     assert [list(output.prompt_token_ids) for output in outputs] == [ids, ids]
     assert outputs[0].outputs[0].token_ids == outputs[1].outputs[0].token_ids
+
+
+def test_training_and_evaluation_by_the_command_line(vrft, tmp_path):
+    smoke = ("experiment=digits_riddles", "debug=smoke", "rollout=vllm_colocate", "launch.device=cpu")
+    small = ("rollout.vllm.sleep=false", "memory.max_pixels=3136", "memory.min_pixels=3136")
+    vrft("train", *smoke, *small, "evaluate.before=false", f"run.dir={tmp_path / 'run'}")
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [entry for entry in logged if "reward" in entry]
+    assert [entry["shared_prefix/fraction"] for entry in steps] == [1.0, 1.0]
+    best = f"model.path={tmp_path / 'run' / 'checkpoints' / 'best'}"
+    texts = {}
+    for name, own in (("vllm", (*smoke, *small, "rollout.evaluate=true")), ("transformers", smoke[:2])):
+        vrft("evaluate", *own, best, f"run.dir={tmp_path / name}")
+        path = tmp_path / name / "evaluations" / "before" / "test" / "completions.jsonl"
+        texts[name] = [json.loads(line)["text"] for line in path.read_text().splitlines()]
+    n_equal = sum(one == other for one, other in zip(*texts.values(), strict=True))
+    assert n_equal >= 14, "of 16"
