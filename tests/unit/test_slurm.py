@@ -233,6 +233,7 @@ def node(monkeypatch, tmp_path):
         monkeypatch.setenv("SLURM_JOB_ID", "7")
         monkeypatch.setenv("SLURM_NODEID", str(number))
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+        monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # so that it is taken back
         with pytest.raises(SystemExit) as end:
             slurm_job.run_on_node(str(tmp_path))
         return end.value.code, asked
