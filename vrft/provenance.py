@@ -11,6 +11,7 @@ from typing import Any
 
 PACKAGES = (
     "accelerate",
+    "bitsandbytes",
     "datasets",
     "deepspeed",
     "hydra-core",

@@ -173,7 +173,7 @@ def test_the_best_of_before_the_checkpoint_outlives_what_is_trained_again(health
     run_dir = frozen(healthy("grpo"), tmp_path / "run")
     taken = iter([0.1, 0.2, 0.3, 0.05, 0.1])
 
-    def validated(experiment, policy, splits, *, name):
+    def validated(experiment, policy, splits, **_):
         figure = {"value": next(taken), "n": 4, "interval": None}
         return {"validation": {experiment.protocol: {experiment.primary_metrics[0]: figure}}}
 
