@@ -109,7 +109,9 @@ def _options(config: dict[str, Any], n_bytes: int | None) -> dict[str, Any]:
     """How a plan is made: for a GPU if there is one to fit, of the images and prompts that the section `plan` tells."""
     wanted = config.get("plan") or {}
     options = {"target": "cuda" if n_bytes else config["derived"]["device"], "gpu_bytes": n_bytes}
-    if wanted.get("image_wh"):
+    if wanted.get("image_wh") is not None:
+        if len(wanted["image_wh"]) != 2 or min(wanted["image_wh"]) < 1:
+            raise UserError(f"plan.image_wh is {wanted['image_wh']}; a width and a height in pixels: [640,480]")
         options["image_wh"] = tuple(wanted["image_wh"])
     if wanted.get("prompt_tokens"):
         options["prompt_tokens"] = wanted["prompt_tokens"]

@@ -76,6 +76,10 @@ def rollout_bytes(
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
         if shapes.images:
             inputs |= {name: batch[name] for name in ("pixel_values", "image_grid_thw")}
+        held = []
+        if shapes.images and shapes.shares and shapes.rollout_rows > n_prompts:  # the batch has them for every row
+            with live.counting("images"):
+                held = [batch["pixel_values"].repeat(-(-shapes.rollout_rows // n_prompts), 1)]
         live.reset_peak()
         cache = DynamicCache(config=policy.config.get_text_config())
         cache.update = _counted(cache.update, live, "kv_cache")
@@ -91,7 +95,7 @@ def rollout_bytes(
         with live.counting("logits"):
             copies = [logits.new_empty((shapes.rollout_rows, logits.shape[-1]), dtype=torch.float32)
                       for _ in range(_SAMPLING_COPIES)]  # fmt: skip
-        del copies
+        del copies, held
     return _without_weights(prefill), _without_weights(live.peak)
 
 

@@ -82,7 +82,7 @@ def make_plan(
         phases["evaluation"] = (sampling if config["trainer"]["eval_steps"] else alone_bytes) | most
     if shapes.trainer == "grpo":
         for name, parts in _sampling(config, shapes, gpu_bytes, options).items():
-            phases[name] = sampling | {"images": images} | parts
+            phases[name] = sampling | parts | {"images": images + parts.get("images", 0)}  # of the step before, too
     own = _step(shapes, **options)
     if is_wide:
         own = own | {"gradients": lasting.gpu["gradients"]}
