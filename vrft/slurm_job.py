@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from vrft.errors import STOPPED_BY_ALARM, USER_ERROR, UserError
+from vrft.backing_off import backed_off
+from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR, UserError
 from vrft.interruption import SIGNALS
 from vrft.launching import start_worker
 from vrft.run_lock import alone_in
@@ -52,6 +53,9 @@ def _first_node(run_dir: Path, config: dict[str, Any]) -> int:
     job_id, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     with alone_in(run_dir):
         code = start_worker(run_dir, config, is_patient=True)
+        while code == OUT_OF_MEMORY and config["launch"]["nnodes"] == 1 and (smaller := backed_off(run_dir, config)):
+            config = smaller  # several nodes would have to agree: there who waits for the job submits it again
+            code = start_worker(run_dir, config, is_patient=True)
     if code in (0, STOPPED_BY_ALARM):
         from vrft.experiment import write_reports
 

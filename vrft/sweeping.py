@@ -88,7 +88,8 @@ def outcome(code: int, log: Path, run_dir: Path, *, is_stopped: bool) -> dict[st
     lines = _last_lines(log)
     number = -code if code < 0 else code - _SIGNALLED if code > _SIGNALLED else 0
     if code == BUSY or (code == 0 and not (run_dir / "result.json").is_file()):
-        state, cause = "submitted", "its job has not ended; the same command looks again"
+        told = [line for line in lines if re.search(r"\bjob \d+ is ", line)]
+        state, cause = "submitted", told[-1].removeprefix("vrft: ") if told else "another process works on it"
     elif code == 0:
         state, cause = "completed", ""
     elif is_stopped:
@@ -120,7 +121,8 @@ def objective(run_dir: Path) -> float:
 
 
 def finish(sweep_dir: Path) -> int:
-    """Write the sweep's report and say how its children ended; the exit code: 1 if any has not completed."""
+    """Write the sweep's report and say how its children ended; the exit code: 1 if any has not completed, jobs that
+    nobody waits for aside."""
     from vrft.report.sweep_pages import write_sweep_report
 
     records = {path.stem: read_record(path) for path in sorted((sweep_dir / FOLDER).glob("*.json"))}
@@ -131,8 +133,8 @@ def finish(sweep_dir: Path) -> int:
     for name, record in missed.items():
         print(f"  {record['state']:11} {name}: {record['cause']}")
     if missed:
-        print(f"the same command with run.dir={sweep_dir} runs only these", file=sys.stderr)
-    return 1 if missed else 0
+        print(f"the same command with run.dir={sweep_dir} looks after these alone", file=sys.stderr)
+    return 1 if any(record["state"] != "submitted" for record in missed.values()) else 0
 
 
 def read_record(path: Path) -> dict[str, Any]:

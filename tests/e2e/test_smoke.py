@@ -119,16 +119,16 @@ def test_a_run_stopped_after_one_step_goes_on_to_the_same_weights(vrft, tmp_path
 
 @pytest.fixture(scope="module")
 def wandb_sweep(vrft, tmp_path_factory):
-    """The folder of a sweep of two runs that W&B follows offline; the first is `riddles_run` again."""
+    """The runs of a sweep that W&B follows offline, by their steps; that of two steps is `riddles_run` again."""
     folder = tmp_path_factory.mktemp("sweep") / "steps"
     followed = ("logging=wandb_offline", "logging.pictures_every=1", "logging.tags=[mine]")
     quick = ("trainer.save_steps=1", "evaluate.before=false")
     vrft(*RIDDLES[:1], "-m", *RIDDLES[1:], *quick, *followed, "trainer.max_steps=2,1", f"run.dir={folder}")
-    return folder
+    return {n_steps: next(folder.glob(f"*,max_steps={n_steps},*")) for n_steps in (1, 2)}
 
 
 def test_the_same_seed_gives_the_same_run_and_wandb_offline_holds_it(wandb_sweep, riddles_run):
-    run_dir = wandb_sweep / "0"
+    run_dir = wandb_sweep[2]
     assert len(rollouts_of(run_dir)) == 2
     assert differences(riddles_run, run_dir, last="checkpoint-2") == [], "weights, optimizer, logs, completions"
     (run_file,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
@@ -141,11 +141,10 @@ def test_the_same_seed_gives_the_same_run_and_wandb_offline_holds_it(wandb_sweep
 
 
 def test_wandb_knows_the_sweep_the_config_and_the_result(wandb_sweep):
-    for child in ("0", "1"):
-        run_dir = wandb_sweep / child
+    for run_dir in wandb_sweep.values():
         (run_file,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
         run = read_run(run_file)
-        assert (run["name"], run["group"], run["job_type"]) == (child, "steps", "grpo")
+        assert (run["name"], run["group"], run["job_type"]) == (run_dir.name, "steps", "grpo")
         assert {"reasoning_grounding", "grpo", "tiny", "digits_riddles", "mine"} <= set(run["tags"])
         config = yaml.safe_load((run_dir / "config.yaml").read_text())
         assert run["config"]["vrft"] == config
@@ -155,7 +154,7 @@ def test_wandb_knows_the_sweep_the_config_and_the_result(wandb_sweep):
 
 
 def test_wandb_shows_rollouts_with_boxes_in_pixels_of_the_image(wandb_sweep):
-    run_dir = wandb_sweep / "0"
+    run_dir = wandb_sweep[2]
     (files,) = run_dir.glob("wandb/offline-run-*/files")
     (run_file,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
     rows = {row["row_id"]: row for row in read_lines(run_dir / "data" / "train.jsonl")}
@@ -189,7 +188,7 @@ def overlay(files, boxes):
 
 def test_wandb_goes_on_in_the_same_run(vrft, wandb_sweep, tmp_path):
     run_dir = tmp_path / "run"
-    shutil.copytree(wandb_sweep / "1", run_dir)
+    shutil.copytree(wandb_sweep[1], run_dir)
     (run_dir / "result.json").unlink()
     again = ("logging=wandb_offline", "trainer.save_steps=1", "evaluate.before=false", "trainer.max_steps=1")
     vrft(*RIDDLES, *again, f"run.dir={run_dir}", "run.resume=true")
