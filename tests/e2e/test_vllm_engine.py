@@ -81,7 +81,12 @@ def test_vllm_reads_the_prompt_that_the_policy_is_trained_on(engine, image_wh):
 
 def test_training_and_evaluation_by_the_command_line(vrft, tmp_path):
     smoke = ("experiment=digits_riddles", "debug=smoke", "rollout=vllm_colocate", "launch.device=cpu")
-    small = ("rollout.vllm.sleep=false", "memory.max_pixels=3136", "memory.min_pixels=3136")
+    small = (
+        "rollout.vllm.sleep=false",
+        "rollout.vllm.max_model_len=256",
+        "memory.max_pixels=3136",
+        "memory.min_pixels=3136",
+    )
     vrft("train", *smoke, *small, "evaluate.before=false", f"run.dir={tmp_path / 'run'}")
     logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [entry for entry in logged if "reward" in entry]
