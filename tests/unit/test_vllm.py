@@ -55,6 +55,9 @@ def test_vllm_finds_nothing_to_resize_and_sees_the_same_pixels(family, image_wh)
     assert not is_kept(seen.size, hub)
 
 
+SERVER = types.SimpleNamespace(get_server_info=lambda: {"model_config": {"logprobs_mode": "processed_logprobs"}})
+
+
 class StandIn:
     """In the place of TRL's `VLLMGeneration`: writes completions that depend on the prompt alone."""
 
@@ -68,18 +71,20 @@ class StandIn:
     def generate(self, prompts, images, num_generations, profiler):
         self.images += [image for own in images for image in own]
         for ids, own in zip(prompts, images, strict=True):
-            n_tokens = sum(image.width * image.height for image in own) // 28**2
-            assert ids.count(self.processor.image_token_id) == n_tokens
+            n_tokens = {"colocate": len(own), "server": sum(image.width * image.height for image in own) // 28**2}
+            assert ids.count(self.processor.image_token_id) == n_tokens[self.fields["mode"]]
         end = self.processor.tokenizer.eos_token_id
         completions = [[20 + row % 4, 30 + sum(ids) % 5, 40 + row, end] for row, ids in enumerate(prompts)]
         return prompts, completions, [[[-2.0]] * len(ids) for ids in completions], None
 
 
-def test_rollouts_by_vllm_train_as_trl_does_with_and_without_sharing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("mode", ["colocate", "server"])
+def test_rollouts_by_vllm_train_as_trl_does_with_and_without_sharing(tmp_path, monkeypatch, mode):
+    monkeypatch.setattr(StandIn, "vllm_client", SERVER, raising=False)
     monkeypatch.setattr(trl.trainer.grpo_trainer, "VLLMGeneration", StandIn)
     rows = prompt_rows(4, image_sizes=((100, 75), (50, 60)))
     model, trained = small_model("qwen2_vl"), {}
-    vllm = {"use_vllm": True, "vllm_importance_sampling_mode": "token_truncate", "max_steps": 2}
+    vllm = {"use_vllm": True, "vllm_mode": mode, "vllm_importance_sampling_mode": "token_truncate", "max_steps": 2}
     for trainer_class in (ResumableVLLM, ResumableSharingVLLM):
         own = {"must_share": True} if trainer_class is ResumableSharingVLLM else {}
         trainer = make_trainer(trainer_class, copy.deepcopy(model), "qwen2_vl", rows, tmp_path, **vllm, **own)

@@ -35,6 +35,16 @@ def as_seen(image: Image, processor: ProcessorMixin) -> Image:
     return to_pil_image(pixels[0])
 
 
+def with_one_token_an_image(prompt_ids: Sequence[int], image_token_id: int) -> list[int]:
+    """The ids with each run of image tokens as one, as vLLM takes them: it makes room for the patches itself.
+
+    >>> with_one_token_an_image([1, 9, 9, 9, 2, 9, 9], 9)
+    [1, 9, 2, 9]
+    """
+    kept = zip(prompt_ids, [None, *prompt_ids[:-1]], strict=True)
+    return [token for token, before in kept if token != image_token_id or before != image_token_id]
+
+
 def is_kept(seen_wh: Sequence[int], processor: ProcessorMixin) -> bool:
     """True if that processor, a checkpoint's own, leaves an image of this size (width, height) as it is."""
     own = processor.image_processor
