@@ -47,7 +47,9 @@ def test_a_kept_micro_batch_is_cut_into_smaller_ones_with_its_images():
     grids = torch.tensor([[1, 2, 2], [1, 2, 4], [1, 4, 2], [1, 2, 2]])
     patches = torch.arange(4 + 8 + 8 + 4)[:, None].float()
     batch |= {"pixel_values": patches, "image_grid_thw": grids, "num_images": [1, 1, 1, 1]}
+    batch = {"row_id": ["a", "b", "c", "d"], **batch}  # from a checkpoint lists come first
     first, second = in_pieces(batch, 2)
+    assert second["row_id"] == ["c", "d"]
     assert torch.equal(torch.cat([first["completion_ids"], second["completion_ids"]]), batch["completion_ids"])
     assert (first["num_images"], second["num_images"]) == ([1, 1], [1, 1])
     assert torch.equal(first["pixel_values"], patches[:12])
