@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -74,6 +75,26 @@ def test_a_run_out_of_memory_goes_on_with_smaller_micro_batches(healthy, tmp_pat
         texts = [[row["text"] for row in lines_of(folder / "rollouts" / name)] for folder in (whole, run_dir)]
         assert sorted(texts[0]) == sorted(texts[1])
     weights = [load_file(folder / "checkpoints" / "last" / "model.safetensors") for folder in (whole, run_dir)]
+    assert max((weights[0][name] - weights[1][name]).abs().max() for name in weights[0]) < 1e-5
+
+
+@pytest.mark.slow
+def test_what_was_sampled_and_not_yet_used_is_cut_up_too(healthy, tmp_path, monkeypatch):
+    """Each generation serves two steps; the third step's checkpoint lies in the middle of one."""
+    run_dir = tmp_path / "run"
+    config = smaller(healthy, run_dir)
+    config["trainer"]["args"] |= {"num_iterations": 2}
+    whole = copy.deepcopy(config)
+    whole["run"]["dir"] = str(tmp_path / "whole")
+    monkeypatch.setattr(experiment, "start_worker", in_this_process)
+    assert experiment.run_experiment(whole, choices={}, overrides=[]) == 0
+    scarce(monkeypatch, n_rows=2, step=4)
+    assert experiment.run_experiment(config, choices={}, overrides=[]) == 0
+    (line,) = lines_of(run_dir / "oom.jsonl")
+    assert (line["step"], line["from"], line["to"]) == (4, 4, 2)
+    weights = [
+        load_file(folder / "checkpoints" / "last" / "model.safetensors") for folder in (tmp_path / "whole", run_dir)
+    ]
     assert max((weights[0][name] - weights[1][name]).abs().max() for name in weights[0]) < 1e-5
 
 

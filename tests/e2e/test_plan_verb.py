@@ -50,6 +50,7 @@ def test_an_unknown_gpu_is_refused_by_its_key(vrft):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_auto_turns_the_knobs_before_the_training_and_keeps_them_when_it_goes_on(vrft, tmp_path):
     words = ("train", "experiment=digits_riddles", "debug=smoke", "memory=auto", f"run.dir={tmp_path / 'run'}")
     words += ("evaluate.before=false", "evaluate.after=false", "memory.max_prompt_length=64", "trainer.eval_steps=null")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from trl.trainer.utils import shuffle_sequence_dict
 
-from vrft.train.micro_batches import micro_batches
+from vrft.train.micro_batches import in_pieces, micro_batches
 
 
 def generation(n_prompts: int, n_completions: int) -> dict:
@@ -39,3 +39,21 @@ def test_groups_stand_whole_in_the_order_of_trls_shuffle(seed, n_steps):
         assert torch.equal(step["completion_ids"][:, 0] // 3, step["prompt_ids"][:, 0])
         assert torch.equal(step["advantages"], step["completion_ids"][:, 0] / 10)
         assert step["num_items_in_batch"] == 7
+
+
+def test_a_kept_micro_batch_is_cut_into_smaller_ones_with_its_images():
+    """As where a run goes on with half the micro-batch: rows in their order, each with its own patches."""
+    batch = generation(n_prompts=2, n_completions=2)
+    grids = torch.tensor([[1, 2, 2], [1, 2, 4], [1, 4, 2], [1, 2, 2]])
+    patches = torch.arange(4 + 8 + 8 + 4)[:, None].float()
+    batch |= {"pixel_values": patches, "image_grid_thw": grids, "num_images": [1, 1, 1, 1]}
+    batch = {"row_id": ["a", "b", "c", "d"], **batch}  # from a checkpoint lists come first
+    first, second = in_pieces(batch, 2)
+    assert second["row_id"] == ["c", "d"]
+    assert torch.equal(torch.cat([first["completion_ids"], second["completion_ids"]]), batch["completion_ids"])
+    assert (first["num_images"], second["num_images"]) == ([1, 1], [1, 1])
+    assert torch.equal(first["pixel_values"], patches[:12])
+    assert torch.equal(second["pixel_values"], patches[12:])
+    assert torch.equal(second["image_grid_thw"], grids[2:])
+    assert second["num_items_in_batch"] == 7
+    assert in_pieces(batch, 1)[0].keys() == batch.keys()

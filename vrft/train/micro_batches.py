@@ -27,9 +27,9 @@ def micro_batches(batch: dict[str, Any], n_steps: int) -> list[dict[str, Any]]:
 
 def in_pieces(batch: dict[str, Any], n_pieces: int) -> list[dict[str, Any]]:
     """A micro-batch as several smaller ones, its rows in their order."""
-    return [
-        unsplit_pixel_values_by_grid(piece) for piece in split_tensor_dict(split_pixel_values_by_grid(batch), n_pieces)
-    ]
+    batch = {"completion_ids": batch["completion_ids"], **batch}  # the rows are counted by the first field
+    pieces = split_tensor_dict(split_pixel_values_by_grid(batch), n_pieces)
+    return [unsplit_pixel_values_by_grid(piece) for piece in pieces]
 
 
 def _in_order(values: Any, order: Sequence[int]) -> Any:

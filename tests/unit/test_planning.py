@@ -1,0 +1,75 @@
+"""`memory=auto`: the knobs turned before a training, and kept when it goes on."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from vrft import planning
+from vrft.configure import freeze
+from vrft.errors import UserError
+from vrft.package_files import config_folder
+
+ROWS = {"train": [{"row_id": "a", "image_wh": [56, 56]}, {"row_id": "b", "image_wh": [28, 56]}]}
+WORDS = ["experiment=digits_riddles", "debug=smoke", "memory=auto", "evaluate.before=false", "evaluate.after=false"]
+WORDS += ["trainer.eval_steps=null", "evaluate.checkpoint=last", "memory.max_prompt_length=64", "trainer.max_steps=2"]
+
+
+@pytest.fixture(scope="module")
+def auto():
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return freeze(compose("train", overrides=[*WORDS, "memory.max_completion_length=40"]))
+
+
+def fitted_to(auto: dict, gib: float) -> dict:
+    config = copy.deepcopy(auto)
+    config["memory"]["gpu"] = gib
+    return planning.fitted(config, ROWS)
+
+
+def test_what_fits_stays_as_it_is(auto, capsys):
+    config = fitted_to(auto, 8)
+    assert {**config, "memory": {**config["memory"], "gpu": None}} == auto
+    assert capsys.readouterr().err.startswith("memory=auto: ")
+
+
+def test_a_small_gpu_turns_the_micro_batch_and_nothing_that_changes_results(auto, capsys):
+    config = fitted_to(auto, 0.07)
+    said = capsys.readouterr().err
+    now = config["derived"]["per_device_train_batch_size"]
+    assert f"memory=auto: memory.completions_per_device={now} (" in said
+    assert now < auto["derived"]["per_device_train_batch_size"]
+    assert now * config["derived"]["gradient_accumulation_steps"] == (
+        auto["derived"]["per_device_train_batch_size"] * auto["derived"]["gradient_accumulation_steps"]
+    )
+    for key in ("num_generations", "max_pixels", "max_completion_length"):
+        assert config["memory"][key] == auto["memory"][key]
+
+
+def test_where_nothing_helps_it_says_so(auto):
+    with pytest.raises(UserError, match=r"^memory=auto: no change of these knobs makes it fit"):
+        fitted_to(auto, 0.004)
+    with pytest.raises(UserError, match=r"^memory.gpu is 'a100_81gb'; did you mean a100_80gb"):
+        fitted_to(auto, "a100_81gb")
+
+
+def test_without_a_gpu_nothing_is_changed(auto, monkeypatch, capsys):
+    monkeypatch.setattr(planning, "gpu_at_hand", lambda: None)
+    assert planning.fitted(auto, ROWS) is auto
+    assert "no GPU here" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_keeps_the_knobs_it_began_with(auto, tmp_path):
+    assert planning.as_begun(tmp_path, auto) is auto
+    begun = copy.deepcopy(auto)
+    begun["memory"] |= {"completions_per_device": 2, "gradient_checkpointing": True, "max_completion_length": 7}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(begun))
+    config = planning.as_begun(tmp_path, auto)
+    assert (config["memory"]["completions_per_device"], config["memory"]["gradient_checkpointing"]) == (2, True)
+    assert config["derived"]["per_device_train_batch_size"] == 2
+    assert config["memory"]["max_completion_length"] == 40  # no knob of memory=auto: the difference is to be named
+    (tmp_path / "config.yaml").write_text("- no config")
+    assert planning.as_begun(tmp_path, auto) is auto
