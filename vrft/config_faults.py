@@ -208,7 +208,7 @@ def _own_completion_faults(trainer: dict[str, Any]) -> Iterator[str]:
 
 def _other_faults(config: dict[str, Any]) -> Iterator[str]:
     """Yield what is wrong with the other tasks that a run is judged on, each by its key."""
-    others = config["evaluate"]["others"]
+    others = config["evaluate"]["others"] or {}
     for name, other in others.items():
         faults = list(shape_faults(other, Other, f"evaluate.others.{name}"))
         yield from faults

@@ -18,11 +18,11 @@ def evaluation_folder(run_dir: Path, other: str | None = None) -> Path:
 
 def other_names(config: dict[str, Any]) -> list[str]:
     """All of `evaluate.others` but the run's own task."""
-    others = config["evaluate"]["others"]
+    others = config["evaluate"]["others"] or {}
     return [name for name, other in others.items() if other["task"]["name"] != config["task"]["name"]]
 
 
 def with_other(config: dict[str, Any], name: str) -> dict[str, Any]:
     """The config as that other has it: its task, its rows, its protocol; nothing else to judge."""
     evaluate = config["evaluate"]
-    return {**config, **evaluate["others"][name], "evaluate": {**evaluate, "titles": {}, "others": {}}}
+    return {**config, **evaluate["others"][name], "evaluate": {**evaluate, "titles": {}, "others": None}}

@@ -254,7 +254,7 @@ class Evaluate:
     checkpoint: Literal["best", "last"]
     also: list[Literal["best", "last"]]
     titles: dict[str, str]
-    others: dict[str, dict]
+    others: dict[str, dict] | None
 
 
 @dataclass
