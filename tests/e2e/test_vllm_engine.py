@@ -79,6 +79,7 @@ def test_vllm_reads_the_prompt_that_the_policy_is_trained_on(engine, image_wh):
     assert outputs[0].outputs[0].token_ids == outputs[1].outputs[0].token_ids
 
 
+@pytest.mark.xfail(reason="vLLM 0.30 for CPUs packs its weights away, so that TRL cannot give it new ones")
 def test_training_and_evaluation_by_the_command_line(vrft, tmp_path):
     smoke = ("experiment=digits_riddles", "debug=smoke", "rollout=vllm_colocate", "launch.device=cpu")
     small = (

@@ -17,7 +17,6 @@ from vrft.memory.parts import Counts, Sharding, States, bytes_of_optimizer, stat
 from vrft.models.families import FAMILIES
 
 LARGE_IMAGE = (4032, 3024)  # pixels: a photograph, larger than any max_pixels in use
-_VLLM_SHARE = 0.3  # TRL's vllm_gpu_memory_utilization
 
 
 @dataclass(frozen=True)
@@ -200,14 +199,12 @@ def _sampling(
     config: dict[str, Any], shapes: Shapes, gpu_bytes: int | None, options: dict
 ) -> dict[str, dict[str, int]]:
     """What sampling takes by phase: of torch, of vLLM on the same GPU, or nothing where a server does it."""
-    rollout, arguments = config["rollout"], config["trainer"]["args"]
-    settings = rollout | arguments
-    if not (rollout["name"].startswith("vllm") or arguments.get("use_vllm")):
-        return dict(zip(("prefill", "sampling"), _rollout(shapes, **options), strict=True))
-    if "server" in rollout["name"] or settings.get("vllm_mode") == "server":
+    rollout = config["rollout"]
+    if rollout["name"] == "vllm_server":
         return {}
-    share = settings.get("vllm_gpu_memory_utilization") or settings.get("gpu_memory_utilization") or _VLLM_SHARE
-    return {"sampling": {"vLLM": int(share * (gpu_bytes or 0))}}
+    if rollout["name"] == "vllm_colocate":
+        return {"sampling": {"vLLM": int(rollout["vllm"]["gpu_memory_utilization"] * (gpu_bytes or 0))}}
+    return dict(zip(("prefill", "sampling"), _rollout(shapes, **options), strict=True))
 
 
 @dataclass(frozen=True, eq=False)
