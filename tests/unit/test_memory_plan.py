@@ -95,9 +95,9 @@ def test_lora_and_a_frozen_tower_leave_less(tiny):
 
 def test_vllm_takes_its_share_of_the_gpu_and_a_server_none(tiny):
     config = copy.deepcopy(tiny)
-    config["trainer"]["args"] |= {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.25}
+    config["rollout"] |= {"name": "vllm_colocate", "vllm": {"gpu_memory_utilization": 0.25}}
     assert planned(config, gpu_bytes=8 * 2**30).phases["sampling"]["vLLM"] == 2 * 2**30
-    config["trainer"]["args"]["vllm_mode"] = "server"
+    config["rollout"]["name"] = "vllm_server"
     assert planned(config).phases.keys() == {"evaluation", "step", "update"}
 
 
