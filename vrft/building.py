@@ -19,9 +19,10 @@ from vrft.draw import LabelledBox, boxes_of, draw_boxes
 from vrft.errors import UserError, raise_all
 from vrft.evaluate.generate import load_image
 from vrft.evaluate.score import plain
-from vrft.experiment import build_rows, fresh_run_dir, warn_of_frames
+from vrft.experiment import fresh_run_dir
 from vrft.rows import Row, image_paths, write_text_atomically
 from vrft.run_directory import Experiment, make_experiment, question_lengths
+from vrft.run_rows import build_rows, warn_of_frames
 from vrft.tasks import MixedTask, Task
 
 N_ON_SHEET = 48

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate.utils import gather_object
@@ -13,7 +14,7 @@ from vrft.evaluate.kept_batches import KeptBatches, OtherEvaluationError
 from vrft.evaluate.score import score_completions
 from vrft.provenance import weight_hash
 from vrft.resuming import lasting_hash
-from vrft.rows import write_text_atomically
+from vrft.rows import Row, write_text_atomically
 from vrft.run_directory import Experiment
 
 
@@ -47,6 +48,30 @@ def evaluate_splits(
     return results
 
 
+def completions_of(experiment: Experiment, model, rows: Sequence[Row], *, progress: str | None, **options) -> list:
+    """The completions of the rows by all processes together, in the order of the rows and of their samples.
+
+    progress: what the main process's bar says; None for no bar. options: of `generate_completions`.
+    """
+    memory, processes = experiment.config["memory"], experiment.processes
+    share = generate_completions(
+        rows,
+        root=experiment.data_dir,
+        task=experiment.task,
+        frame_for_row=experiment.frame_for_row,
+        model=model,
+        processor=experiment.processor,
+        max_new_tokens=memory["max_completion_length"],
+        batch_size=memory["evaluation_batch_size"],
+        rank=processes.process_index,
+        world_size=processes.num_processes,
+        progress=progress if processes.is_main_process else None,
+        **options,
+    )
+    order = {row["row_id"]: index for index, row in enumerate(rows)}
+    return sorted(gather_object(share), key=lambda one: (order[one["row_id"]], one["sample"]))
+
+
 def _completions(
     experiment: Experiment, model, split: str, *, folder: Path, name: str | None, in_step: bool
 ) -> list[dict]:
@@ -55,24 +80,9 @@ def _completions(
     config, processes, rows = experiment.config, experiment.processes, experiment.rows[split]
     kept = _kept_batches(experiment, folder / "batches", name) if name else None
     processes.wait_for_everyone()  # before anyone adds to what all have read
-    share = generate_completions(
-        rows,
-        root=experiment.data_dir,
-        task=experiment.task,
-        frame_for_row=experiment.frame_for_row,
-        model=model,
-        processor=experiment.processor,
-        max_new_tokens=config["memory"]["max_completion_length"],
-        batch_size=config["memory"]["evaluation_batch_size"],
-        rank=processes.process_index,
-        world_size=processes.num_processes,
-        progress=_doing(experiment, name, split) if processes.is_main_process and name else None,
-        kept=kept,
-        in_step=in_step,
-        **(_sampling(config) if name else {}),
-    )
-    order = {row["row_id"]: index for index, row in enumerate(rows)}
-    completions = sorted(gather_object(share), key=lambda one: (order[one["row_id"]], one["sample"]))
+    doing = _doing(experiment, name, split) if name else None
+    sampling = _sampling(config) if name else {}
+    completions = completions_of(experiment, model, rows, progress=doing, kept=kept, in_step=in_step, **sampling)
     if kept and processes.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         _write_lines(folder / "completions.jsonl", completions)

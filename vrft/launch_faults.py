@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from vrft.schema import LAUNCHES
+from vrft.launch_schema import LAUNCHES
 from vrft.shapes import shape_faults, suggestion
 
 # Of sbatch. Not among them: what runs something, what writes elsewhere, and what vrft itself sets.

@@ -6,10 +6,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-from accelerate.utils import gather_object
-
 from vrft.errors import UserError
-from vrft.evaluate.generate import generate_completions
+from vrft.evaluations import completions_of
 from vrft.rewards import RewardOptions
 from vrft.rows import Row, read_rows, write_text_atomically
 from vrft.run_directory import Experiment
@@ -54,28 +52,18 @@ def rows_with_own_completions(experiment: Experiment, model) -> list[Row]:
 
 def _sample(experiment: Experiment, model, rows: Sequence[Row], *, n_samples: int) -> list[dict]:
     """Sampled completions of the rows, each with the share of the answer's pay that it has `earned`."""
-    config, processes = experiment.config, experiment.processes
-    share = generate_completions(
+    config, by_id = experiment.config, {row["row_id"]: row for row in rows}
+    completions = completions_of(
+        experiment,
+        model,
         rows,
-        root=experiment.data_dir,
-        task=experiment.task,
-        frame_for_row=experiment.frame_for_row,
-        model=model,
-        processor=experiment.processor,
-        max_new_tokens=config["memory"]["max_completion_length"],
-        batch_size=config["memory"]["evaluation_batch_size"],
-        rank=processes.process_index,
-        world_size=processes.num_processes,
-        progress="own completions" if processes.is_main_process else None,
+        progress="own completions",
         n_samples=n_samples,
         temperature=config["rollout"]["temperature"],
         seed=config["run"]["seed"],
     )
-    order = {row["row_id"]: index for index, row in enumerate(rows)}
-    completions = sorted(gather_object(share), key=lambda one: (order[one["row_id"]], one["sample"]))
-    return [
-        {**one, "earned": _earned(experiment, rows[order[one["row_id"]]], one)} for one in completions if one["sample"]
-    ]
+    sampled = [one for one in completions if one["sample"]]  # 0 is the greedy one
+    return [{**one, "earned": _earned(experiment, by_id[one["row_id"]], one)} for one in sampled]
 
 
 def _earned(experiment: Experiment, row: Row, completion: dict) -> float:

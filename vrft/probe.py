@@ -13,11 +13,12 @@ from vrft.boxes import FRAMES, Frame, from_frame, iou_matrix
 from vrft.building import contact_sheet
 from vrft.draw import boxes_of
 from vrft.errors import UserError
-from vrft.evaluate.generate import generate_completions
 from vrft.evaluate.score import plain
-from vrft.experiment import build_rows, fresh_run_dir, warn_of_frames
+from vrft.evaluations import completions_of
+from vrft.experiment import fresh_run_dir
 from vrft.rows import Row, write_rows, write_text_atomically
 from vrft.run_directory import Experiment, check_question_lengths, make_experiment
+from vrft.run_rows import build_rows, warn_of_frames
 from vrft.training import load_policy
 
 _MOSTLY, _NEARLY_ALL = 0.5, 0.8
@@ -60,15 +61,10 @@ def probe(config: dict[str, Any]) -> dict[str, Any]:
 def sample(experiment: Experiment, rows: Sequence[Row], *, n_samples: int) -> list[dict]:
     """`n_samples` judged completions of each row, row after row."""
     config, task = experiment.config, experiment.task
-    completions = generate_completions(
+    completions = completions_of(
+        experiment,
+        load_policy(experiment, config["model"]["path"]),
         rows,
-        root=experiment.data_dir,
-        task=task,
-        frame_for_row=experiment.frame_for_row,
-        model=load_policy(experiment, config["model"]["path"]),
-        processor=experiment.processor,
-        max_new_tokens=config["memory"]["max_completion_length"],
-        batch_size=config["memory"]["evaluation_batch_size"],
         progress="probe",
         n_samples=n_samples,
         temperature=config["rollout"]["temperature"],

@@ -7,13 +7,10 @@ import re
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.plugins import Plugins
+from hydra import compose
 from omegaconf import OmegaConf
 
 from vrft import vllm_faults
-from vrft.cli import VERBS, SweepFiles, groups, verb_help
 from vrft.configure import freeze, freeze_plain, plain
 from vrft.errors import UserError
 from vrft.judging import AuditConfig, JudgeConfig
@@ -23,6 +20,7 @@ from vrft.scoring import ScoreConfig, config_faults
 from vrft.shapes import shape_faults
 from vrft.tasks import load_task, task_names
 from vrft.tasks.judge import Judge, weights_for
+from vrft.verbs import VERBS, groups, verb_help
 
 GROUPS = groups()
 LEAST = {  # so that a glob that finds nothing cannot pass
@@ -41,12 +39,7 @@ SCORE_ONLY = ("lvis_federated", "coco_exist_map")  # judges files of predictions
 HUB_MODEL = "model.path=SOME/MODEL"  # a hub name: no folder is looked for
 
 
-@pytest.fixture(scope="module", autouse=True)
-def hydra_reads_the_tree():
-    Plugins.instance().register(SweepFiles)
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        yield
+pytestmark = pytest.mark.usefixtures("hydra_reads_the_tree")
 
 
 def frozen(*overrides: str, verb: str = "train") -> dict:

@@ -7,11 +7,8 @@ import re
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.plugins import Plugins
+from hydra import compose
 
-from vrft.cli import SweepFiles
 from vrft.configure import freeze
 from vrft.package_files import config_folder
 from vrft.resuming import config_hash
@@ -20,12 +17,7 @@ FILES = sorted(config_folder("sweeps").rglob("*.yaml"))
 HEADS = ("Question:", "Prediction:", "Measured:", "Cost:")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def hydra_reads_the_tree():
-    Plugins.instance().register(SweepFiles)
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        yield
+pytestmark = pytest.mark.usefixtures("hydra_reads_the_tree")
 
 
 def test_the_sweeps_that_users_ask_for_are_there():

@@ -14,10 +14,10 @@ from torture.harness import prepare
 import vrft.run
 from vrft.cli import SweepFiles
 from vrft.configure import freeze
-from vrft.experiment import build_rows
 from vrft.package_files import config_folder
 from vrft.provenance import provenance
 from vrft.resuming import config_hash
+from vrft.run_rows import build_rows
 
 N_STEPS, SAVED, FAULTY = 6, 3, 5  # ten rows, five a step: an epoch is two steps, and the validated ones end it
 RUN = (

@@ -30,10 +30,10 @@ from torture.harness import finish, prepare, set_resume, start
 import vrft.train.grpo  # noqa: F401 (imported before processes are forked)
 from vrft.cli import SweepFiles
 from vrft.configure import freeze
-from vrft.experiment import build_rows
 from vrft.package_files import config_folder
 from vrft.provenance import provenance
 from vrft.resuming import config_hash
+from vrft.run_rows import build_rows
 
 N_STEPS, GOES_ON_FROM = 3, 2
 RUN = (

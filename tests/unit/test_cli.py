@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from vrft.cli import VERBS, main
+from vrft.cli import main
+from vrft.verbs import VERBS
 
 
 def vrft(*arguments: str, cwd=None) -> subprocess.CompletedProcess:

@@ -9,10 +9,11 @@ import pytest
 
 from vrft.batch_sizes import batch_sizes
 from vrft.errors import UserError
-from vrft.experiment import check_rows, fresh_run_dir, needed_splits
+from vrft.experiment import fresh_run_dir
 from vrft.package_files import TINY_MODEL
 from vrft.provenance import code_state, weight_hash
 from vrft.resuming import config_hash
+from vrft.run_rows import check_rows, needed_splits
 from vrft.shapes import shape_faults
 from vrft.tasks import load_task
 from vrft.trl_fields import FIXED, OWN_KEYS, trl_fields

@@ -10,9 +10,10 @@ from hydra.core.global_hydra import GlobalHydra
 from vrft import experiment
 from vrft.configure import freeze
 from vrft.errors import UserError
-from vrft.experiment import fresh_run_dir, run_experiment, warn_of_frames
+from vrft.experiment import fresh_run_dir, run_experiment
 from vrft.package_files import config_folder
 from vrft.run_lock import alone_in
+from vrft.run_rows import warn_of_frames
 
 
 @pytest.mark.parametrize(
