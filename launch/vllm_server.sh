@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Start the server of rollout=vllm_server: launch/vllm_server.sh MODEL [options of `vllm serve`].
-# MODEL is the run's model.path. On GPUs that the training does not use: CUDA_VISIBLE_DEVICES=6,7 launch/vllm_server.sh …
-# Then: CUDA_VISIBLE_DEVICES=0,1,2,3,4,5 vrft train … rollout=vllm_server launch=torchrun launch.nproc_per_node=6
+# MODEL is the run's model.path. On GPUs that the training does not use: CUDA_VISIBLE_DEVICES=4,5,6,7 launch/vllm_server.sh …
+# Then: CUDA_VISIBLE_DEVICES=0,1,2,3 vrft train … rollout=vllm_server launch=torchrun launch.nproc_per_node=4
 set -euo pipefail
 model=${1:?usage: launch/vllm_server.sh MODEL [options of vllm serve]}
 shift

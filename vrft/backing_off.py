@@ -21,7 +21,7 @@ _WORDS = (
     "out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
-_SAMPLING, _JUDGING = "_generate_single_turn", "evaluate_splits"  # functions on the way to where it happened
+_SAMPLING, _JUDGING = "_generate_single_turn", {"evaluate_splits", "completions_of"}  # on the way to where it happened
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -37,7 +37,7 @@ def phase_of(error: BaseException) -> str:
     while frame is not None:
         names.add(frame.tb_frame.f_code.co_name)
         frame = frame.tb_next
-    if _JUDGING in names:
+    if _JUDGING & names:
         return "evaluation"
     return "rollout" if _SAMPLING in names else "step"
 

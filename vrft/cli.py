@@ -117,6 +117,8 @@ def _experiment_job(config: DictConfig) -> float | None:
     settings = HydraConfig.get()
     overrides = list(settings.overrides.task)
     if settings.mode == RunMode.MULTIRUN:
+        if config.launch.get("name") == "torchrun" and config.launch.get("nnodes", 1) > 1:
+            raise UserError("a sweep cannot run on several machines that torchrun joins; choose launch=slurm")
         return run_child(
             plain(config),
             sweep_dir=Path(settings.sweep.dir),

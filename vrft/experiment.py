@@ -55,7 +55,7 @@ def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides
         try:
             code = _run_backing_off(slurm.run_as_job, run_dir, config)
         except UserError:
-            if is_fresh:
+            if is_fresh and {path.name for path in run_dir.iterdir()} <= _BEFORE_IT_BEGINS:
                 _remove_all_but_cache(run_dir)
             raise
         if code is None:
@@ -71,11 +71,20 @@ def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides
 
 
 def _run_backing_off(start: Callable[[Path, dict], int | None], run_dir: Path, config: dict[str, Any]) -> int | None:
-    """What `start` returns; after out of memory it starts again with smaller micro-batches while there are any."""
+    """What `start` returns; after out of memory it starts again with smaller micro-batches while there are any.
+
+    On several machines that torchrun joins the others have ended: there all have to be started again.
+    """
     code = start(run_dir, config)
-    while code == OUT_OF_MEMORY and (smaller := backed_off(run_dir, config)):
-        config = smaller
-        code = start(run_dir, config)
+    while code == OUT_OF_MEMORY:
+        # a job may have backed off itself
+        smaller = backed_off(run_dir, yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")))
+        if smaller is None:
+            break
+        if config["launch"]["name"] == "torchrun" and config["launch"].get("nnodes", 1) > 1:
+            print("vrft: start all machines again with run.resume=true: they go on with these", file=sys.stderr)
+            break
+        code = start(run_dir, smaller)
     return code
 
 

@@ -31,7 +31,7 @@ def forget(run_dir: Path, node: int = 0) -> None:
     if folder.is_symlink():
         folder.unlink()
     elif folder.exists():
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # other nodes remove their own words at the same time
 
 
 def fall_silent() -> None:

@@ -64,6 +64,8 @@ def fitted(config: dict[str, Any], rows: dict[str, list[Row]]) -> dict[str, Any]
     """
     name = config["memory"].get("gpu")
     n_bytes = gpu_bytes(name, key="memory.gpu") if name is not None else gpu_at_hand()
+    if name is None and config["launch"]["name"] == "slurm":
+        raise UserError("memory=auto cannot ask the job's GPU from here; say which it is: memory.gpu=NAME")
     if n_bytes is None:
         print("memory=auto: no GPU here, so nothing is changed; memory.gpu=NAME fits another", file=sys.stderr)
         return config

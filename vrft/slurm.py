@@ -57,7 +57,10 @@ def check_no_job(run_dir: Path) -> None:
     job_id = _said(run_dir, _JOB).get("job")
     if not isinstance(job_id, str) or not job_id.isdigit() or shutil.which("scontrol") is None:
         return
-    state = (_asked(job_id) or {}).get("JobState", "COMPLETED")
+    known = _asked(job_id)
+    if known is None:
+        raise OccupiedError(f"SLURM does not answer about job {job_id} of run.dir={run_dir}; try again")
+    state = known.get("JobState", "COMPLETED")
     if state not in _ENDS:
         raise OccupiedError(
             f"job {job_id} is to work in run.dir={run_dir} (SLURM says {state}); wait for its end "

@@ -42,7 +42,7 @@ def run_on_node(run_dir: str) -> None:
     except UserError as error:
         print(f"vrft: {error}", file=sys.stderr)
         code = USER_ERROR
-    if node and code in _INTERRUPTED:
+    if node and code in (*_INTERRUPTED, STOPPED_BY_ALARM, USER_ERROR, OUT_OF_MEMORY):
         code = 0  # the first node says what comes now; a failure here would have srun end it
     sys.stdout.flush()
     raise SystemExit(code)

@@ -31,7 +31,9 @@ PENALTY = -1.0  # what a search (Optuna) is told of a child that failed: below e
 N_LAST_LINES = 15
 BUSY = 75  # sysexits' temporary failure
 _BAR = re.compile(r"^.*[\d?](?:(?:it|row|step)/s|s/(?:it|row|step))[^\]]*\]?")  # of progress, at a line's beginning
+_NO_RESULT = re.compile(r"[+~]*(run\.(dir|name|resume)|sweep|question|logging|launch|dataset\.n_processes)\b")  # words
 _SIGNALLED = 128
+_looked_after: list[str] = []  # the children of this call
 
 
 def run_child(values: dict[str, Any], *, sweep_dir: Path, choices: dict[str, Any], overrides: Sequence[str]) -> float:
@@ -46,17 +48,15 @@ def run_child(values: dict[str, Any], *, sweep_dir: Path, choices: dict[str, Any
     record.parent.mkdir(parents=True, exist_ok=True)
     values = {**values, "run": {**values["run"], "dir": str(run_dir)}}
     with _claimed(record.with_suffix(".lock")) as is_mine:
+        _looked_after.append(name)
         if not is_mine:
             print(f"{name}: another process runs it")
             return PENALTY
-        known = read_record(record)
-        if known.get("state") == "submitted" and (run_dir / "result.json").is_file():
-            known |= {"state": "completed", "cause": "", "last_lines": []}
-            write_text_atomically(record, json.dumps(known, indent=2) + "\n")
-        if known.get("state") == "completed" and known.get("config_hash") == config_hash(values):
+        known, has_result = read_record(record), (run_dir / "result.json").is_file()
+        if has_result and known.get("state") == "completed" and known.get("config_hash") == config_hash(values):
             print(f"{name}: completed before")
             return objective(run_dir)
-        is_begun = (run_dir / "config.yaml").is_file()
+        is_begun = run_dir.is_dir() and any(run_dir.iterdir())
         values["run"]["resume"] = values["run"]["resume"] or is_begun
         print(f"{name}: {'goes on' if is_begun else 'begins'}; its words: {log}", flush=True)
         started = time.monotonic()
@@ -77,7 +77,7 @@ def run_child(values: dict[str, Any], *, sweep_dir: Path, choices: dict[str, Any
 
 def child_name(values: dict[str, Any], overrides: Sequence[str]) -> str:
     """The child's words without the folders of their keys, and the first digits of its config's hash: a file name."""
-    said = [one for one in overrides if not one.startswith(("run.dir=", "sweep="))]
+    said = [one for one in overrides if not _NO_RESULT.match(one)]
     words = [re.sub(r"^\+*(?:[\w/@]+\.)*", "", one) for one in said]
     kept = re.sub(r"[^\w.,=+-]+", "_", ",".join(words))[:200]
     return f"{kept}{',' if kept else ''}{config_hash(values)[:8]}"
@@ -87,9 +87,11 @@ def outcome(code: int, log: Path, run_dir: Path, *, is_stopped: bool) -> dict[st
     """What a child's exit code means: `state`, `code`, `cause` in words, and the `last_lines` of its log."""
     lines = _last_lines(log)
     number = -code if code < 0 else code - _SIGNALLED if code > _SIGNALLED else 0
-    if code == BUSY or (code == 0 and not (run_dir / "result.json").is_file()):
+    if code == BUSY:
+        state, cause = "busy", "another process, or its job, works on it"
+    elif code == 0 and not (run_dir / "result.json").is_file():
         told = [line for line in lines if re.search(r"\bjob \d+ is ", line)]
-        state, cause = "submitted", told[-1].removeprefix("vrft: ") if told else "another process works on it"
+        state, cause = "submitted", told[-1].removeprefix("vrft: ") if told else "its job has not ended"
     elif code == 0:
         state, cause = "completed", ""
     elif is_stopped:
@@ -121,11 +123,12 @@ def objective(run_dir: Path) -> float:
 
 
 def finish(sweep_dir: Path) -> int:
-    """Write the sweep's report and say how its children ended; the exit code: 1 if any has not completed, jobs that
-    nobody waits for aside."""
+    """Write the sweep's report and say how the children of this call ended; the exit code: 1 if any has not completed,
+    jobs that nobody waits for aside."""
     from vrft.report.sweep_pages import write_sweep_report
 
-    records = {path.stem: read_record(path) for path in sorted((sweep_dir / FOLDER).glob("*.json"))}
+    elsewhere = {"state": "busy", "cause": "another process runs it"}
+    records = {name: read_record(sweep_dir / FOLDER / f"{name}.json") or elsewhere for name in sorted(_looked_after)}
     if any(record["state"] == "completed" for record in records.values()):
         print(f"report: {write_sweep_report([sweep_dir])}")
     missed = {name: record for name, record in records.items() if record["state"] != "completed"}
@@ -138,12 +141,20 @@ def finish(sweep_dir: Path) -> int:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What became of a child, or nothing where it has not ended or the file is damaged (then it runs again)."""
-    with contextlib.suppress(OSError, ValueError):
+    """What became of a child, or nothing where it has not ended or the file is damaged (then it runs again).
+
+    A job that nobody has waited for has completed once its result is there.
+    """
+    try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(record, dict):
-            return record
-    return {}
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(record, dict):
+        return {}
+    has_result = (path.parent.parent / path.stem / "result.json").is_file()
+    if record.get("state") in ("submitted", "busy", "interrupted") and has_result:
+        record |= {"state": "completed", "cause": "", "last_lines": []}
+    return record
 
 
 @contextlib.contextmanager

@@ -54,7 +54,8 @@ STEPS = {
     },
     "rows skipped, AdamW": {
         "family": "qwen2_vl",
-        "arguments": {"optim": "adamw_torch", "weight_decay": 0.1, "learning_rate": 1e-4},
+        # 1e-8 would let a gradient that is rounding alone move a weight by a whole step
+        "arguments": {"optim": "adamw_torch", "weight_decay": 0.1, "learning_rate": 1e-4, "adam_epsilon": 1e-5},
         "reward": "first_token",
     },
     "rows skipped, DAPO in two iterations": {

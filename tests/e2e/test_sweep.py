@@ -96,9 +96,9 @@ def test_of_eight_children_three_finish_and_five_causes_are_told(vrft, own_terms
     names = ("fine", "raises", "leaves", "segfaults", "hangs", "eats")
     sweep_dir = tmp_path / "sweep"
     sweep = ("train", "-m", *TINY, "launch.watchdog_s=20", f"run.dir={sweep_dir}", "reward.options.timeout_s=600")
-    vrft(*sweep, own_terms(*names), code=1)
-    third = vrft(*sweep, own_terms("fine"), "run.seed=1,2")
-    assert "children completed" in third.stdout
+    first = vrft(*sweep, own_terms(*names), code=1)
+    assert "1 of 6 children completed" in first.stdout
+    assert "2 of 2 children completed" in vrft(*sweep, own_terms("fine"), "run.seed=1,2").stdout
     found = records(sweep_dir)
     states = {name: record["state"] for name, record in found.items()}
     assert states == {

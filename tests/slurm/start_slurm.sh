@@ -18,7 +18,7 @@ if [ "${2:-start}" = stop ]; then
     stop
     exit
 fi
-if ! command -v slurmctld slurmd munged >/dev/null; then
+if ! { command -v slurmctld && command -v slurmd && command -v munged; } >/dev/null; then
     apt-get update -qq >&2
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >&2
 fi

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConf
 from trl.trainer.utils import add_fused_lm_head
 
 from vrft.errors import UserError
+from vrft.models.adapters import lora_settings
 from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts
 from vrft.models.shared_prefix import register_attention
@@ -100,7 +101,8 @@ def make_model(model: dict[str, Any], found: PreTrainedConfig) -> PreTrainedMode
         freeze_parts(made, model["freeze"], FAMILIES[model["family"]])
         add_fused_lm_head(made, outputs=("log_probs", "entropy"))  # as TRL does, before the adapter is put on
         if model["peft"]:
-            made = get_peft_model(made, LoraConfig(**model["peft"]))
+            settings = lora_settings(model["peft"], model["freeze"], FAMILIES[model["family"]])
+            made = get_peft_model(made, LoraConfig(**settings))
     return made
 
 

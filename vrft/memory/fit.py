@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from vrft.batch_sizes import batch_sizes
+from vrft.batch_sizes import batch_sizes, n_processes
 from vrft.package_files import config_folder
 
 KNOBS = (
@@ -140,7 +140,9 @@ def _stage(config: dict[str, Any]) -> Iterator[Change]:
         "zero3_offload": "the optimizer works in main memory: much time, and that memory",
     }
     names = _STAGES[_STAGES.index(now) + 1 :] if now else _STAGES
-    if config["launch"]["nproc_per_node"] == 1:
+    if config["model"]["quantization"]:
+        names = [name for name in names if name == "zero2"]  # weights of 4 bits cannot be cut up
+    if n_processes(config) == 1:
         names = [name for name in names if name == "zero3_offload"]  # alone there is nobody to share with
     for name in names:
         yield Change("ZeRO stage", {"deepspeed.config": known[name]}, f"deepspeed={name}", prices[name])

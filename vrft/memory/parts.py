@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from vrft.batch_sizes import n_processes
+
 FLOAT32 = 4
 _ADAM = 8  # bytes a parameter: m and v in float32
 _OPTIMIZERS = {"sgd": 0, "adafactor": 0, "adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2, "lion_32bit": 4}
@@ -52,15 +54,15 @@ class Sharding:
     @classmethod
     def of(cls, config: dict[str, Any], hidden_size: int) -> Sharding:
         """config: a frozen one."""
-        n_processes, deepspeed = config["launch"]["nproc_per_node"], config["deepspeed"]["config"]
+        deepspeed = config["deepspeed"]["config"]
         if not deepspeed:
-            return cls(None, n_processes)
+            return cls(None, n_processes(config))
         zero = deepspeed.get("zero_optimization") or {}
         bucket, live = zero.get("reduce_bucket_size", _BUCKET), zero.get("stage3_max_live_parameters", _MAX_LIVE)
         dtype = (deepspeed.get("data_types") or {}).get("grad_accum_dtype")
         return cls(
             zero.get("stage", 0),
-            n_processes,
+            n_processes(config),
             offloads_optimizer=_is_offloaded(zero, "offload_optimizer"),
             offloads_weights=_is_offloaded(zero, "offload_param"),
             overlaps=bool(zero.get("overlap_comm")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vrft.batch_sizes import n_processes
 from vrft.memory.fit import Change, room
 from vrft.memory.plan import Plan
 
@@ -57,7 +58,7 @@ def what_is_planned(plan: Plan, config: dict[str, Any]) -> str:
     share = plan.n_trained / plan.n_weights
     lines = [
         f"{config['model']['path']}: {plan.n_weights:,} parameters, {share:.1%} of them trained; "
-        f"{config['launch']['nproc_per_node']} process(es)",
+        f"{n_processes(config)} process(es)",
         f"an image at memory.max_pixels={memory['max_pixels']}: {plan.image_wh[0]} x {plan.image_wh[1]} pixels, "
         f"{plan.image_tokens} tokens; a prompt of {shapes.prompt} tokens, completions of {shapes.completion}",
         f"a micro-batch: {shapes.n_completions} {'completions' if shapes.trainer == 'grpo' else 'rows'} "

@@ -31,7 +31,7 @@ FILE = "figures.csv"
 FIXED = ("run", "config_hash", "seed", "checkpoint", "test_set", "title", "metric", "value", "n")
 SEED = "run.seed"
 _HEAD = "# question: "
-_NOT_SETTINGS = ("run.", "evaluate.", "question.", "derived.", "launch.", "logging.")
+_NOT_SETTINGS = ("run.", "evaluate.", "question.", "logging.")
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,12 @@ def read_sweep(sources: Sequence[Path]) -> Sweep:
     if not frames:
         raise UserError(f"no finished run in {', '.join(map(str, sources))}; the folder of a sweep is needed")
     figures = pd.concat(frames, ignore_index=True)
-    figures = figures.drop_duplicates(["config_hash", "checkpoint", "test_set", "metric"], ignore_index=True)
+    named = ["run", "config_hash", "checkpoint", "test_set", "metric"]
+    figures = figures.drop_duplicates(named, ignore_index=True)
     trained = set(figures.loc[figures.checkpoint.isin(["best", "last"]), "run"])
     is_base = ~figures.run.isin(trained or figures.run) | ((figures.checkpoint == "before") & bool(trained))
-    figures[keys] = figures[keys].astype(object).where(figures[keys].notna(), "")
+    for key in keys:
+        figures[key] = figures[key].map(_plain).astype(object)
     shown = [key for key in keys if figures.loc[~is_base, key].nunique() > 1]
     return Sweep(question, shown, figures[~is_base].copy(), figures[is_base].copy())
 
@@ -154,8 +156,9 @@ def _figures_of(run: RunFiles, keys: Sequence[str]) -> list[dict[str, Any]]:
         best = max(taken, key=lambda entry: entry["value"])
         found.append(figure("best", "validation", run.primary_metrics[0], best["value"], best["n"]))
         found.append(figure("run", "run", "best_step", best["step"], 1))
-    found += [figure("run", "run", f"{part}_seconds", value, 1) for part, value in result["durations_s"].items()]
-    found.append(figure("run", "run", "peak_memory_gib", result["peak_memory_gib"], 1))
+    if not run.provenance.get("earlier"):  # else those of its last part alone
+        found += [figure("run", "run", f"{part}_seconds", value, 1) for part, value in result["durations_s"].items()]
+        found.append(figure("run", "run", "peak_memory_gib", result["peak_memory_gib"], 1))
     return found
 
 
@@ -175,7 +178,12 @@ def _differing(runs: Sequence[RunFiles]) -> list[str]:
 
 
 def _setting(run: RunFiles, key: str) -> Any:
-    """The name chosen of a group, or a value of the config (a mapping as text); "" where the run has none."""
+    """What the user has said, the name chosen of a group, or a value of the config (a mapping as text), in this order:
+    what memory=auto or a lack of memory has changed is no setting. "" where the run has none."""
+    for said in run.provenance.get("overrides") or []:
+        name, _, value = said.lstrip("+").partition("=")
+        if name == key:
+            return value
     choices = run.provenance.get("choices") or {}
     if key in choices:
         return choices[key]
@@ -183,6 +191,23 @@ def _setting(run: RunFiles, key: str) -> Any:
     for name in key.split("."):
         value = value.get(name, "") if isinstance(value, dict) else ""
     return str(value) if isinstance(value, dict | list) else value
+
+
+def _plain(value: Any) -> Any:
+    """A number as such, whole ones without a point; anything else as text, nothing as "".
+
+    >>> _plain("4.0"), _plain(1e-4), _plain(float("nan")), _plain(True)
+    (4, 0.0001, '', 'True')
+    """
+    if value is None or isinstance(value, bool):
+        return "" if value is None else str(value)
+    try:
+        parsed = float(value)
+    except ValueError:
+        return str(value)
+    if parsed != parsed:
+        return ""
+    return int(parsed) if parsed.is_integer() else parsed
 
 
 def _asked_keys(question: Question) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -179,9 +178,11 @@ def _sort_key(column: pd.Series) -> pd.Series:
 
 def _missed(source: Path) -> list[dict[str, str]]:
     """The children of a sweep's folder that did not complete: name, state, cause."""
+    from vrft.sweeping import read_record
+
     found = []
     for path in sorted(source.glob("children/*.json")) if source.is_dir() else []:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["state"] != "completed":
+        record = read_record(path)
+        if record and record["state"] != "completed":
             found.append({"name": path.stem, "state": record["state"], "cause": record["cause"]})
     return found
