@@ -32,7 +32,7 @@ def vllm_faults(config: dict[str, Any], *, device: str) -> Iterator[str]:
         yield from _evaluation_faults(config)
     if not uses_vllm(config):
         return
-    if config["model"]["quantization"] and config["evaluate"]["train"]:
+    if config["model"].get("quantization") and config["evaluate"]["train"]:
         yield f"rollout={name} cannot be given weights of 4 bits; choose rollout=shared_prefix or model/peft=lora"
     if importlib.util.find_spec("vllm") is None:
         yield f"rollout={name} needs the package vllm, which is not installed: pip install 'vrft[vllm]'"
