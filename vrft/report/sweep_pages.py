@@ -76,7 +76,7 @@ def markdown(sweep: Sweep, table: pd.DataFrame, missed: Sequence[dict]) -> str:
     rows = [head, ["---"] * len(head), *([str(value) for value in row] for row in table.itertuples(index=False))]
     lines = [f"# {sweep.question.title}", ""] if sweep.question.title else []
     lines += [f"| {' | '.join(row)} |" for row in rows]
-    lines += ["", "Mean over seeds, in brackets its 95 % interval (Student's t), n: seeds."]
+    lines += ["", "Mean over seeds, in brackets its 95 % interval (Student's t, from three on), n: seeds."]
     if knobs := [key for key in sweep.question.choose or [] if key in sweep.settings]:
         lines.append(f"Chosen by validation, for each line: {', '.join(knobs)}.")
     if missed:
@@ -159,7 +159,7 @@ def _names(figures: pd.DataFrame, keys: Sequence[str]) -> pd.Series:
 
 
 def _cell(one: Any) -> str:
-    interval = f" [{number(one.low)}, {number(one.high)}]" if one.seeds > 1 else ""
+    interval = f" [{number(one.low)}, {number(one.high)}]" if one.seeds > 2 else ""
     return f"{number(one.mean)}{interval} n={one.seeds}"
 
 
