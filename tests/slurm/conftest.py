@@ -20,7 +20,7 @@ def cluster():
         yield dict(os.environ)
         return
     if os.geteuid() != 0:
-        pytest.skip("only root can start a SLURM of its own (make slurm-test); or set SLURM_CONF")
+        pytest.fail("only root can start a SLURM of its own (make slurm-test); or set SLURM_CONF")
     folder = tempfile.mkdtemp(prefix="vrft-slurm-")
     try:
         started = subprocess.run([SCRIPT, folder], capture_output=True, text=True, check=False, timeout=600)

@@ -10,7 +10,9 @@ from typing import Any
 import yaml
 
 from vrft.batch_sizes import batch_sizes, n_processes
+from vrft.errors import UserError
 from vrft.package_files import config_folder
+from vrft.part_faults import part_faults, quantization_faults
 
 KNOBS = (
     "memory.evaluation_batch_size",
@@ -66,6 +68,8 @@ def changes_that_fit(config: dict[str, Any], fits: Callable[[dict[str, Any]], bo
     for steps in _IN_ORDER:
         chosen: Change | None = None
         for change in steps(_with(config, taken)):
+            if not _is_allowed(config, [*taken, change]):
+                continue
             chosen = change
             if fits(_with(config, [*taken, change])):
                 return _pruned(config, [*taken, change], fits)
@@ -77,6 +81,15 @@ def _with(config: dict[str, Any], changes: Sequence[Change]) -> dict[str, Any]:
     for change in changes:
         config = change.applied(config)
     return config
+
+
+def _is_allowed(config: dict[str, Any], changes: Sequence[Change]) -> bool:
+    """Whether the changed config would pass the checks that these knobs can break."""
+    try:
+        changed = _with(config, changes)
+    except UserError:  # processes cannot share the step
+        return False
+    return not [*part_faults(changed), *quantization_faults(changed)]
 
 
 def _pruned(config: dict[str, Any], taken: list[Change], fits: Callable[[dict[str, Any]], bool]) -> list[Change]:
@@ -105,6 +118,8 @@ def _evaluation_batch(config: dict[str, Any]) -> Iterator[Change]:
 
 
 def _micro_batch(config: dict[str, Any]) -> Iterator[Change]:
+    if config["trainer"]["args"].get("steps_per_generation"):
+        return  # it counts micro-batches, so a generation would shrink with them
     now = batch_sizes(config)["per_device_train_batch_size"]
     is_shared = config["trainer"]["name"] == "grpo" and bool(config["rollout"].get("sharing"))
     least = 2 if config["rollout"].get("sharing") == "on" else 1

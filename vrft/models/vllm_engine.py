@@ -7,6 +7,7 @@ resized before they go to it: it then finds nothing to resize, and sees the pixe
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,7 +75,7 @@ class VLLMEngine:
 
         for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}.items():
             os.environ.setdefault(name, str(value))
-        os.environ.setdefault("MASTER_PORT", "29517")
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
         self.end_ids = _end_ids(path, revision)
         self.image_token_id = image_token_id
         try:
@@ -89,6 +90,8 @@ class VLLMEngine:
                 generation_config="vllm",  # not the checkpoint's own top-k and repetition penalty
             )
         except (ValueError, RuntimeError, OSError) as error:
+            if "out of memory" in str(error):
+                raise
             raise UserError(f"vLLM cannot load model.path={path}: {str(error).strip().splitlines()[0]}") from None
 
     def generate_texts(
@@ -136,6 +139,12 @@ class VLLMEngine:
 
     def _ends(self, processor: ProcessorMixin) -> list[int]:
         return sorted({processor.tokenizer.eos_token_id, *self.end_ids})
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
 
 
 def _end_ids(path: str, revision: str | None) -> list[int]:
