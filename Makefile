@@ -31,7 +31,8 @@ test: install  ## the tests, in minutes
 test-slow: install  ## the slow ones too: the claims, measured again
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations 30 -m "not scale and not gpu and not hub and not slurm and not vllm"
 
-scale-test: install  ## every DeepSpeed stage with all weights and with LoRA, on two CPU processes: ten minutes
+scale-test: install  ## every DeepSpeed stage with all weights, LoRA and QLoRA, on two CPU processes: ten minutes
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,qlora]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations 10 -m scale
 
 vllm-test: .venv-vllm/installed  ## vLLM beside transformers on the tiny model, on a CPU: 4 GB are installed in .venv-vllm

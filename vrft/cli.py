@@ -119,6 +119,8 @@ def _experiment_job(config: DictConfig) -> float | None:
     if settings.mode == RunMode.MULTIRUN:
         if config.launch.get("name") == "torchrun" and config.launch.get("nnodes", 1) > 1:
             raise UserError("a sweep cannot run on several machines that torchrun joins; choose launch=slurm")
+        if not (config.launch.get("wait", True) or settings.sweeper["_target_"].endswith(".BasicSweeper")):
+            raise UserError("a search needs each job's figure before the next; leave out launch.wait=false")
         return run_child(
             plain(config),
             sweep_dir=Path(settings.sweep.dir),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from vrft.errors import UserError
+from vrft.models.adapters import read_adapter
 from vrft.models.load import require_folder
 from vrft.whole_folder import publish
 
@@ -31,18 +31,18 @@ def export(path: Path, out: Path, *, dtype: str | None = None, trust_remote_code
     """
     _check_out(out)
     require_folder(str(path))
-    adapter = path / "adapter_config.json"
-    base = str(path)
+    adapter = read_adapter(path)
+    base = _base_of(path, adapter) if adapter else str(path)
+    source = {"trust_remote_code": trust_remote_code, "revision": adapter.get("revision")}
     try:
-        if is_adapter := adapter.is_file():
-            base = _base_of(adapter)
-            own = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code).dtype
-            model = _merged(path, base, trust_remote_code=trust_remote_code)
+        if adapter:
+            own = AutoConfig.from_pretrained(base, **source).dtype
+            model = _merged(path, _load(base, "float32", **source))
             model = model.to(getattr(torch, dtype) if dtype else own or torch.float32)
         else:
-            model = _load(base, dtype or "auto", trust_remote_code=trust_remote_code)
+            model = _load(base, dtype or "auto", **source)
         has_processor = (path / "tokenizer_config.json").is_file()
-        processor = AutoProcessor.from_pretrained(path if has_processor else base, trust_remote_code=trust_remote_code)
+        processor = AutoProcessor.from_pretrained(path if has_processor else base, **source)
     except (OSError, ValueError, ImportError, SafetensorError, UnpicklingError) as error:
         raise UserError(f"model.path={path} cannot be exported: {str(error).strip().splitlines()[0]}") from None
     staging = out.with_name(out.name + ".partial")
@@ -63,7 +63,7 @@ def export(path: Path, out: Path, *, dtype: str | None = None, trust_remote_code
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return {
-        "is_merged": is_adapter, "n_weights": len(names), "n_bytes": n_bytes, "dtype": str(model.dtype).split(".")[1]
+        "is_merged": bool(adapter), "n_weights": len(names), "n_bytes": n_bytes, "dtype": str(model.dtype).split(".")[1]
     }  # fmt: skip
 
 
@@ -81,30 +81,22 @@ def _check_out(out: Path) -> None:
         raise UserError(f"out is {out}, which exists and is not empty; choose a new folder")
 
 
-def _base_of(adapter: Path) -> str:
+def _base_of(path: Path, adapter: dict[str, Any]) -> str:
     """The folder or hub name of the model that an adapter was trained on."""
-    try:
-        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError):
-        base = None
-    if not isinstance(base, str):
-        raise UserError(f"{adapter} names no base model (base_model_name_or_path); give it the folder or hub name")
-    if not (adapter.parent / "adapter_model.safetensors").is_file():
-        raise UserError(f"{adapter.parent} has no adapter_model.safetensors; other formats can run code")
+    if not (path / "adapter_model.safetensors").is_file():
+        raise UserError(f"{path} has no adapter_model.safetensors; other formats can run code")
+    base = adapter["base_model_name_or_path"]
     require_folder(base)
     return base
 
 
-def _load(path: str, dtype: str, *, trust_remote_code: bool) -> PreTrainedModel:
-    return AutoModelForImageTextToText.from_pretrained(
-        path, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
-    )
+def _load(path: str, dtype: str, **source: Any) -> PreTrainedModel:
+    return AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True, **source)
 
 
-def _merged(path: Path, base: str, *, trust_remote_code: bool) -> PreTrainedModel:
-    """The base in float32 with the adapter's product added to its weights. Raises ValueError for what is no number."""
-    model = _load(base, "float32", trust_remote_code=trust_remote_code)
-    return PeftModel.from_pretrained(model, path, use_safetensors=True).merge_and_unload(safe_merge=True)
+def _merged(path: Path, base: PreTrainedModel) -> PreTrainedModel:
+    """The base, in float32, with the adapter's product added to it. Raises ValueError for what is no number."""
+    return PeftModel.from_pretrained(base, path, use_safetensors=True).merge_and_unload(safe_merge=True)
 
 
 @dataclass

@@ -17,7 +17,7 @@ import yaml
 from vrft import heartbeat
 from vrft.errors import USER_ERROR, UserError
 from vrft.rows import write_text_atomically
-from vrft.run_lock import OccupiedError
+from vrft.run_lock import OccupiedError, alone_in
 
 FOLDER = "slurm"  # of the run directory: logs, submitit's files, and these
 _JOB, _ENDED = "job.json", "ended.json"
@@ -104,12 +104,19 @@ def submit(run_dir: Path, config: dict[str, Any]) -> str:
     The frozen config is made to resume, from nothing at first: a requeued job then need not rewrite it, which other
     nodes could see too late on a network's file system.
     """
+    folder = run_dir.resolve() / FOLDER
+    folder.mkdir(exist_ok=True)
+    with alone_in(folder):  # somebody may have submitted it since the check
+        check_no_job(run_dir)
+        return _submit(run_dir, folder, config)
+
+
+def _submit(run_dir: Path, folder: Path, config: dict[str, Any]) -> str:
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     from vrft.slurm_job import run_on_node
 
-    folder = run_dir.resolve() / FOLDER
     resuming = config | {"run": config["run"] | {"resume": True}}
     text = yaml.safe_dump(resuming, sort_keys=False, allow_unicode=True)
     write_text_atomically(run_dir / "config.yaml", text)

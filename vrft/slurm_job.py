@@ -23,6 +23,7 @@ from vrft.slurm import note_end
 WARNED = 128 + signal.SIGUSR2
 _INTERRUPTED = frozenset(128 + number for number in SIGNALS)
 _KILLED_WITHIN_S = 60.0
+_TOLD_WITHIN_S = 60.0
 
 
 def run_on_node(run_dir: str) -> None:
@@ -44,6 +45,8 @@ def run_on_node(run_dir: str) -> None:
         code = USER_ERROR
     if node and code in (*_INTERRUPTED, STOPPED_BY_ALARM, USER_ERROR, OUT_OF_MEMORY):
         code = 0  # the first node says what comes now; a failure here would have srun end it
+    elif node and code:
+        time.sleep(_TOLD_WITHIN_S)  # the first node, which fails too, names the cause and ends this one
     sys.stdout.flush()
     raise SystemExit(code)
 

@@ -125,7 +125,7 @@ def _make_trainer(experiment: Experiment, model, arguments: dict, callbacks: lis
         deepspeed.init_distributed(dist_backend="gloo")  # accelerate skips its DeepSpeed branch on a CPU
     settings, family = config["model"], FAMILIES[config["model"]["family"]]
     freeze_parts(model, settings["freeze"], family)
-    peft = settings["peft"] and lora_settings(settings["peft"], settings["freeze"], family)
+    peft = settings["peft"] and lora_settings(settings, family)
     if peft:
         check_targets(model, peft)
     is_own = config["trainer"].get("sft_thought") == "own"

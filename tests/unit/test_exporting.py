@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -47,6 +50,46 @@ def test_an_adapter_is_merged_into_a_model_of_the_same_logits(tmp_path, family):
     )
     assert (merged - with_adapter).abs().max() <= 1e-4
     assert (merged - plain).abs().max() > 0.1, "an adapter that changes nothing would show nothing"
+
+
+IN_ITS_REVISION = """
+import sys, torch
+from pathlib import Path
+from vrft.exporting import export
+from vrft.models.load import load_model
+adapter, out = sys.argv[1:]
+export(Path(adapter), Path(out))
+for path in (adapter, out):
+    print(torch.stack([weight.detach().double().sum() for name, weight in load_model(path).named_parameters()
+                       if "norm" in name and "lora" not in name]).sum().item())
+"""
+
+
+def test_an_adapter_finds_the_revision_of_its_base(tmp_path):
+    """A hub's cache with two revisions, of which the newest is not the adapter's."""
+    hub = tmp_path / "home" / "hub" / "models--lab--base"
+    (hub / "refs").mkdir(parents=True)
+    sums = {}
+    for name, commit, factor in (("v1", "1" * 40, 1.0), ("main", "2" * 40, 2.0)):
+        folder = save_model(hub / "snapshots" / commit, "qwen2_vl")
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        with torch.no_grad():
+            for weight in (norms := [weight for key, weight in model.named_parameters() if "norm" in key]):
+                weight.mul_(factor)
+        model.save_pretrained(folder)
+        sums[name] = sum(weight.detach().double().sum().item() for weight in norms)
+        (hub / "refs" / name).write_text(commit, encoding="utf-8")
+    adapter = trained_adapter(hub / "snapshots" / ("1" * 40), tmp_path / "adapter")
+    said = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    said |= {"base_model_name_or_path": "lab/base", "revision": "v1"}
+    (adapter / "adapter_config.json").write_text(json.dumps(said), encoding="utf-8")
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", IN_ITS_REVISION, str(adapter), str(tmp_path / "merged")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = [float(line) for line in done.stdout.splitlines()[-2:]]
+    assert found == pytest.approx([sums["v1"]] * 2)
+    assert sums["main"] == pytest.approx(2 * sums["v1"])
 
 
 def test_a_whole_checkpoint_is_copied_in_the_dtype_asked_for(tmp_path):

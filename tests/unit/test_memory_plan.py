@@ -96,7 +96,10 @@ def test_lora_and_a_frozen_tower_leave_less(tiny):
 def test_vllm_takes_its_share_of_the_gpu_and_a_server_none(tiny):
     config = copy.deepcopy(tiny)
     config["rollout"] |= {"name": "vllm_colocate", "vllm": {"gpu_memory_utilization": 0.25}}
-    assert planned(config, gpu_bytes=8 * 2**30).phases["sampling"]["vLLM"] == 2 * 2**30
+    for sleeps, phases in ((True, {"sampling"}), (False, {"evaluation", "sampling", "step", "update"})):
+        config["rollout"]["vllm"]["sleep"] = sleeps
+        found = planned(config, gpu_bytes=8 * 2**30).phases
+        assert {name for name, parts in found.items() if parts.get("vLLM") == 2 * 2**30} == phases
     config["rollout"]["name"] = "vllm_server"
     assert planned(config).phases.keys() == {"evaluation", "step", "update"}
 

@@ -17,6 +17,7 @@ from vrft.configure import freeze
 from vrft.errors import UserError
 from vrft.hydra_guard import careful_hydra
 from vrft.package_files import config_folder
+from vrft.run_lock import OccupiedError, alone_in
 
 
 def composed(*overrides: str):
@@ -50,6 +51,13 @@ def test_what_sbatch_is_given():
         assert f"#SBATCH --{option}" in lines
     assert lines.index("module load cuda") > max(n for n, line in enumerate(lines) if line.startswith("#SBATCH"))
     assert "--kill-on-bad-exit=1 --wait=0 --cpus-per-task=16 COMMAND" in text
+
+
+def test_two_submissions_of_one_run_are_not_made_at_once(tmp_path):
+    folder = tmp_path / slurm.FOLDER
+    folder.mkdir()
+    with alone_in(folder), pytest.raises(OccupiedError, match=r"another process works in run\.dir"):
+        slurm.submit(tmp_path, frozen("launch=slurm"))
 
 
 def test_what_is_left_to_the_cluster():
@@ -124,7 +132,7 @@ def sbatch(monkeypatch, tmp_path):
     return does
 
 
-def test_a_job_is_submitted_and_no_pickle_but_its_own_is_left(sbatch, tmp_path):
+def test_a_job_is_submitted_and_no_pickle_but_its_own_is_left(sbatch, states, tmp_path):
     run_dir, config = tmp_path / "run", frozen("launch=slurm", f"run.dir={tmp_path / 'run'}")
     (run_dir / "slurm").mkdir(parents=True)
     planted = run_dir / "slurm" / "99_submitted.pkl"
@@ -134,6 +142,10 @@ def test_a_job_is_submitted_and_no_pickle_but_its_own_is_left(sbatch, tmp_path):
     assert b"run_on_node" in planted.read_bytes()
     assert json.loads((run_dir / "slurm" / "job.json").read_text()) == {"job": "99"}
     assert yaml.safe_load((run_dir / "config.yaml").read_text())["run"]["resume"] is True  # once it is requeued
+    states(job("PENDING"))
+    with pytest.raises(OccupiedError, match=r"job 99 is to work in run\.dir=.* \(SLURM says PENDING\)"):
+        slurm.submit(run_dir, config)
+    states(job("COMPLETED"))
     sbatch("echo invalid partition >&2; exit 1")
     with pytest.raises(UserError, match=r"sbatch refused the job: .*invalid partition.*; look at launch\.partition"):
         slurm.submit(run_dir, config)

@@ -101,7 +101,7 @@ def make_model(model: dict[str, Any], found: PreTrainedConfig) -> PreTrainedMode
         freeze_parts(made, model["freeze"], FAMILIES[model["family"]])
         add_fused_lm_head(made, outputs=("log_probs", "entropy"))  # as TRL does, before the adapter is put on
         if model["peft"]:
-            settings = lora_settings(model["peft"], model["freeze"], FAMILIES[model["family"]])
+            settings = lora_settings(model, FAMILIES[model["family"]])
             made = get_peft_model(made, LoraConfig(**settings))
     return made
 

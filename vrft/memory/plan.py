@@ -68,6 +68,8 @@ def make_plan(
     is_wide = sharding.stage is not None and sharding.stage >= 2
     shapes = replace(shapes, sheds_gradients=is_wide)
     always = {name: size for name, size in lasting.gpu.items() if name != "gradients"}
+    if not config["rollout"].get("vllm", {}).get("sleep", True):
+        always |= _vllm_bytes(config, gpu_bytes)
     sampling = always | {"buffers": max(always["buffers"], _gathered(config, sharding, counts, lasting))}
     images = _image_bytes(known.model, shapes)
     autocast = torch.bfloat16 if config["model"]["dtype"] == "bfloat16" and sharding.stage is None else None
@@ -203,8 +205,13 @@ def _sampling(
     if rollout["name"] == "vllm_server":
         return {}
     if rollout["name"] == "vllm_colocate":
-        return {"sampling": {"vLLM": int(rollout["vllm"]["gpu_memory_utilization"] * (gpu_bytes or 0))}}
+        return {"sampling": _vllm_bytes(config, gpu_bytes)}
     return dict(zip(("prefill", "sampling"), _rollout(shapes, **options), strict=True))
+
+
+def _vllm_bytes(config: dict[str, Any], gpu_bytes: int | None) -> dict[str, int]:
+    """The share of a GPU that vLLM takes whole: while it samples, or always where it does not sleep."""
+    return {"vLLM": int(config["rollout"]["vllm"]["gpu_memory_utilization"] * (gpu_bytes or 0))}
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vrft.errors import UserError
@@ -33,9 +35,24 @@ def parts_adapted(target_modules: Any, family: Family) -> set[str]:
     return {part_of(f"{name}.weight", family) for name in hit}
 
 
-def lora_settings(peft: Mapping[str, Any], freeze: Sequence[str], family: Family) -> dict[str, Any]:
-    """The fields of `peft.LoraConfig` with the frozen parts left out."""
-    return dict(peft) | ({"exclude_modules": pattern_of(freeze, family)} if freeze else {})
+def lora_settings(model: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """The fields of `peft.LoraConfig` from `config.model`: frozen parts left out, the base's revision kept."""
+    frozen = {"exclude_modules": pattern_of(model["freeze"], family)} if model["freeze"] else {}
+    return {**model["peft"], **frozen, "revision": model["revision"]}
+
+
+def read_adapter(folder: Path) -> dict[str, Any]:
+    """An adapter's `adapter_config.json`; empty where the folder has none. Raises `UserError` if it names no base."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        adapter = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        adapter = None
+    if not isinstance(adapter, dict) or not isinstance(adapter.get("base_model_name_or_path"), str):
+        raise UserError(f"{path} names no base model (base_model_name_or_path); give it the folder or hub name")
+    return adapter
 
 
 def check_targets(model: Any, peft: Mapping[str, Any]) -> None:

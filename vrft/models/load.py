@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from vrft.errors import UserError
+from vrft.models.adapters import read_adapter
 from vrft.models.families import Family, part_of
 
 
@@ -65,6 +66,8 @@ def load_model(
     Raises `UserError` if the folder holds none that can be loaded, or one of another family.
     """
     require_folder(path)
+    if adapter := read_adapter(Path(path)):
+        revision = adapter.get("revision")  # of the base
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             path,
