@@ -101,8 +101,16 @@ with interruption.patience():
 """
 
 
+@pytest.fixture
+def heeded():
+    """SIGHUP is not ignored, as it is where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129), ("SIGUSR2", 140)])
-def test_the_first_signal_reaches_the_worker_which_ends_in_its_own_time(worker, tmp_path, name, code, capfd):
+def test_the_first_signal_reaches_the_worker_which_ends_in_its_own_time(worker, tmp_path, name, code, capfd, heeded):
     worker(WORKER + PATIENT.format(name=name, then='time.sleep(0.5); (run_dir / "saved").touch()'))
     assert start_worker(tmp_path, settings()) == code
     assert (tmp_path / "saved").exists()
