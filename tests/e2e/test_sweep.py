@@ -38,10 +38,12 @@ def hangs(parsed, row, images):
         time.sleep(1)
 
 
-def eats(parsed, row, images):
+def eats(parsed, row, images):  # has the loss that is computed next ask for a million GiB
     import torch
+    from trl import GRPOTrainer
 
-    return float(torch.empty(1 << 50).sum())
+    GRPOTrainer._compute_loss = lambda *given: torch.empty(1 << 50)
+    return 1.0
 """
 TINY = (
     "experiment=digits_riddles",
@@ -112,6 +114,7 @@ def test_of_eight_children_three_finish_and_five_causes_are_told(vrft, own_terms
     assert "the colour is wrong" in found["raises"]["cause"]
     assert "ended without a word" in found["leaves"]["cause"]
     assert "SIGSEGV" in found["segfaults"]["cause"]
+    assert "smaller micro-batches cannot help" in "".join(found["eats"]["last_lines"])
     causes = {record["cause"] for record in found.values() if record["cause"]}
     assert len(causes) == 5
     table = (sweep_dir / "sweep.md").read_text()
