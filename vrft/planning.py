@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tqdm import tqdm
 
 from vrft.errors import UserError
 from vrft.memory.fit import KNOBS, Change
@@ -29,8 +30,8 @@ def print_plan(config: dict[str, Any]) -> bool:
     wanted = config["plan"]
     name, n_bytes = _gpu(wanted["gpu"])
     from vrft.memory import table
-    from vrft.memory.fit import changes_that_fit, room
-    from vrft.memory.plan import fits, make_plan
+    from vrft.memory.fit import room
+    from vrft.memory.plan import make_plan
 
     options = _options(config, n_bytes)
     plan = make_plan(config, **options)
@@ -44,7 +45,7 @@ def print_plan(config: dict[str, Any]) -> bool:
         print("\n" + table.verdict(plan, name, n_bytes))
         record |= {"gpu": name, "gpu_bytes": n_bytes, "fits": does_fit}
     if not does_fit:
-        changes: list[Change] | None = changes_that_fit(config, lambda tried: fits(tried, room(n_bytes), **options))
+        changes = _changes_that_fit(config, n_bytes, options)
         after = config
         for change in changes or ():
             after = change.applied(after)
@@ -69,15 +70,15 @@ def fitted(config: dict[str, Any], rows: dict[str, list[Row]]) -> dict[str, Any]
     if n_bytes is None:
         print("memory=auto: no GPU here, so nothing is changed; memory.gpu=NAME fits another", file=sys.stderr)
         return config
-    from vrft.memory.fit import changes_that_fit, room
-    from vrft.memory.plan import fits, make_plan
+    from vrft.memory.fit import room
+    from vrft.memory.plan import make_plan
     from vrft.memory.table import advice, size
 
     options = _options(config, n_bytes)
     sizes = [tuple(row["image_wh"]) for split in rows.values() for row in split if row.get("image_wh")]
     if sizes:
         options["image_wh"] = max(sizes, key=math.prod)
-    changes = changes_that_fit(config, lambda tried: fits(tried, room(n_bytes), **options))
+    changes = _changes_that_fit(config, n_bytes, options)
     if changes is None:
         raise UserError(f"memory=auto: {advice(None, None)}")
     for change in changes:
@@ -120,6 +121,20 @@ def _options(config: dict[str, Any], n_bytes: int | None) -> dict[str, Any]:
     return options
 
 
+def _changes_that_fit(config: dict[str, Any], n_bytes: int, options: dict[str, Any]) -> list[Change] | None:
+    """As `vrft.memory.fit.changes_that_fit`, with a bar: a large model takes seconds a config."""
+    from vrft.memory.fit import changes_that_fit, room
+    from vrft.memory.plan import fits
+
+    with tqdm(desc="what would make it fit", unit="config", leave=False, delay=1) as bar:
+
+        def does_fit(tried: dict[str, Any]) -> bool:
+            bar.update()
+            return fits(tried, room(n_bytes), **options)
+
+        return changes_that_fit(config, does_fit)
+
+
 def _print_variants(config: dict[str, Any], options: dict[str, Any]) -> dict[str, int]:
     """What the training step's activations would be with and without checkpointing and shared prompts."""
     from vrft.memory.plan import make_plan
@@ -127,14 +142,15 @@ def _print_variants(config: dict[str, Any], options: dict[str, Any]) -> dict[str
 
     is_grpo = config["trainer"]["name"] == "grpo"
     ways = [("shared prompts", {"rollout.sharing": "auto"}), ("every prompt G times", {"rollout.sharing": None})]
+    variants = {
+        f"{way}, {label}" if way else label: rollout | values
+        for way, rollout in (ways if is_grpo else [("", {})])
+        for label, values in _VARIANTS
+    }
     found = {}
-    for way, rollout in ways if is_grpo else [("", {})]:
-        for label, values in _VARIANTS:
-            tried = Change("", rollout | values, "", "").applied(config)
-            step = make_plan(tried, **options).phases["step"]
-            found[f"{way}, {label}" if way else label] = sum(
-                step.get(part, 0) for part in ("activations", "vision", "logits")
-            )
+    for name, values in tqdm(variants.items(), desc="variants", unit="config", leave=False):
+        step = make_plan(Change("", values, "", "").applied(config), **options).phases["step"]
+        found[name] = sum(step.get(part, 0) for part in ("activations", "vision", "logits"))
     print("\nactivations, vision tower and logits of a training step:")
     for name, n_bytes in found.items():
         print(f"  {name:42} {size(n_bytes):>12}")
