@@ -10,9 +10,10 @@ EXPERIMENT ?= digits_riddles
 SEEDS ?= 0 1 2
 NAME ?= learning_rate
 OUT ?= runs/base
+ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-slow scale-test slurm-test vllm-test check demo seeds base bench torture train sweep report clean
+.PHONY: help install test test-slow scale-test slurm-test vllm-test check demo seeds base bench torture train plan sweep report clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
@@ -72,11 +73,14 @@ bench: install  ## a GRPO step by stock TRL and by vrft, side by side, in ten mi
 torture: install  ## training killed, terminated, damaged and out of disk, and gone on with to the bit: an hour (OUT=DIR)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/torture/torture.py --out $(if $(filter file,$(origin OUT)),runs/torture,$(OUT))
 
-train: install  ## one experiment (EXPERIMENT=NAME)
-	$(BIN)/vrft train experiment=$(EXPERIMENT)
+train: install  ## one experiment (EXPERIMENT=NAME ARGS="KEY=VALUE …")
+	$(BIN)/vrft train experiment=$(EXPERIMENT) $(ARGS)
 
-sweep: install  ## a question of the method (NAME=group_size EXPERIMENT=NAME RUN=DIR, which may hold a part of it already)
-	$(BIN)/vrft train -m $(if $(filter few_shot_k,$(NAME)),,experiment=$(EXPERIMENT)) sweep=$(NAME) run.dir=$(if $(filter file,$(origin RUN)),runs/sweep_$(NAME),$(RUN))
+plan: install  ## the memory that an experiment takes (EXPERIMENT=NAME ARGS="model=qwen2_vl_7b plan.gpu=a100_80gb")
+	$(BIN)/vrft plan experiment=$(EXPERIMENT) $(ARGS)
+
+sweep: install  ## a question of the method (NAME=group_size EXPERIMENT=NAME RUN=DIR, which may hold a part of it already; ARGS)
+	$(BIN)/vrft train -m $(if $(filter few_shot_k,$(NAME)),,experiment=$(EXPERIMENT)) sweep=$(NAME) run.dir=$(if $(filter file,$(origin RUN)),runs/sweep_$(NAME),$(RUN)) $(ARGS)
 
 report: install  ## the page of a finished run again (RUN=DIR)
 	$(BIN)/vrft report runs=$(RUN)
