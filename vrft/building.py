@@ -14,10 +14,10 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from vrft.boxes import Frame, iou_matrix
+from vrft.data.images import load_image
 from vrft.data.splits import MANIFEST_FILE
 from vrft.draw import LabelledBox, boxes_of, draw_boxes
 from vrft.errors import UserError, raise_all
-from vrft.evaluate.generate import load_image
 from vrft.evaluate.score import plain
 from vrft.experiment import fresh_run_dir
 from vrft.rows import Row, image_paths, write_text_atomically

@@ -9,9 +9,9 @@ from typing import Any
 import transformers
 
 from vrft.boxes import Frame
+from vrft.data.images import load_image
 from vrft.draw import LabelledBox, boxes_of, draw_boxes
 from vrft.errors import UserError
-from vrft.evaluate.generate import load_image
 from vrft.evaluate.score import plain
 from vrft.models.decode import generate_texts, set_thought_opening
 from vrft.models.families import FAMILIES, frame_for

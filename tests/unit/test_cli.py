@@ -36,6 +36,12 @@ def test_help_of_train_is_quick_and_lists_groups():
     assert duration_s < 15  # the goal is 1.5 s on an idle machine; a torch import alone takes longer on a busy one
 
 
+def test_a_report_imports_no_torch():
+    code = "import sys, vrft.experiment, vrft.report, vrft.report.sweep_pages; "
+    code += "print({'torch', 'transformers', 'trl'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
 def test_help_imports_no_torch():
     code = "import sys; from vrft.cli import main; main(['train', '--help']); "
     code += "print({'torch', 'transformers', 'scipy', 'numpy'} & set(sys.modules))"

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from vrft.boxes import Frame
+from vrft.data.images import load_image
 from vrft.errors import UserError
 from vrft.evaluate import generate
-from vrft.evaluate.generate import generate_completions, load_image
+from vrft.evaluate.generate import generate_completions
 from vrft.evaluate.kept_batches import KeptBatches, OtherEvaluationError
 from vrft.tasks import load_task
 

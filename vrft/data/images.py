@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from vrft.errors import UserError
+
 MAX_PIXELS = 64_000_000
 """Larger images are refused before they are decoded: 64 megapixels take 192 MB, and no model sees more than 13."""
 MAX_ASPECT_RATIO = 200
@@ -195,6 +197,17 @@ def locate(path: Any, root: Path | None) -> Path:
     if not is_file:
         raise ValueError(f"image {path!r} is missing: there is no file {found}")
     return found
+
+
+def load_image(path: Path, *, what: str) -> Image.Image:
+    """The image in RGB, upright by its EXIF orientation (as `datasets` shows it to the trainers).
+
+    Raises `UserError` naming the file and `what` it is for if it cannot be read.
+    """
+    try:
+        return decode_upright(path.read_bytes())[0]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what}: the image {path} cannot be read ({error}); a PNG or JPEG file is needed") from None
 
 
 def decode_upright(data: bytes) -> tuple[Image.Image, bool]:

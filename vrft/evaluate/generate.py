@@ -15,8 +15,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from vrft import heartbeat
 from vrft.boxes import Frame
-from vrft.data.images import decode_upright
-from vrft.errors import UserError
+from vrft.data.images import load_image
 from vrft.evaluate.kept_batches import KeptBatches
 from vrft.models.decode import generate_texts
 from vrft.models.vllm_engine import VLLMEngine
@@ -125,17 +124,6 @@ def make_batches(sizes: Sequence, batch_size: int) -> list[list[int]]:
 def load_images(row: Row, root: Path) -> list[Image.Image]:
     """The row's images in RGB. Raises `UserError` naming row and file if one cannot be read."""
     return [load_image(path, what=f"row {row['row_id']!r}") for path in image_paths(row, root)]
-
-
-def load_image(path: Path, *, what: str) -> Image.Image:
-    """The image in RGB, upright by its EXIF orientation (as `datasets` shows it to the trainers).
-
-    Raises `UserError` naming the file and `what` it is for if it cannot be read.
-    """
-    try:
-        return decode_upright(path.read_bytes())[0]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{what}: the image {path} cannot be read ({error}); a PNG or JPEG file is needed") from None
 
 
 def _prompt_size(question: str, frame: Frame) -> tuple[int, int]:

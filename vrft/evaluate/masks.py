@@ -97,8 +97,7 @@ def _mask(case: Mapping, mask_of: MaskOf | None, root: Path) -> np.ndarray:
     box = clipped_box(case)
     if mask_of is None or box is None:
         return predicted_mask(case)
-    from vrft.data.images import locate
-    from vrft.evaluate.generate import load_image  # torch
+    from vrft.data.images import load_image, locate
 
     try:
         path = locate(case["image"], root.resolve())

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from vrft.answers import normal_name
+from vrft.data.images import load_image
 from vrft.draw import LabelledBox, boxes_of
-from vrft.evaluate.generate import load_image
 from vrft.report.run_files import RunFiles
 from vrft.rewards import RewardOptions, match_boxes
 from vrft.rows import Row, image_paths, labelled_boxes
