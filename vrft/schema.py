@@ -215,8 +215,9 @@ class Question:
     """How `vrft report` shows a sweep; each of these is a config's key, or a group's name.
 
     x: the axis across. lines: what makes a line of the plots. panels: what makes a plot of its own. choose: knobs of
-    which the best by validation is shown. measure: figures of a run, `{test set}/{metric}`, or null for the primary
-    metric on every test set.
+    which the best by validation is shown. choose_seed: the one seed with which all their values run and the best is
+    chosen, the other seeds run that alone; null: every seed runs all, and their mean chooses. measure: figures of a
+    run, `{test set}/{metric}`, or null for the primary metric on every test set.
     """
 
     title: str
@@ -224,6 +225,7 @@ class Question:
     lines: list[str] | None = None
     panels: list[str] | None = None
     choose: list[str] | None = None
+    choose_seed: int | None = None
     measure: list[str] | None = None
 
 

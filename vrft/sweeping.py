@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vrft import interruption
+from vrft.choosing import trial
 from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR, UserError
 from vrft.interruption import SIGNALS
 from vrft.launching import HUNG
@@ -33,7 +34,8 @@ BUSY = 75  # sysexits' temporary failure
 _BAR = re.compile(r"^.*[\d?](?:(?:it|row|step)/s|s/(?:it|row|step))[^\]]*\]?")  # of progress, at a line's beginning
 _NO_RESULT = re.compile(r"[+~]*(run\.(dir|name|resume)|sweep|question|logging|launch|dataset\.n_processes)\b")  # words
 _SIGNALLED = 128
-_looked_after: list[str] = []  # the children of this call
+_ENDED = ("completed", "failed", "killed", "hung", "oom")
+_looked_after: dict[str, dict[str, Any] | None] = {}  # the children of this call, each with its trial
 
 
 def run_child(values: dict[str, Any], *, sweep_dir: Path, choices: dict[str, Any], overrides: Sequence[str]) -> float:
@@ -47,8 +49,8 @@ def run_child(values: dict[str, Any], *, sweep_dir: Path, choices: dict[str, Any
     run_dir, record, log = sweep_dir / name, sweep_dir / FOLDER / f"{name}.json", sweep_dir / FOLDER / f"{name}.log"
     record.parent.mkdir(parents=True, exist_ok=True)
     values = {**values, "run": {**values["run"], "dir": str(run_dir)}}
+    mine = _looked_after[name] = trial(values)
     with _claimed(record.with_suffix(".lock")) as is_mine:
-        _looked_after.append(name)
         if not is_mine:
             print(f"{name}: another process runs it")
             return PENALTY
@@ -56,6 +58,10 @@ def run_child(values: dict[str, Any], *, sweep_dir: Path, choices: dict[str, Any
         if has_result and known.get("state") == "completed" and known.get("config_hash") == config_hash(values):
             print(f"{name}: completed before")
             return objective(run_dir)
+        if left_out := _left_out(mine, sweep_dir):
+            write_text_atomically(record, json.dumps(left_out, indent=2) + "\n")
+            print(f"{name}: {left_out['state'].replace('_', ' ')} ({left_out['cause']})", flush=True)
+            return PENALTY
         is_begun = run_dir.is_dir() and any(run_dir.iterdir())
         values["run"]["resume"] = values["run"]["resume"] or is_begun
         print(f"{name}: {'goes on' if is_begun else 'begins'}; its words: {log}", flush=True)
@@ -65,6 +71,7 @@ def run_child(values: dict[str, Any], *, sweep_dir: Path, choices: dict[str, Any
         found = {
             **outcome(code, log, run_dir, is_stopped=bool(received)),
             "config_hash": config_hash(values),
+            "trial": mine,
             "overrides": list(overrides),
             "seconds": round(time.monotonic() - started, 1),
         }
@@ -73,6 +80,33 @@ def run_child(values: dict[str, Any], *, sweep_dir: Path, choices: dict[str, Any
     if received:
         raise SystemExit(_SIGNALLED + received[0])
     return objective(run_dir) if found["state"] == "completed" else PENALTY
+
+
+def _left_out(mine: dict[str, Any] | None, sweep_dir: Path) -> dict[str, Any] | None:
+    """What is recorded of a child that does not run, as the seed that chooses preferred other knobs or has yet to
+    choose; None: it runs. Waits for children that choose and that another process runs."""
+    if mine is None or mine["is_choosing"]:
+        return None
+
+    def chooses(other: dict[str, Any] | None) -> bool:
+        return bool(other and other["is_choosing"] and other["cell"] == mine["cell"])
+
+    for name in [name for name, other in _looked_after.items() if chooses(other)]:
+        with _claimed(sweep_dir / FOLDER / f"{name}.lock", is_patient=True):
+            pass
+    records = {path.stem: read_record(path) for path in sorted((sweep_dir / FOLDER).glob("*.json"))}
+    choosing = {name: record for name, record in records.items() if chooses(record.get("trial"))}
+    done = [name for name, record in choosing.items() if record["state"] == "completed"]
+    left_out = {"code": 0, "last_lines": [], "trial": mine}
+    if going_on := [name for name, record in choosing.items() if record["state"] not in _ENDED]:
+        return {"state": "waiting", "cause": f"{going_on[0]} has not ended, by which is chosen", **left_out}
+    if not done:
+        return None
+    best = choosing[max(done, key=lambda name: objective(sweep_dir / name))]["trial"]
+    if best["knobs"] == mine["knobs"]:
+        return None
+    chosen = ", ".join(f"{key}={value}" for key, value in best["knobs"].items())
+    return {"state": "not_chosen", "cause": f"seed {best['seed']} chose {chosen} by validation", **left_out}
 
 
 def child_name(values: dict[str, Any], overrides: Sequence[str]) -> str:
@@ -131,13 +165,17 @@ def finish(sweep_dir: Path) -> int:
     records = {name: read_record(sweep_dir / FOLDER / f"{name}.json") or elsewhere for name in sorted(_looked_after)}
     if any(record["state"] == "completed" for record in records.values()):
         print(f"report: {write_sweep_report([sweep_dir])}")
-    missed = {name: record for name, record in records.items() if record["state"] != "completed"}
-    print(f"{len(records) - len(missed)} of {len(records)} children completed")
+    n_left_out = sum(record["state"] == "not_chosen" for record in records.values())
+    missed = {name: record for name, record in records.items() if record["state"] not in ("completed", "not_chosen")}
+    print(
+        f"{len(records) - len(missed) - n_left_out} of {len(records) - n_left_out} children completed"
+        + (f", {n_left_out} were not chosen" if n_left_out else "")
+    )
     for name, record in missed.items():
         print(f"  {record['state']:11} {name}: {record['cause']}")
     if missed:
         print(f"the same command with run.dir={sweep_dir} looks after these alone", file=sys.stderr)
-    return 1 if any(record["state"] != "submitted" for record in missed.values()) else 0
+    return 1 if any(record["state"] not in ("submitted", "waiting") for record in missed.values()) else 0
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -158,11 +196,11 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _claimed(path: Path) -> Iterator[bool]:
-    """Whether this process alone works on the child while the block runs."""
+def _claimed(path: Path, *, is_patient: bool = False) -> Iterator[bool]:
+    """Whether this process alone works on the child while the block runs. is_patient: True waits until it does."""
     with path.open("a", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if is_patient else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
             return

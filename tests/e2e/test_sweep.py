@@ -125,6 +125,20 @@ def test_of_eight_children_three_finish_and_five_causes_are_told(vrft, own_terms
 
 
 @pytest.mark.slow
+def test_one_seed_chooses_what_the_others_run(vrft, tmp_path):
+    sweep = (
+        "train", "-m", *TINY[:-1], "run.seed=0,1", "trainer.learning_rate=1e-4,3e-4", "trainer.eval_steps=1",
+        "question={title: Which?, choose: [trainer.learning_rate], choose_seed: 0}", f"run.dir={tmp_path / 'sweep'}",
+    )  # fmt: skip
+    assert "3 of 3 children completed, 1 were not chosen" in vrft(*sweep).stdout
+    states = [
+        json.loads(path.read_text())["state"] for path in sorted((tmp_path / "sweep" / "children").glob("*.json"))
+    ]
+    assert sorted(states) == ["completed"] * 3 + ["not_chosen"]
+    assert vrft(*sweep).stdout.count("completed before") == 3
+
+
+@pytest.mark.slow
 def test_a_sweep_that_is_terminated_saves_its_child_and_goes_on(vrft, tmp_path):
     words = [
         "train", "-m", "experiment=digits_riddles", "debug=smoke", "evaluate.before=false", "trainer.max_steps=30",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -12,7 +13,8 @@ import yaml
 
 from vrft.errors import UserError
 from vrft.report.sweep import averaged, chosen, read_sweep, to_csv
-from vrft.report.sweep_pages import write_sweep_report
+from vrft.report.sweep_pages import markdown, wide_table, write_sweep_report
+from vrft.schema import Question
 
 QUESTION = {
     "title": "Which?",
@@ -88,6 +90,16 @@ def test_a_setting_with_one_lucky_seed_is_not_chosen(sweep_dir):
     write_child(sweep_dir, trainer="grpo", k=4, rate=1e-3, validation=0.99)
     shown = chosen(read_sweep([sweep_dir]))
     assert set(shown.loc[shown.trainer == "grpo", "trainer.learning_rate"]) == {1e-4}
+
+
+def test_one_seed_may_choose_for_all(sweep_dir):
+    for seed, validation in ((0, 0.99), (1, 0.01)):
+        write_child(sweep_dir, trainer="grpo", k=4, rate=1e-3, seed=seed, validation=validation)
+    sweep = replace(read_sweep([sweep_dir]), question=Question(**QUESTION, choose_seed=0))
+    shown = chosen(sweep)
+    rates = shown.groupby(["trainer", "dataset.k_shot"])["trainer.learning_rate"].unique().map(list).to_dict()
+    assert rates == {("grpo", 1): [1e-4], ("grpo", 4): [1e-3], ("sft", 1): [3e-4], ("sft", 4): [3e-4]}
+    assert "Chosen by validation with seed 0" in markdown(sweep, wide_table(sweep, shown), [])
 
 
 def test_the_base_is_apart(sweep_dir):

@@ -89,14 +89,16 @@ def to_csv(sweep: Sweep) -> str:
 def chosen(sweep: Sweep) -> pd.DataFrame:
     """The figures at the settings of `question.choose` that validation prefers, for each of the other settings.
 
-    Preferred is the highest mean over seeds of the best validation figure, among the settings that most seeds have
-    tried: one lucky seed is no choice. The settings that were chosen stay as columns.
+    Preferred is the highest best validation figure with `question.choose_seed`; without one the highest mean over
+    seeds, among the settings that most seeds have tried: one lucky seed is no choice. What was chosen stays as columns.
     """
     knobs = [key for key in sweep.question.choose or [] if key in sweep.settings]
     if not knobs:
         return sweep.figures
     others = [key for key in sweep.settings if key not in knobs]
     tried = sweep.figures[sweep.figures.test_set == "validation"]
+    if sweep.question.choose_seed is not None:
+        tried = tried[tried.seed == sweep.question.choose_seed]
     by_knob = tried.groupby([*others, *knobs], dropna=False).value.agg(["mean", "count"]).reset_index()
     most = by_knob.groupby(others, dropna=False)["count"].transform("max") if others else by_knob["count"].max()
     ranked = by_knob[by_knob["count"] == most].sort_values("mean", ascending=False, kind="stable")

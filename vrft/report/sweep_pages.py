@@ -78,7 +78,8 @@ def markdown(sweep: Sweep, table: pd.DataFrame, missed: Sequence[dict]) -> str:
     lines += [f"| {' | '.join(row)} |" for row in rows]
     lines += ["", "Mean over seeds, in brackets its 95 % interval (Student's t, from three on), n: seeds."]
     if knobs := [key for key in sweep.question.choose or [] if key in sweep.settings]:
-        lines.append(f"Chosen by validation, for each line: {', '.join(knobs)}.")
+        on = "" if sweep.question.choose_seed is None else f" with seed {sweep.question.choose_seed}"
+        lines.append(f"Chosen by validation{on}, for each of the other settings: {', '.join(knobs)}.")
     if missed:
         lines += ["", "Not completed:", ""]
         lines += [f"- {one['state']}: {one['name']} ({one['cause']})" for one in missed]
@@ -183,6 +184,6 @@ def _missed(source: Path) -> list[dict[str, str]]:
     found = []
     for path in sorted(source.glob("children/*.json")) if source.is_dir() else []:
         record = read_record(path)
-        if record and record["state"] != "completed":
+        if record and record["state"] not in ("completed", "not_chosen"):
             found.append({"name": path.stem, "state": record["state"], "cause": record["cause"]})
     return found

@@ -1,0 +1,49 @@
+"""Knobs chosen on one seed of a sweep: with the other seeds the chosen value runs, and the others are left out.
+
+A *cell* is what a sweep compares: all children whose configs differ in nothing but the knobs of `question.choose` and
+the seed. Where `question.choose_seed` is set, all values of the knobs run with that seed; with another seed a child
+runs only if, in its cell, its value had the best validation figure with that one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from vrft.errors import UserError
+from vrft.resuming import config_hash
+
+
+def trial(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Which `cell` (a hash) a child's composed config belongs to, with which `knobs` and `seed`, and `is_choosing`:
+    True if that is the seed to choose on. None in a sweep without one.
+
+    Raises `UserError` where a knob is no key of the config.
+
+    >>> def child(lr, seed):
+    ...     question = {"choose": ["trainer.learning_rate"], "choose_seed": 0}
+    ...     rest = {"model": {"path": None}, "question": question}
+    ...     return trial({"trainer": {"learning_rate": lr, "max_steps": 9}, "run": {"seed": seed}, **rest})
+    >>> child(1e-4, 0)["cell"] == child(3e-4, 1)["cell"], child(3e-4, 1)["knobs"], child(3e-4, 1)["seed"]
+    (True, {'trainer.learning_rate': 0.0003}, 1)
+    >>> child(1e-4, 0)["is_choosing"], child(1e-4, 1)["is_choosing"]
+    (True, False)
+    """
+    question = values.get("question") or {}
+    if question.get("choose_seed") is None:
+        return None
+    alike = copy.deepcopy(dict(values))
+    knobs = {key: _take(alike, key) for key in question.get("choose") or []}
+    seed = _take(alike, "run.seed")
+    return {"cell": config_hash(alike), "knobs": knobs, "seed": seed, "is_choosing": seed == question["choose_seed"]}
+
+
+def _take(config: dict[str, Any], key: str) -> Any:
+    *folders, name = key.split(".")
+    section: Any = config
+    for folder in folders:
+        section = section.get(folder) if isinstance(section, dict) else None
+    if not isinstance(section, dict) or name not in section or isinstance(section[name], dict):
+        raise UserError(f"question.choose has {key!r}, which is no value of the config; choose_seed needs such keys")
+    return section.pop(name)
