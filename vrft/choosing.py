@@ -39,6 +39,18 @@ def trial(values: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"cell": config_hash(alike), "knobs": knobs, "seed": seed, "is_choosing": seed == question["choose_seed"]}
 
 
+def rank(value: Any) -> tuple[int, float, str]:
+    """Numbers by size, then words: as a key to sort by. Of knobs that do equally well the first is preferred.
+
+    >>> sorted(["b", 3e-5, "0.1", "a"], key=rank)
+    [3e-05, '0.1', 'a', 'b']
+    """
+    try:
+        return (0, float(value), "")
+    except (TypeError, ValueError):
+        return (1, 0.0, str(value))
+
+
 def _take(config: dict[str, Any], key: str) -> Any:
     *folders, name = key.split(".")
     section: Any = config

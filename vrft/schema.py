@@ -217,7 +217,7 @@ class Question:
     x: the axis across. lines: what makes a line of the plots. panels: what makes a plot of its own. choose: knobs of
     which the best by validation is shown. choose_seed: the one seed with which all their values run and the best is
     chosen, the other seeds run that alone; null: every seed runs all, and their mean chooses. measure: figures of a
-    run, `{test set}/{metric}`, or null for the primary metric on every test set.
+    run, `{test set}/{metric}`, or null for the primary metric on every test set. labels: what values are called.
     """
 
     title: str
@@ -227,6 +227,7 @@ class Question:
     choose: list[str] | None = None
     choose_seed: int | None = None
     measure: list[str] | None = None
+    labels: dict[str, str] | None = None
 
 
 @dataclass

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vrft import interruption
-from vrft.choosing import trial
+from vrft.choosing import rank, trial
 from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR, UserError
 from vrft.interruption import SIGNALS
 from vrft.launching import HUNG
@@ -102,7 +102,8 @@ def _left_out(mine: dict[str, Any] | None, sweep_dir: Path) -> dict[str, Any] | 
         return {"state": "waiting", "cause": f"{going_on[0]} has not ended, by which is chosen", **left_out}
     if not done:
         return None
-    best = choosing[max(done, key=lambda name: objective(sweep_dir / name))]["trial"]
+    tried = [(-objective(sweep_dir / name), choosing[name]["trial"]) for name in done]
+    _, best = min(tried, key=lambda one: (one[0], [rank(value) for value in one[1]["knobs"].values()]))
     if best["knobs"] == mine["knobs"]:
         return None
     chosen = ", ".join(f"{key}={value}" for key, value in best["knobs"].items())

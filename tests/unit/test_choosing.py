@@ -81,6 +81,13 @@ def test_the_choosing_seed_runs_every_value(tmp_path, starts):
     assert len(starts) == 1
 
 
+def test_of_equals_the_smallest_is_chosen_as_in_the_report(tmp_path, starts):
+    for rate in (1e-4, 3e-5, 3e-4):  # as texts 0.0001 comes first
+        record(tmp_path, rate, 0, validation=0.5)
+    assert run(tmp_path, 1e-4, 1)["state"] == "not_chosen"
+    assert run(tmp_path, 3e-5, 1)["state"] == "failed"
+
+
 @pytest.mark.parametrize("state", ["failed", "killed", "hung", "oom"])
 def test_a_value_that_failed_is_not_chosen(tmp_path, starts, state):
     record(tmp_path, 1e-4, 0, validation=None, state=state)

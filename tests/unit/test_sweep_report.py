@@ -13,7 +13,8 @@ import yaml
 
 from vrft.errors import UserError
 from vrft.report.sweep import averaged, chosen, read_sweep, to_csv
-from vrft.report.sweep_pages import markdown, wide_table, write_sweep_report
+from vrft.report.sweep_pages import write_sweep_report
+from vrft.report.sweep_tables import question_table, views
 from vrft.schema import Question
 
 QUESTION = {
@@ -92,6 +93,13 @@ def test_a_setting_with_one_lucky_seed_is_not_chosen(sweep_dir):
     assert set(shown.loc[shown.trainer == "grpo", "trainer.learning_rate"]) == {1e-4}
 
 
+def test_of_equals_the_smallest_is_chosen(sweep_dir):
+    write_child(sweep_dir, trainer="more", rate=1e-4)
+    write_child(sweep_dir, trainer="more", rate=3e-5)
+    shown = chosen(read_sweep([sweep_dir]))
+    assert set(shown.loc[shown.trainer == "more", "trainer.learning_rate"]) == {3e-5}
+
+
 def test_one_seed_may_choose_for_all(sweep_dir):
     for seed, validation in ((0, 0.99), (1, 0.01)):
         write_child(sweep_dir, trainer="grpo", k=4, rate=1e-3, seed=seed, validation=validation)
@@ -99,7 +107,6 @@ def test_one_seed_may_choose_for_all(sweep_dir):
     shown = chosen(sweep)
     rates = shown.groupby(["trainer", "dataset.k_shot"])["trainer.learning_rate"].unique().map(list).to_dict()
     assert rates == {("grpo", 1): [1e-4], ("grpo", 4): [1e-3], ("sft", 1): [3e-4], ("sft", 4): [3e-4]}
-    assert "Chosen by validation with seed 0" in markdown(sweep, wide_table(sweep, shown), [])
 
 
 def test_the_base_is_apart(sweep_dir):
@@ -130,10 +137,32 @@ def test_pages_and_plots_are_written_and_failures_named(sweep_dir):
     (sweep_dir / "children" / "a.json").write_text(json.dumps(lost))
     page = write_sweep_report([sweep_dir]).read_text()
     text = (sweep_dir / "sweep.md").read_text()
-    assert "0.500 [0.003, 0.997] n=3" in text.replace("| .", "| 0.")
+    assert "| grpo | 1 | 0.0001 | best by validation | 0.500 [0.003, 0.997] n=3 |" in text
     assert "- oom: a (out of memory)" in text
     assert "out of memory" in page
     assert (sweep_dir / "plot_test_best.png").stat().st_size > 5000
+
+
+def test_a_table_has_the_questions_form(sweep_dir):
+    write_child(sweep_dir, trainer="grpo", k=16, seed=0, test=0.8)
+    question = Question(**QUESTION | {"panels": ["trainer"], "lines": None}, labels={"sft": "SFT", "grpo": "RFT"})
+    sweep = replace(read_sweep([sweep_dir]), question=question)
+    (view,) = views(sweep, chosen(sweep))
+    assert view.title == "dim (best by validation)"
+    found = question_table(sweep, view).to_dict("records")
+    spread = "0.500 ± 0.497"  # as in the interval above
+    assert found == [
+        {"": "base", "SFT, 1": "–", "SFT, 4": "–", "RFT, 1": "0.330", "RFT, 4": "0.330", "RFT, 16": "0.330"},
+        {"": "mean", "SFT, 1": "0.050 ± 0.000", "SFT, 4": "0.050 ± 0.000", "RFT, 1": spread, "RFT, 4": spread,
+         "RFT, 16": "0.800 (1)"},
+    ]  # fmt: skip
+    lines = replace(sweep, question=Question(**QUESTION, labels={"sft": "SFT"}))
+    (view,) = views(lines, chosen(lines))
+    assert [(row[""], row["k_shot 16"]) for row in question_table(lines, view).to_dict("records")] == [
+        ("base", "0.330"),
+        ("SFT", ""),
+        ("grpo", "0.800 (1)"),
+    ]
 
 
 def test_a_file_that_is_none_of_ours_is_refused(tmp_path):

@@ -23,6 +23,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
+from vrft.choosing import rank
 from vrft.errors import UserError
 from vrft.report.run_files import RunFiles
 from vrft.schema import Question
@@ -90,7 +91,8 @@ def chosen(sweep: Sweep) -> pd.DataFrame:
     """The figures at the settings of `question.choose` that validation prefers, for each of the other settings.
 
     Preferred is the highest best validation figure with `question.choose_seed`; without one the highest mean over
-    seeds, among the settings that most seeds have tried: one lucky seed is no choice. What was chosen stays as columns.
+    seeds, among the settings that most seeds have tried: one lucky seed is no choice. Of equals it is the smallest,
+    as in `vrft.sweeping`. What was chosen stays as columns.
     """
     knobs = [key for key in sweep.question.choose or [] if key in sweep.settings]
     if not knobs:
@@ -101,7 +103,8 @@ def chosen(sweep: Sweep) -> pd.DataFrame:
         tried = tried[tried.seed == sweep.question.choose_seed]
     by_knob = tried.groupby([*others, *knobs], dropna=False).value.agg(["mean", "count"]).reset_index()
     most = by_knob.groupby(others, dropna=False)["count"].transform("max") if others else by_knob["count"].max()
-    ranked = by_knob[by_knob["count"] == most].sort_values("mean", ascending=False, kind="stable")
+    ranked = by_knob[by_knob["count"] == most].sort_values(knobs, key=lambda column: column.map(rank))
+    ranked = ranked.sort_values("mean", ascending=False, kind="stable")
     best = ranked.drop_duplicates(others) if others else ranked.head(1)
     return sweep.figures.merge(best[[*others, *knobs]], on=[*others, *knobs])
 

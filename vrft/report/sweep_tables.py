@@ -1,0 +1,126 @@
+"""A sweep's figures as tables: one for each measure in the form of the question, and one of every cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from vrft.choosing import rank
+from vrft.report.run_files import CHECKPOINT_NAMES
+from vrft.report.story import number
+from vrft.report.sweep import Sweep, averaged, figures_at, measures
+
+
+class View(NamedTuple):
+    """One measure at one checkpoint. name: of a file; title: in words.
+
+    figures: of the trained models, a row a run, with the names of its `panel` ("" where there is one) and its `line`.
+    base: of the base models, with their `panel`.
+    """
+
+    name: str
+    title: str
+    figures: pd.DataFrame
+    base: pd.DataFrame
+
+
+def views(sweep: Sweep, shown: pd.DataFrame) -> list[View]:
+    """What the question asks to see, each measure at each checkpoint; nothing where its `x` does not differ."""
+    question, found = sweep.question, []
+    if not question.x or question.x not in shown:
+        return []
+    panels = [key for key in question.panels or [] if key in shown]
+    placed = (question.x, *panels, *(question.choose or []))
+    lines = [key for key in question.lines or [] if key in shown] or [
+        key for key in sweep.settings if key not in placed
+    ]
+    for test_set, metric in measures(sweep):
+        base = figures_at(sweep.bases, test_set, metric)
+        base = base.assign(panel=_names(base, panels, question.labels))
+        for checkpoint in ("best", "last", "run"):
+            figures = figures_at(shown[shown.checkpoint == checkpoint], test_set, metric)
+            if figures.empty:
+                continue
+            words = "_".join(word for word in (*test_set.split("/"), metric, checkpoint) if word)
+            kind = CHECKPOINT_NAMES.get(checkpoint, "")
+            figures = figures.assign(
+                panel=_names(figures, panels, question.labels),
+                line=_names(figures, lines, question.labels) if lines else "mean",
+            )
+            title = figures.title.iloc[0] + (f" ({kind})" if kind else "")
+            found.append(View(words.replace("@", "_"), title, figures, base))
+    return found
+
+
+def in_order(sweep: Sweep, names: pd.Series) -> list[str]:
+    """The names, each once: first those of `question.labels` in its order, then as they come."""
+    order = {label: place for place, label in enumerate((sweep.question.labels or {}).values())}
+    return sorted(dict.fromkeys(names), key=lambda name: order.get(name, len(order)))
+
+
+def question_table(sweep: Sweep, view: View) -> pd.DataFrame:
+    """Lines down, the base first, panels and `x` across; a cell: the mean, half of its 95 % interval, and in brackets
+    of how many seeds where these are not as many as in most cells."""
+    x = sweep.question.x
+    cells = averaged(view.figures, ["panel", x, "line"])
+    cells = cells.assign(text=[_short_cell(one, cells.seeds.mode().max()) for one in cells.itertuples()])
+    of_base, rows = view.base.groupby("panel").value.mean(), {"base": {}} if len(view.base) else {}
+    rows |= {line: {} for line in in_order(sweep, view.figures.line)}
+    for panel in in_order(sweep, view.figures.panel):
+        for value in sorted(cells[cells.panel == panel][x].unique(), key=rank):
+            column = f"{panel}, {value}" if panel else f"{x.rpartition('.')[2]} {value}"
+            here = cells[(cells.panel == panel) & (cells[x] == value)].set_index("line").text
+            for line, row in rows.items():
+                row[column] = number(of_base.get(panel)) if line == "base" else here.get(line, "")
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("").reset_index()
+
+
+def wide_table(sweep: Sweep, shown: pd.DataFrame) -> pd.DataFrame:
+    """Settings and checkpoints down, what is measured across; a cell: mean, 95 % interval over seeds, and their n."""
+    columns = []
+    for test_set, metric in measures(sweep):
+        found = pd.concat([figures_at(_untrained(sweep), test_set, metric), figures_at(shown, test_set, metric)])
+        cells = averaged(found, sweep.settings)
+        if cells.empty:
+            continue
+        metrics = cells.groupby([*sweep.settings, "checkpoint"], sort=False).metric.first()
+        is_one = metrics.nunique() == 1
+        title = cells.title.iloc[0] + (f": {metrics.iloc[0]}" if is_one else "")
+        text = [_cell(one) + ("" if is_one else f" ({one.metric})") for one in cells.itertuples()]
+        cells = cells.assign(**{title: text})
+        columns.append(cells.set_index([*sweep.settings, "checkpoint"])[title])
+    table = pd.concat(columns, axis=1).reset_index() if columns else pd.DataFrame()
+    table = table.fillna("").replace({"checkpoint": {**CHECKPOINT_NAMES, "before": "base"}})
+    return table.sort_values(sweep.settings, key=_sort_key, kind="stable") if len(table) else table
+
+
+def _names(figures: pd.DataFrame, keys: Sequence[str], labels: dict[str, str] | None) -> pd.Series | str:
+    """What a row's settings are called together."""
+    if not keys:
+        return ""
+    named = figures[list(keys)].astype(str).map(lambda value: (labels or {}).get(value, value))
+    return named.agg(" · ".join, axis=1) if len(named) else ""
+
+
+def _untrained(sweep: Sweep) -> pd.DataFrame:
+    """The base models' figures, once for each panel: what they were not trained with is left empty."""
+    panels = sweep.question.panels or []
+    own = sweep.bases.assign(**{key: "" for key in sweep.settings if key not in panels})
+    return own.drop_duplicates([*(key for key in panels if key in own), "checkpoint", "test_set", "metric"])
+
+
+def _cell(one: Any) -> str:
+    interval = f" [{number(one.low)}, {number(one.high)}]" if one.seeds > 2 else ""
+    return f"{number(one.mean)}{interval} n={one.seeds}"
+
+
+def _short_cell(one: Any, usual: int) -> str:
+    half = f" ± {number(one.high - one.mean)}" if one.seeds > 2 else ""
+    return f"{number(one.mean)}{half}" + (f" ({one.seeds})" if one.seeds != usual else "")
+
+
+def _sort_key(column: pd.Series) -> pd.Series:
+    order = {value: place for place, value in enumerate(sorted(column.unique(), key=rank))}
+    return column.map(order)
