@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from vrft.sweep_question import Question
+
 
 @dataclass
 class Run:
@@ -208,26 +210,6 @@ class Evaluate:
     also: list[Literal["best", "last"]]
     titles: dict[str, str]
     others: dict[str, dict] | None
-
-
-@dataclass
-class Question:
-    """How `vrft report` shows a sweep; each of these is a config's key, or a group's name.
-
-    x: the axis across. lines: what makes a line of the plots. panels: what makes a plot of its own. choose: knobs of
-    which the best by validation is shown. choose_seed: the one seed with which all their values run and the best is
-    chosen, the other seeds run that alone; null: every seed runs all, and their mean chooses. measure: figures of a
-    run, `{test set}/{metric}`, or null for the primary metric on every test set. labels: what values are called.
-    """
-
-    title: str
-    x: str | None = None
-    lines: list[str] | None = None
-    panels: list[str] | None = None
-    choose: list[str] | None = None
-    choose_seed: int | None = None
-    measure: list[str] | None = None
-    labels: dict[str, str] | None = None
 
 
 @dataclass

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from vrft import interruption
-from vrft.choosing import rank, trial
 from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR, UserError
 from vrft.interruption import SIGNALS
 from vrft.launching import HUNG
 from vrft.resuming import config_hash
 from vrft.rows import write_text_atomically
+from vrft.sweep_question import rank, trial
 
 FOLDER = "children"
 PENALTY = -1.0  # what a search (Optuna) is told of a child that failed: below every metric, and finite

@@ -15,7 +15,7 @@ from vrft.errors import UserError
 from vrft.report.sweep import averaged, chosen, read_sweep, to_csv
 from vrft.report.sweep_pages import write_sweep_report
 from vrft.report.sweep_tables import question_table, views
-from vrft.schema import Question
+from vrft.sweep_question import Question
 
 QUESTION = {
     "title": "Which?",

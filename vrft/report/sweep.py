@@ -23,10 +23,9 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from vrft.choosing import rank
 from vrft.errors import UserError
 from vrft.report.run_files import RunFiles
-from vrft.schema import Question
+from vrft.sweep_question import Question, rank
 
 FILE = "figures.csv"
 FIXED = ("run", "config_hash", "seed", "checkpoint", "test_set", "title", "metric", "value", "n")

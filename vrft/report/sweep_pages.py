@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vrft.choosing import rank
 from vrft.report.sweep import FILE, Sweep, averaged, chosen, read_sweep, to_csv
 from vrft.report.sweep_tables import View, in_order, question_table, views, wide_table
 from vrft.rows import write_text_atomically
+from vrft.sweep_question import rank
 
 _COLOURS = ("#0b6bb8", "#b4540a", "#0b7a53", "#8a3f8f", "#b3261e", "#5c6875")
 _MARKERS = "osD^vP"

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from vrft.choosing import rank
 from vrft.report.run_files import CHECKPOINT_NAMES
 from vrft.report.story import number
 from vrft.report.sweep import Sweep, averaged, figures_at, measures
+from vrft.sweep_question import rank
 
 
 class View(NamedTuple):

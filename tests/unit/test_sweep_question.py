@@ -9,9 +9,9 @@ import threading
 import pytest
 
 from vrft import sweeping
-from vrft.choosing import trial
 from vrft.errors import UserError
 from vrft.resuming import config_hash
+from vrft.sweep_question import trial
 from vrft.sweeping import FOLDER, PENALTY, child_name, finish, run_child
 
 QUESTION = {"title": "Which rate?", "choose": ["trainer.learning_rate"], "choose_seed": 0}
