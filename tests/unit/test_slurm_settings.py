@@ -121,10 +121,10 @@ def test_without_a_cluster_the_user_is_told(tmp_path, monkeypatch):
 
 @pytest.fixture
 def sbatch(monkeypatch, tmp_path):
-    """A folder on PATH with a `sbatch` that does what its text says, and a `srun`."""
+    """A folder on PATH with a `sbatch` that does what its text says, a `srun` and a `scontrol`."""
 
     def does(text: str):
-        for name, line in {"sbatch": text, "srun": ""}.items():
+        for name, line in {"sbatch": text, "srun": "", "scontrol": ""}.items():
             (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
             (tmp_path / name).chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
@@ -215,11 +215,11 @@ def test_what_a_jobs_end_means(states, capsys, answers, said, code, words):
         assert one in told
 
 
-def test_a_second_job_for_a_run_directory_is_refused(states):
+def test_a_second_job_for_a_run_directory_is_refused(states, sbatch):
+    sbatch("")
     run_dir = states(job("PENDING"))
     slurm.check_no_job(run_dir)
     (run_dir / "slurm" / "job.json").write_text(json.dumps({"job": "7"}))
-    slurm.shutil.which("scontrol") or pytest.skip("needs scontrol on PATH")
     with pytest.raises(UserError, match=r"job 7 is to work in run.dir=.*PENDING.*scancel 7"):
         slurm.check_no_job(run_dir)
 
