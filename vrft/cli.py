@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -68,7 +69,7 @@ def run_verb(verb: str, overrides: list[str]) -> int:
         print(f"vrft {verb}: {rerun}: a pickle, which could run code, is never loaded", file=sys.stderr)
         return USER_ERROR
     sys.argv = [f"vrft {verb}", *overrides]
-    asked = os.environ.get("HYDRA_FULL_ERROR")
+    asked, started = os.environ.get("HYDRA_FULL_ERROR"), time.time()
     if SweepFiles not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(SweepFiles)
     app = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(_JOBS[verb])
@@ -78,7 +79,7 @@ def run_verb(verb: str, overrides: list[str]) -> int:
         if composed.sweep_dir and verb in SWEPT:
             from vrft.sweeping import finish
 
-            return finish(Path(composed.sweep_dir))
+            return finish(Path(composed.sweep_dir), since=started)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else USER_ERROR * bool(end.code)
     except KeyboardInterrupt:

@@ -35,7 +35,8 @@ _BAR = re.compile(r"^.*[\d?](?:(?:it|row|step)/s|s/(?:it|row|step))[^\]]*\]?")  
 _NO_RESULT = re.compile(r"[+~]*(run\.(dir|name|resume)|sweep|question|logging|launch|dataset\.n_processes)\b")  # words
 _SIGNALLED = 128
 _ENDED = ("completed", "failed", "killed", "hung", "oom")
-_looked_after: dict[str, dict[str, Any] | None] = {}  # the children of this call, each with its trial
+_UNDER_WAY = ("submitted", "waiting", "running", "busy")  # by somebody else; nothing went wrong
+_looked_after: list[str] = []  # the children of this call, unless a launcher starts them elsewhere
 
 
 def run_child(values: dict[str, Any], *, sweep_dir: Path, choices: dict[str, Any], overrides: Sequence[str]) -> float:
@@ -49,13 +50,15 @@ def run_child(values: dict[str, Any], *, sweep_dir: Path, choices: dict[str, Any
     run_dir, record, log = sweep_dir / name, sweep_dir / FOLDER / f"{name}.json", sweep_dir / FOLDER / f"{name}.log"
     record.parent.mkdir(parents=True, exist_ok=True)
     values = {**values, "run": {**values["run"], "dir": str(run_dir)}}
-    mine = _looked_after[name] = trial(values)
+    mine = trial(values)
+    _looked_after.append(name)
     with _claimed(record.with_suffix(".lock")) as is_mine:
         if not is_mine:
             print(f"{name}: another process runs it")
             return PENALTY
         known, has_result = read_record(record), (run_dir / "result.json").is_file()
         if has_result and known.get("state") == "completed" and known.get("config_hash") == config_hash(values):
+            record.touch()  # looked after in this call too
             print(f"{name}: completed before")
             return objective(run_dir)
         if left_out := _left_out(mine, sweep_dir):
@@ -66,17 +69,16 @@ def run_child(values: dict[str, Any], *, sweep_dir: Path, choices: dict[str, Any
         values["run"]["resume"] = values["run"]["resume"] or is_begun
         print(f"{name}: {'goes on' if is_begun else 'begins'}; its words: {log}", flush=True)
         started = time.monotonic()
+        known = {"config_hash": config_hash(values), "trial": mine, "overrides": list(overrides), "last_lines": []}
+        running = {"state": "running", "code": None, "cause": "it has not ended, or was killed together with its sweep"}
+        write_text_atomically(record, json.dumps(running | known, indent=2) + "\n")
         job = {"values": values, "choices": choices, "overrides": list(overrides)}
         code, received = _run_in_own_process(job, log)
-        found = {
-            **outcome(code, log, run_dir, is_stopped=bool(received)),
-            "config_hash": config_hash(values),
-            "trial": mine,
-            "overrides": list(overrides),
-            "seconds": round(time.monotonic() - started, 1),
-        }
+        found = known | outcome(code, log, run_dir, is_stopped=bool(received))
+        found["seconds"] = round(time.monotonic() - started, 1)
         write_text_atomically(record, json.dumps(found, indent=2) + "\n")
-    print(f"{name}: {found['state']}" + (f" ({found['cause']})" if found["cause"] else ""), flush=True)
+    with contextlib.suppress(OSError):  # the terminal may be gone, and the signal is still to be passed on
+        print(f"{name}: {found['state']}" + (f" ({found['cause']})" if found["cause"] else ""), flush=True)
     if received:
         raise SystemExit(_SIGNALLED + received[0])
     return objective(run_dir) if found["state"] == "completed" else PENALTY
@@ -88,21 +90,27 @@ def _left_out(mine: dict[str, Any] | None, sweep_dir: Path) -> dict[str, Any] | 
     if mine is None or mine["is_choosing"]:
         return None
 
-    def chooses(other: dict[str, Any] | None) -> bool:
-        return bool(other and other["is_choosing"] and other["cell"] == mine["cell"])
+    def choosing() -> dict[str, dict[str, Any]]:
+        records = {path.stem: read_record(path) for path in sorted((sweep_dir / FOLDER).glob("*.json"))}
+        trials = {name: record.get("trial") or {} for name, record in records.items()}
+        return {
+            name: records[name]
+            for name, other in trials.items()
+            if other.get("is_choosing") and other["cell"] == mine["cell"]
+        }
 
-    for name in [name for name, other in _looked_after.items() if chooses(other)]:
-        with _claimed(sweep_dir / FOLDER / f"{name}.lock", is_patient=True):
-            pass
-    records = {path.stem: read_record(path) for path in sorted((sweep_dir / FOLDER).glob("*.json"))}
-    choosing = {name: record for name, record in records.items() if chooses(record.get("trial"))}
-    done = [name for name, record in choosing.items() if record["state"] == "completed"]
+    for name, record in choosing().items():
+        if record["state"] == "running":
+            with _claimed(sweep_dir / FOLDER / f"{name}.lock", is_patient=True):
+                pass
+    found = choosing()
+    done = [name for name, record in found.items() if record["state"] == "completed"]
     left_out = {"code": 0, "last_lines": [], "trial": mine}
-    if going_on := [name for name, record in choosing.items() if record["state"] not in _ENDED]:
+    if going_on := [name for name, record in found.items() if record["state"] not in _ENDED]:
         return {"state": "waiting", "cause": f"{going_on[0]} has not ended, by which is chosen", **left_out}
     if not done:
         return None
-    tried = [(-objective(sweep_dir / name), choosing[name]["trial"]) for name in done]
+    tried = [(-objective(sweep_dir / name), found[name]["trial"]) for name in done]
     _, best = min(tried, key=lambda one: (one[0], [rank(value) for value in one[1]["knobs"].values()]))
     if best["knobs"] == mine["knobs"]:
         return None
@@ -157,13 +165,17 @@ def objective(run_dir: Path) -> float:
     return PENALTY if value is None else value
 
 
-def finish(sweep_dir: Path) -> int:
-    """Write the sweep's report and say how the children of this call ended; the exit code: 1 if any has not completed,
-    jobs that nobody waits for aside."""
+def finish(sweep_dir: Path, *, since: float) -> int:
+    """Write the sweep's report and say how the children of this call ended; the exit code: 1 if any has failed.
+
+    since: when the call began, seconds since the epoch: a launcher that starts children elsewhere leaves their records.
+    """
     from vrft.report.sweep_pages import write_sweep_report
 
-    elsewhere = {"state": "busy", "cause": "another process runs it"}
-    records = {name: read_record(sweep_dir / FOLDER / f"{name}.json") or elsewhere for name in sorted(_looked_after)}
+    paths = {path.stem: path for path in (sweep_dir / FOLDER).glob("*.json")}
+    names = _looked_after or [name for name, path in paths.items() if path.stat().st_mtime >= since]
+    elsewhere = {"state": "running", "cause": "another process runs it"}
+    records = {name: read_record(sweep_dir / FOLDER / f"{name}.json") or elsewhere for name in sorted(names)}
     if any(record["state"] == "completed" for record in records.values()):
         print(f"report: {write_sweep_report([sweep_dir])}")
     n_left_out = sum(record["state"] == "not_chosen" for record in records.values())
@@ -176,7 +188,7 @@ def finish(sweep_dir: Path) -> int:
         print(f"  {record['state']:11} {name}: {record['cause']}")
     if missed:
         print(f"the same command with run.dir={sweep_dir} looks after these alone", file=sys.stderr)
-    return 1 if any(record["state"] not in ("submitted", "waiting") for record in missed.values()) else 0
+    return 1 if any(record["state"] not in _UNDER_WAY for record in missed.values()) else 0
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -191,7 +203,7 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         return {}
     has_result = (path.parent.parent / path.stem / "result.json").is_file()
-    if record.get("state") in ("submitted", "busy", "interrupted") and has_result:
+    if record.get("state") in ("submitted", "busy", "running", "interrupted") and has_result:
         record |= {"state": "completed", "cause": "", "last_lines": []}
     return record
 

@@ -50,7 +50,7 @@ def run(sweep, rate: float, seed: int, *, k: int = 4) -> dict:
 
 @pytest.fixture(autouse=True)
 def nothing_looked_after(monkeypatch):
-    monkeypatch.setattr(sweeping, "_looked_after", {})
+    monkeypatch.setattr(sweeping, "_looked_after", [])
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_what_the_choosing_seed_did_not_prefer_is_left_out(tmp_path, starts, cap
     left_out = run(tmp_path, 1e-4, 1)
     assert (left_out["state"], starts) == ("not_chosen", [])
     assert left_out["cause"] == "seed 0 chose trainer.learning_rate=0.0003 by validation"
-    assert finish(tmp_path) == 0
+    assert finish(tmp_path, since=0) == 0
     assert "0 of 0 children completed, 1 were not chosen" in capsys.readouterr().out
     assert run(tmp_path, 3e-4, 1)["state"] == "failed"
     assert run(tmp_path, 1e-4, 2, k=16)["state"] == "failed"
@@ -108,20 +108,25 @@ def test_a_job_that_has_yet_to_choose_is_waited_for_by_the_next_call(tmp_path, s
     waiting = run(tmp_path, 1e-4, 1)
     assert (waiting["state"], starts) == ("waiting", [])
     assert name in waiting["cause"]
-    assert finish(tmp_path) == 0
+    assert finish(tmp_path, since=0) == 0
+
+
+def test_one_that_was_killed_together_with_its_sweep_is_to_be_run_first(tmp_path, starts):
+    record(tmp_path, 1e-4, 0, validation=0.5)
+    record(tmp_path, 3e-4, 0, validation=None, state="running")  # and nobody holds its lock
+    assert run(tmp_path, 1e-4, 1)["state"] == "waiting"
 
 
 def test_a_child_of_another_terminal_that_chooses_is_waited_for(tmp_path, starts):
-    better = record(tmp_path, 3e-4, 0, validation=0.7)
-    path = tmp_path / FOLDER / f"{better}.json"
-    done = path.read_text()
-    path.unlink()
+    better = record(tmp_path, 3e-4, 0, validation=None, state="running")
     with (tmp_path / FOLDER / f"{better}.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        run_child(
-            config(3e-4, 0), sweep_dir=tmp_path, choices={}, overrides=["learning_rate=0.0003", "seed=0", "k_shot=4"]
-        )
-        threading.Timer(0.3, lambda: (path.write_text(done), fcntl.flock(file, fcntl.LOCK_UN))).start()
+
+        def end() -> None:
+            record(tmp_path, 3e-4, 0, validation=0.7)
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+        threading.Timer(0.3, end).start()
         assert run(tmp_path, 1e-4, 1)["state"] == "not_chosen"
     assert starts == []
 
