@@ -29,6 +29,7 @@ from vrft.resuming import (
 from vrft.rows import write_text_atomically
 from vrft.run_lock import OccupiedError, alone_in
 from vrft.run_rows import build_others, build_rows, data_hash, warn_of_frames, warn_of_questions
+from vrft.sweeping import CHILDREN
 
 _BEFORE_IT_BEGINS = {"config.yaml", "provenance.json", "data", heartbeat.FOLDER, run_lock.FILE, slurm.FOLDER}
 
@@ -139,7 +140,7 @@ def write_reports(run_dirs: list[Path], *, out_dir: Path | None = None) -> None:
     """
     from vrft.report.sweep_pages import write_sweep_report
 
-    if any((source / "multirun.yaml").is_file() or source.suffix == ".csv" for source in run_dirs):
+    if any((source / CHILDREN).is_dir() or source.suffix == ".csv" for source in run_dirs):
         print(f"report: {write_sweep_report(run_dirs, out_dir)}")
         return
     unfinished = [folder for folder in run_dirs if not (folder / "result.json").is_file()]

@@ -27,7 +27,7 @@ from vrft.resuming import config_hash
 from vrft.rows import write_text_atomically
 from vrft.sweep_question import rank, trial
 
-FOLDER = "children"
+CHILDREN = "children"  # the folder by which a sweep is known
 PENALTY = -1.0  # what a search (Optuna) is told of a child that failed: below every metric, and finite
 N_LAST_LINES = 15
 BUSY = 75  # sysexits' temporary failure
@@ -47,7 +47,7 @@ def run_child(values: dict[str, Any], *, sweep_dir: Path, choices: dict[str, Any
     `SystemExit` after a signal, once the child has saved what it had.
     """
     name = child_name(values, overrides)
-    run_dir, record, log = sweep_dir / name, sweep_dir / FOLDER / f"{name}.json", sweep_dir / FOLDER / f"{name}.log"
+    run_dir, record, log = sweep_dir / name, sweep_dir / CHILDREN / f"{name}.json", sweep_dir / CHILDREN / f"{name}.log"
     record.parent.mkdir(parents=True, exist_ok=True)
     values = {**values, "run": {**values["run"], "dir": str(run_dir)}}
     mine = trial(values)
@@ -91,7 +91,7 @@ def _left_out(mine: dict[str, Any] | None, sweep_dir: Path) -> dict[str, Any] | 
         return None
 
     def choosing() -> dict[str, dict[str, Any]]:
-        records = {path.stem: read_record(path) for path in sorted((sweep_dir / FOLDER).glob("*.json"))}
+        records = {path.stem: read_record(path) for path in sorted((sweep_dir / CHILDREN).glob("*.json"))}
         trials = {name: record.get("trial") or {} for name, record in records.items()}
         return {
             name: records[name]
@@ -101,7 +101,7 @@ def _left_out(mine: dict[str, Any] | None, sweep_dir: Path) -> dict[str, Any] | 
 
     for name, record in choosing().items():
         if record["state"] == "running":
-            with _claimed(sweep_dir / FOLDER / f"{name}.lock", is_patient=True):
+            with _claimed(sweep_dir / CHILDREN / f"{name}.lock", is_patient=True):
                 pass
     found = choosing()
     done = [name for name, record in found.items() if record["state"] == "completed"]
@@ -172,10 +172,10 @@ def finish(sweep_dir: Path, *, since: float) -> int:
     """
     from vrft.report.sweep_pages import write_sweep_report
 
-    paths = {path.stem: path for path in (sweep_dir / FOLDER).glob("*.json")}
+    paths = {path.stem: path for path in (sweep_dir / CHILDREN).glob("*.json")}
     names = _looked_after or [name for name, path in paths.items() if path.stat().st_mtime >= since]
     elsewhere = {"state": "running", "cause": "another process runs it"}
-    records = {name: read_record(sweep_dir / FOLDER / f"{name}.json") or elsewhere for name in sorted(names)}
+    records = {name: read_record(sweep_dir / CHILDREN / f"{name}.json") or elsewhere for name in sorted(names)}
     if any(record["state"] == "completed" for record in records.values()):
         print(f"report: {write_sweep_report([sweep_dir])}")
     n_left_out = sum(record["state"] == "not_chosen" for record in records.values())

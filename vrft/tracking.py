@@ -24,11 +24,11 @@ from vrft.evaluate.score import plain
 from vrft.rows import Row, image_paths
 from vrft.run_directory import Experiment
 from vrft.secret_values import is_secret_name, without_secrets
+from vrft.sweeping import CHILDREN
 
 _TAGS = ("task", "trainer", "model", "reward", "dataset", "experiment", "sweep")
 _LONGEST_TAG = 64  # characters; W&B refuses more
 _CONFIDENCE = re.compile(r" ?\b[01]\.\d\d$")
-_SWEEP_FILE = "multirun.yaml"  # Hydra leaves it in the folder of a sweep
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def run_fields(run_dir: Path, config: dict[str, Any], choices: dict[str, Any]) -
     """
     logging = config["logging"]
     folder = run_dir.absolute()
-    sweep = next((one for one in folder.parents[:3] if (one / _SWEEP_FILE).is_file()), None)
+    sweep = next((one for one in folder.parents[:3] if (one / CHILDREN).is_dir()), None)
     is_training = config["evaluate"]["train"]
     told = (choices.get(group) for group in _TAGS if group != "trainer" or is_training)
     tags = [*told, *(logging.get("tags") or [])]

@@ -12,7 +12,7 @@ from vrft import sweeping
 from vrft.errors import UserError
 from vrft.resuming import config_hash
 from vrft.sweep_question import trial
-from vrft.sweeping import FOLDER, PENALTY, child_name, finish, run_child
+from vrft.sweeping import CHILDREN, PENALTY, child_name, finish, run_child
 
 QUESTION = {"title": "Which rate?", "choose": ["trainer.learning_rate"], "choose_seed": 0}
 
@@ -32,8 +32,8 @@ def record(sweep, rate: float, seed: int, *, validation: float | None, state: st
     values = config(rate, seed, k=k)
     name = child_name(values, [f"learning_rate={rate}", f"seed={seed}", f"k_shot={k}"])
     found = {"state": state, "cause": "", "code": 0, "config_hash": config_hash(values), "trial": trial(values)}
-    (sweep / FOLDER).mkdir(parents=True, exist_ok=True)
-    (sweep / FOLDER / f"{name}.json").write_text(json.dumps(found))
+    (sweep / CHILDREN).mkdir(parents=True, exist_ok=True)
+    (sweep / CHILDREN / f"{name}.json").write_text(json.dumps(found))
     if validation is not None:
         (sweep / name).mkdir()
         result = {"validation": [{"step": 5, "value": validation, "n": 9}], "after": {}, "before": {}}
@@ -45,7 +45,7 @@ def run(sweep, rate: float, seed: int, *, k: int = 4) -> dict:
     """What is recorded of a child, whose process would end at once: the config holds no task."""
     values, words = config(rate, seed, k=k), [f"learning_rate={rate}", f"seed={seed}", f"k_shot={k}"]
     assert run_child(values, sweep_dir=sweep, choices={}, overrides=words) == PENALTY
-    return json.loads((sweep / FOLDER / f"{child_name(values, words)}.json").read_text())
+    return json.loads((sweep / CHILDREN / f"{child_name(values, words)}.json").read_text())
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +119,7 @@ def test_one_that_was_killed_together_with_its_sweep_is_to_be_run_first(tmp_path
 
 def test_a_child_of_another_terminal_that_chooses_is_waited_for(tmp_path, starts):
     better = record(tmp_path, 3e-4, 0, validation=None, state="running")
-    with (tmp_path / FOLDER / f"{better}.lock").open("a") as file:
+    with (tmp_path / CHILDREN / f"{better}.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
 
         def end() -> None:
@@ -137,7 +137,7 @@ def test_one_that_ran_before_it_was_known_stays_completed(tmp_path, starts):
     name = record(tmp_path, 1e-4, 1, validation=0.6)
     words = ["learning_rate=0.0001", "seed=1", "k_shot=4"]
     assert run_child(config(1e-4, 1), sweep_dir=tmp_path, choices={}, overrides=words) == 0.6
-    assert json.loads((tmp_path / FOLDER / f"{name}.json").read_text())["state"] == "completed"
+    assert json.loads((tmp_path / CHILDREN / f"{name}.json").read_text())["state"] == "completed"
 
 
 @pytest.mark.parametrize("key", ["trainer", "trainer.lr", "nothing.at.all"])

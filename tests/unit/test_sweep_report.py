@@ -14,7 +14,7 @@ import yaml
 from vrft.errors import UserError
 from vrft.report.sweep import averaged, chosen, read_sweep, to_csv
 from vrft.report.sweep_pages import write_sweep_report
-from vrft.report.sweep_tables import question_table, views
+from vrft.report.sweep_tables import question_table, views, wide_table
 from vrft.sweep_question import Question
 
 QUESTION = {
@@ -27,35 +27,44 @@ QUESTION = {
 }
 
 
-def write_child(sweep, *, trainer="grpo", k=4, rate=1e-4, seed=0, test=0.5, validation=0.5, is_base=False):
+def write_child(
+    sweep, *, trainer="grpo", k=4, rate=1e-4, seed=0, test=0.5, validation=0.5, is_base=False, before=None, n_test=300,
+    metrics=("accuracy@0.5",), question=QUESTION, **settings,
+):  # fmt: skip
     """A finished run of which the sweep's report reads only what is written here."""
-    run_dir = sweep / f"{trainer}-{k}-{rate}-{seed}-{is_base}"
+    run_dir = sweep / "-".join(map(str, (trainer, k, rate, seed, is_base, n_test, *settings.values())))
     run_dir.mkdir(parents=True)
-    figure = {"grounding_v1": {"accuracy@0.5": {"value": test, "n": 300, "interval": None}}}
+
+    def figures(value):
+        return {"grounding_v1": {metric: {"value": value, "n": n_test, "interval": None} for metric in metrics}}
+
     kind = "before" if is_base else "best"
     config = {
         "run": {"seed": seed, "name": "x"},
         "trainer": {"name": trainer, "learning_rate": rate},
-        "dataset": {"k_shot": k},
+        "dataset": {"k_shot": k, "n_test": n_test},
         "protocol": {"name": "grounding", "version": 1},
         "evaluate": {"train": not is_base, "titles": {"test": "dim"}},
-        "question": None if is_base else QUESTION,
+        "question": None if is_base else question,
     }
     result = {
         "config_hash": hashlib.sha256(run_dir.name.encode()).hexdigest(),
-        "test_sets": {"test": {kind: figure}},
-        "primary_metrics": ["accuracy@0.5"],
-        "validation": [] if is_base else [{"step": 0, "value": 0.1, "n": 9}, {"step": 9, "value": validation, "n": 9}],
+        "test_sets": {"test": {kind: figures(test)} | ({} if before is None else {"before": figures(before)})},
+        "primary_metrics": list(metrics),
+        "validation": []
+        if is_base or validation is None
+        else [{"step": 0, "value": 0.1, "n": 9}, {"step": 9, "value": validation, "n": 9}],
         "durations_s": {"train": 7.0},
         "peak_memory_gib": 1.0,
         "others": {},
     }
     overrides = [f"trainer={trainer}", f"dataset.k_shot={k}", f"trainer.learning_rate={rate}", f"run.seed={seed}"]
-    provenance = {"choices": {"trainer": trainer}, "overrides": [] if is_base else overrides}
+    overrides += [f"{key}={value}" for key, value in settings.items()]
+    provenance = {"choices": {"trainer": trainer, **settings}, "overrides": [] if is_base else overrides}
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
     (run_dir / "result.json").write_text(json.dumps(result))
     (run_dir / "provenance.json").write_text(json.dumps(provenance))
-    (sweep / "multirun.yaml").touch()
+    (sweep / "children").mkdir(exist_ok=True)
 
 
 @pytest.fixture
@@ -132,7 +141,6 @@ def test_kept_figures_say_the_same_without_the_runs_and_join_with_more(sweep_dir
 
 
 def test_pages_and_plots_are_written_and_failures_named(sweep_dir):
-    (sweep_dir / "children").mkdir()
     lost = {"state": "oom", "cause": "out of memory"}
     (sweep_dir / "children" / "a.json").write_text(json.dumps(lost))
     page = write_sweep_report([sweep_dir]).read_text()
@@ -152,7 +160,7 @@ def test_a_table_has_the_questions_form(sweep_dir):
     found = question_table(sweep, view).to_dict("records")
     spread = "0.500 ± 0.497"  # as in the interval above
     assert found == [
-        {"": "base", "SFT, 1": "–", "SFT, 4": "–", "RFT, 1": "0.330", "RFT, 4": "0.330", "RFT, 16": "0.330"},
+        {"": "base", "SFT, 1": "0.330", "SFT, 4": "0.330", "RFT, 1": "0.330", "RFT, 4": "0.330", "RFT, 16": "0.330"},
         {"": "mean", "SFT, 1": "0.050 ± 0.000", "SFT, 4": "0.050 ± 0.000", "RFT, 1": spread, "RFT, 4": spread,
          "RFT, 16": "0.800 (1)"},
     ]  # fmt: skip
@@ -163,6 +171,75 @@ def test_a_table_has_the_questions_form(sweep_dir):
         ("SFT", ""),
         ("grpo", "0.800 (1)"),
     ]
+
+
+def test_base_models_keep_what_tells_them_apart(tmp_path):
+    for model, base in (("small", 0.2), ("large", 0.6)):
+        for experiment, metrics in (("riddles", ["accuracy@0.5", "iou"]), ("detection", ["AP", "pick_rate"])):
+            for seed in (0, 1, 2):
+                value = base + 0.1 * (experiment == "detection")
+                write_child(
+                    tmp_path, k=1, seed=seed, test=0.9, before=value, metrics=metrics, question=None,
+                    model=model, experiment=experiment,
+                )  # fmt: skip
+    sweep = read_sweep([tmp_path])
+    assert sweep.settings == ["model", "experiment"]
+    table = wide_table(sweep, chosen(sweep))
+    bases = table[table.checkpoint == "base"].set_index(["model", "experiment"])["dim"]
+    assert bases.to_dict() == {
+        ("large", "detection"): "0.700 n=1 (AP)",
+        ("large", "riddles"): "0.600 n=1 (accuracy@0.5)",
+        ("small", "detection"): "0.300 n=1 (AP)",
+        ("small", "riddles"): "0.200 n=1 (accuracy@0.5)",
+    }
+    asked = replace(sweep, question=Question(title="", x="experiment", lines=["model"]))
+    (view,) = views(asked, chosen(asked))
+    rows = {row[""]: row["experiment detection"] for row in question_table(asked, view).to_dict("records")}
+    assert (rows["base of small"], rows["base of large"]) == ("0.300", "0.700")
+    write_sweep_report([tmp_path])
+
+
+def test_one_seed_never_counts_twice(tmp_path):
+    for n_test, test in ((200, 0.5), (300, 0.9)):  # the sweep's file was edited between two calls
+        for seed in (0, 1, 2):
+            write_child(tmp_path, seed=seed, test=test, n_test=n_test)
+    sweep = read_sweep([tmp_path])
+    assert sweep.settings == ["dataset.n_test"]
+    means = averaged(sweep.figures[sweep.figures.test_set == "test"], sweep.settings)
+    assert means[["dataset.n_test", "mean", "seeds"]].to_numpy().tolist() == [[200, 0.5, 3], [300, 0.9, 3]]
+
+
+def test_without_validation_nothing_is_chosen_and_all_is_shown(tmp_path):
+    for rate in (1e-4, 3e-4):
+        write_child(tmp_path, rate=rate, validation=None)
+    assert set(chosen(read_sweep([tmp_path]))["trainer.learning_rate"]) == {1e-4, 3e-4}
+
+
+def test_a_single_run_joins_and_a_folder_without_one_is_named(sweep_dir, tmp_path):
+    write_child(tmp_path / "alone", k=16)
+    (run_dir,) = (tmp_path / "alone").glob("*/result.json")
+    assert 16 in set(read_sweep([sweep_dir, run_dir.parent]).figures["dataset.k_shot"])
+    with pytest.raises(UserError, match="no finished run in .*nothing"):
+        read_sweep([sweep_dir, tmp_path / "nothing"])
+
+
+def test_models_that_were_only_evaluated(tmp_path):
+    for model, value in (("a", 0.4), ("b", 0.5)):
+        write_child(tmp_path, is_base=True, test=value, model=model)
+    for path in tmp_path.glob("*/provenance.json"):
+        path.write_text(path.read_text().replace('"overrides": []', f'"overrides": ["model={path.parent.name[-1]}"]'))
+    question = Question(title="", x="model")
+    sweep = replace(read_sweep([tmp_path]), question=question)
+    assert list(wide_table(sweep, chosen(sweep)).checkpoint) == ["evaluated"] * 2
+    (view,) = views(sweep, chosen(sweep))
+    assert question_table(sweep, view).to_dict("records") == [{"": "mean", "model a": "0.400", "model b": "0.500"}]
+
+
+def test_kept_figures_are_not_replaced_by_those_of_several_sources(sweep_dir, tmp_path):
+    kept = tmp_path / "figures.csv"
+    kept.write_text(to_csv(read_sweep([sweep_dir])))
+    with pytest.raises(UserError, match="out=DIR"):
+        write_sweep_report([kept, sweep_dir])
 
 
 def test_a_file_that_is_none_of_ours_is_refused(tmp_path):

@@ -48,7 +48,7 @@ def test_a_run_belongs_to_the_sweep_that_its_folder_lies_in(tmp_path):
     choices = {"task": "detection", "model": "tiny", "experiment": None, "trainer": "sft", "recipe": "tiny_sft"}
     alone = {"name": "b", "group": None, "tags": ["detection", "sft", "tiny"], "job_type": "sft"}
     assert run_fields(child, CONFIG, choices) == alone
-    (tmp_path / "lr" / "multirun.yaml").touch()
+    (tmp_path / "lr" / "children").mkdir()
     assert run_fields(child, CONFIG, choices) == alone | {"group": "lr"}
     judged = run_fields(child, CONFIG | {"evaluate": {"train": False}}, choices)
     assert (judged["tags"], judged["job_type"]) == (["detection", "tiny"], "evaluate")

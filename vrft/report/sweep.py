@@ -25,12 +25,14 @@ from scipy import stats
 
 from vrft.errors import UserError
 from vrft.report.run_files import RunFiles
+from vrft.shapes import flat
 from vrft.sweep_question import Question, rank
 
 FILE = "figures.csv"
 FIXED = ("run", "config_hash", "seed", "checkpoint", "test_set", "title", "metric", "value", "n")
 SEED = "run.seed"
 _HEAD = "# question: "
+_NOT_COMPARED = ("run.", "question.", "logging.", "derived.")
 _NOT_SETTINGS = ("run.", "evaluate.", "question.", "logging.")
 
 
@@ -46,26 +48,30 @@ class Sweep:
 
 
 def read_sweep(sources: Sequence[Path]) -> Sweep:
-    """The figures of sweeps' folders and of `figures.csv` files, together; of a run that is in several, the first.
+    """The figures of sweeps' folders, of single runs and of `figures.csv` files, together; of a run that is in several,
+    the first. Of a model that was only evaluated they count as trained ones' where nothing is trained.
 
-    Raises `UserError` where there is no finished run, or a file is none of ours.
+    Raises `UserError` where a source holds no finished run, or a file is none of ours.
     """
     frames, questions, runs = [], [], []
     for source in map(Path, sources):
-        if source.is_dir():
-            runs += [RunFiles(path.parent) for path in sorted(source.glob("*/result.json"))]
-        else:
+        if source.suffix == ".csv":
             question, frame = _read_csv(source)
             questions.append(question)
             frames.append(frame)
+            continue
+        found = [source / "result.json", *sorted(source.glob("*/result.json"))]
+        of_source = [RunFiles(path.parent) for path in found if path.is_file()]
+        if not of_source:
+            raise UserError(f"no finished run in {source}; the folder of a sweep, a run or a figures.csv is needed")
+        runs += of_source
     questions = [run.config["question"] for run in runs if run.config.get("question")] + questions
     question = Question(**questions[0]) if questions else Question(title="")
     known = [column for frame in frames for column in frame if column not in FIXED]
     keys = list(dict.fromkeys([*_differing(runs), *known, *_asked_keys(question)]))
+    keys += [key for key in _telling_apart(runs, keys) if key not in keys]
     if runs:
         frames.insert(0, pd.DataFrame([figure for run in runs for figure in _figures_of(run, keys)]))
-    if not frames:
-        raise UserError(f"no finished run in {', '.join(map(str, sources))}; the folder of a sweep is needed")
     figures = pd.concat(frames, ignore_index=True)
     named = ["run", "config_hash", "checkpoint", "test_set", "metric"]
     figures = figures.drop_duplicates(named, ignore_index=True)
@@ -98,8 +104,12 @@ def chosen(sweep: Sweep) -> pd.DataFrame:
         return sweep.figures
     others = [key for key in sweep.settings if key not in knobs]
     tried = sweep.figures[sweep.figures.test_set == "validation"]
+    if tried.empty:
+        return sweep.figures
     if sweep.question.choose_seed is not None:
-        tried = tried[tried.seed == sweep.question.choose_seed]
+        is_choosing = tried.seed == sweep.question.choose_seed
+        has_one = is_choosing.groupby([tried[key] for key in others], dropna=False).transform("any") if others else True
+        tried = tried[is_choosing | ~has_one] if is_choosing.any() else tried
     by_knob = tried.groupby([*others, *knobs], dropna=False).value.agg(["mean", "count"]).reset_index()
     most = by_knob.groupby(others, dropna=False)["count"].transform("max") if others else by_knob["count"].max()
     ranked = by_knob[by_knob["count"] == most].sort_values(knobs, key=lambda column: column.map(rank))
@@ -119,11 +129,12 @@ def averaged(figures: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
 
 
 def measures(sweep: Sweep) -> list[tuple[str, str | None]]:
-    """The `(test set, metric)` pairs to show: those asked for, or the test sets with their primary metrics (None)."""
+    """The `(test set, metric)` pairs to show: those asked for, or the test sets with their primary metrics (None), or
+    validation where no test set was judged."""
     if sweep.question.measure:
         return [(one.rpartition("/")[0], one.rpartition("/")[2]) for one in sweep.question.measure]
     own = [name for name in dict.fromkeys(sweep.figures.test_set) if name not in ("validation", "run")]
-    return [(name, None) for name in own]
+    return [(name, None) for name in own or ["validation"]]
 
 
 def figures_at(figures: pd.DataFrame, test_set: str, metric: str | None) -> pd.DataFrame:
@@ -180,6 +191,21 @@ def _differing(runs: Sequence[RunFiles]) -> list[str]:
         for key in said
         if key != SEED and not key.startswith(_NOT_SETTINGS) and len({str(_setting(run, key)) for run in trained}) > 1
     ]
+
+
+def _telling_apart(runs: Sequence[RunFiles], keys: Sequence[str]) -> list[str]:
+    """The config's keys in which trained runs differ that have the same settings and the same seed: else one seed would
+    count twice, as after an edit of the sweep's file between two calls."""
+    cells: dict[str, list[RunFiles]] = {}
+    for run in (run for run in runs if run.is_trained):
+        settings = [str(_setting(run, key)) for key in (*keys, SEED)]
+        cells.setdefault(json.dumps(settings), []).append(run)
+    found: dict[str, None] = {}
+    for alike in (alike for alike in cells.values() if len(alike) > 1):
+        first, *others = [dict(flat(run.config)) for run in alike]
+        for other in others:
+            found |= dict.fromkeys(key for key in {**first, **other} if first.get(key) != other.get(key))
+    return [key for key in found if not key.startswith(_NOT_COMPARED)]
 
 
 def _setting(run: RunFiles, key: str) -> Any:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from vrft.errors import UserError
 from vrft.report.sweep import FILE, Sweep, averaged, chosen, read_sweep, to_csv
-from vrft.report.sweep_tables import View, in_order, question_table, views, wide_table
+from vrft.report.sweep_tables import View, base_lines, in_order, question_table, views, wide_table
 from vrft.rows import write_text_atomically
 from vrft.sweep_question import rank
 
@@ -25,9 +26,12 @@ _PANEL_INCHES = (3.3, 2.9)
 
 def write_sweep_report(sources: Sequence[Path], out_dir: Path | None = None) -> Path:
     """Write `sweep.md`, `sweep.csv`, `figures.csv`, `plot_*.png` and `sweep.html` to `out_dir` (the first source's
-    folder unless given), print the table, and return the page's path. Raises `UserError` if there is no finished run.
+    folder unless given), print the table, and return the page's path. Raises `UserError` if there is no finished run,
+    or kept figures would be replaced by those of several sources.
     """
     first = Path(sources[0])
+    if len(sources) > 1 and not (first.is_dir() or out_dir):
+        raise UserError(f"the report of several sources would replace {first}; name a folder for it: out=DIR")
     out_dir = Path(out_dir or (first if first.is_dir() else first.parent))
     sweep = read_sweep(sources)
     shown = chosen(sweep)
@@ -83,7 +87,8 @@ def markdown(
 
 def _markdown_table(table: pd.DataFrame) -> list[str]:
     head = [str(column) for column in table]
-    rows = [head, ["---"] * len(head), *([str(value) for value in row] for row in table.itertuples(index=False))]
+    cells = [[str(value).replace("|", r"\|") for value in row] for row in table.itertuples(index=False)]
+    rows = [head, ["---"] * len(head), *cells]
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
@@ -113,7 +118,7 @@ def draw(sweep: Sweep, view: View):
     width, height = _PANEL_INCHES
     figure = Figure(figsize=(width * len(panels) + 1.5, height), layout="constrained")
     for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-        of_panel, base = figures[figures.panel == panel], view.base[view.base.panel == panel]
+        of_panel = figures[figures.panel == panel]
         for index, line in enumerate(lines):
             one = of_panel[of_panel.line == line]
             if one.empty:
@@ -125,8 +130,9 @@ def draw(sweep: Sweep, view: View):
             at = means[x].map(places) + shift
             axes.errorbar(at, means["mean"], yerr=error, label=line, capsize=2, lw=1.6, ms=4.5, **style)
             axes.scatter(one[x].map(places) + shift, one.value, s=6, alpha=0.45, color=style["color"], linewidths=0)
-        if len(base):
-            axes.axhline(base.value.mean(), color=_COLOURS[-1], ls=(0, (4, 3)), lw=1.2, label="base")
+        for line, base in base_lines(view, x).items():
+            colour = _COLOURS[-1] if line is None else _COLOURS[lines.index(line) % len(_COLOURS)]
+            _draw_base(axes, base[base.panel == panel], places=base[x].map(places), colour=colour)
         axes.set_title(panel or of_panel.title.iloc[0], fontsize=9.5)
         axes.set_xticks(list(places.values()), [str(value) for value in places])
         axes.set_xlabel(x.rpartition(".")[2], fontsize=9)
@@ -140,6 +146,16 @@ def draw(sweep: Sweep, view: View):
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=8.5, frameon=False)
     return figure
+
+
+def _draw_base(axes, base: pd.DataFrame, *, places: pd.Series, colour: str) -> None:
+    """A dashed line: across the whole plot where the base does not depend on x."""
+    style = {"color": colour, "ls": (0, (4, 3)), "lw": 1.2, "label": "base"}
+    if base.value.nunique() == 1:
+        axes.axhline(base.value.iloc[0], **style)
+    elif len(base):
+        at = places[base.index].sort_values()
+        axes.plot(at, base.value[at.index], **style)
 
 
 def _missed(source: Path) -> list[dict[str, str]]:

@@ -12,12 +12,18 @@ from vrft.report.story import number
 from vrft.report.sweep import Sweep, averaged, figures_at, measures
 from vrft.sweep_question import rank
 
+_OF_TRAINING = (
+    "trainer", "reward", "rollout", "deepspeed", "alarms", "recipe", "launch", "model/peft", "model.freeze",
+    "dataset.k_shot", "memory.num_generations", "memory.gradient_checkpointing", "memory.completions_per_device",
+)  # fmt: skip
+"""Settings that an untrained model has not: the rest (model, experiment, max_pixels …) tells base models apart."""
+
 
 class View(NamedTuple):
     """One measure at one checkpoint. name: of a file; title: in words.
 
     figures: of the trained models, a row a run, with the names of its `panel` ("" where there is one) and its `line`.
-    base: of the base models, with their `panel`.
+    base: of the untrained ones, a row for each `panel`, `line` and x that has one, its mean as `value`.
     """
 
     name: str
@@ -38,8 +44,7 @@ def views(sweep: Sweep, shown: pd.DataFrame) -> list[View]:
     ]
     for test_set, metric in measures(sweep):
         base = figures_at(sweep.bases, test_set, metric)
-        base = base.assign(panel=_names(base, panels, question.labels))
-        for checkpoint in ("best", "last", "run"):
+        for checkpoint in ("best", "last", "run") if _is_trained(sweep) else ("before",):
             figures = figures_at(shown[shown.checkpoint == checkpoint], test_set, metric)
             if figures.empty:
                 continue
@@ -50,8 +55,25 @@ def views(sweep: Sweep, shown: pd.DataFrame) -> list[View]:
                 line=_names(figures, lines, question.labels) if lines else "mean",
             )
             title = figures.title.iloc[0] + (f" ({kind})" if kind else "")
-            found.append(View(words.replace("@", "_"), title, figures, base))
+            of_cells = _base_of_cells(figures, base, keys=[question.x, *panels, *lines])
+            found.append(View(words.replace("@", "_"), title, figures, of_cells))
     return found
+
+
+def _base_of_cells(figures: pd.DataFrame, base: pd.DataFrame, *, keys: Sequence[str]) -> pd.DataFrame:
+    cells = figures[[*keys, "panel", "line"]].drop_duplicates()
+    if base.empty:
+        return cells.assign(value=None).iloc[:0]
+    if told := [key for key in keys if not key.startswith(_OF_TRAINING)]:
+        return cells.merge(base.groupby(told, dropna=False).value.mean().reset_index(), on=told)
+    return cells.assign(value=base.value.mean())
+
+
+def base_lines(view: View, x: str) -> dict[str, pd.DataFrame]:
+    """The base's figures for each of the view's lines, or once, None, where all lines have the same."""
+    if (view.base.groupby(["panel", x]).value.nunique() <= 1).all():
+        return {None: view.base.drop_duplicates(["panel", x])} if len(view.base) else {}
+    return {line: view.base[view.base.line == line] for line in dict.fromkeys(view.base.line)}
 
 
 def in_order(sweep: Sweep, names: pd.Series) -> list[str]:
@@ -66,14 +88,17 @@ def question_table(sweep: Sweep, view: View) -> pd.DataFrame:
     x = sweep.question.x
     cells = averaged(view.figures, ["panel", x, "line"])
     cells = cells.assign(text=[_short_cell(one, cells.seeds.mode().max()) for one in cells.itertuples()])
-    of_base, rows = view.base.groupby("panel").value.mean(), {"base": {}} if len(view.base) else {}
-    rows |= {line: {} for line in in_order(sweep, view.figures.line)}
+    texts = {line: cells[cells.line == line] for line in in_order(sweep, view.figures.line)}
+    for line, base in base_lines(view, x).items():
+        name = "base" if line is None else f"base of {line}"
+        texts = {name: base.assign(text=base.value.map(number)), **texts}
+    rows: dict[str, dict[str, str]] = {line: {} for line in texts}
     for panel in in_order(sweep, view.figures.panel):
         for value in sorted(cells[cells.panel == panel][x].unique(), key=rank):
             column = f"{panel}, {value}" if panel else f"{x.rpartition('.')[2]} {value}"
-            here = cells[(cells.panel == panel) & (cells[x] == value)].set_index("line").text
-            for line, row in rows.items():
-                row[column] = number(of_base.get(panel)) if line == "base" else here.get(line, "")
+            for line, found in texts.items():
+                here = found[(found.panel == panel) & (found[x] == value)]
+                rows[line][column] = here.text.iloc[0] if len(here) else ""
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("").reset_index()
 
 
@@ -92,7 +117,8 @@ def wide_table(sweep: Sweep, shown: pd.DataFrame) -> pd.DataFrame:
         cells = cells.assign(**{title: text})
         columns.append(cells.set_index([*sweep.settings, "checkpoint"])[title])
     table = pd.concat(columns, axis=1).reset_index() if columns else pd.DataFrame()
-    table = table.fillna("").replace({"checkpoint": {**CHECKPOINT_NAMES, "before": "base"}})
+    before = "base" if _is_trained(sweep) else "evaluated"
+    table = table.fillna("").replace({"checkpoint": {**CHECKPOINT_NAMES, "before": before}})
     return table.sort_values(sweep.settings, key=_sort_key, kind="stable") if len(table) else table
 
 
@@ -105,10 +131,13 @@ def _names(figures: pd.DataFrame, keys: Sequence[str], labels: dict[str, str] | 
 
 
 def _untrained(sweep: Sweep) -> pd.DataFrame:
-    """The base models' figures, once for each panel: what they were not trained with is left empty."""
-    panels = sweep.question.panels or []
-    own = sweep.bases.assign(**{key: "" for key in sweep.settings if key not in panels})
-    return own.drop_duplicates([*(key for key in panels if key in own), "checkpoint", "test_set", "metric"])
+    """The base models' figures, each once, without the settings of a training."""
+    own = sweep.bases.assign(**{key: "" for key in sweep.settings if key.startswith(_OF_TRAINING)})
+    return own.drop_duplicates([*sweep.settings, "checkpoint", "test_set", "metric", "value"])
+
+
+def _is_trained(sweep: Sweep) -> bool:
+    return bool(sweep.figures.checkpoint.isin(["best", "last"]).any())
 
 
 def _cell(one: Any) -> str:
