@@ -20,7 +20,10 @@ done
 trap 'kill "${started[@]}" 2>/dev/null' INT TERM HUP
 code=0
 for one in "${started[@]}"; do
-    wait "$one" || code=$?
-    while kill -0 "$one" 2>/dev/null; do wait "$one" || code=$?; done # a signal ends `wait` before its time
+    ended=0
+    wait "$one" || ended=$?
+    while kill -0 "$one" 2>/dev/null; do wait "$one" || ended=$?; done # a signal ends `wait` before its time
+    if [ "$code" != 2 ] && [ "$ended" != 0 ]; then code=$ended; fi
+    if [ "$ended" = 2 ]; then kill "${started[@]}" 2>/dev/null || true; fi # what the first refuses the others wait for in vain
 done
 exit "$code"

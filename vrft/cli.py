@@ -68,6 +68,9 @@ def run_verb(verb: str, overrides: list[str]) -> int:
     if rerun := next((override for override in overrides if override.startswith("--e")), None):
         print(f"vrft {verb}: {rerun}: a pickle, which could run code, is never loaded", file=sys.stderr)
         return USER_ERROR
+    if verb not in SWEPT and {"-m", "--multirun"} & set(overrides):
+        print(f"vrft {verb}: -m is for {' and '.join(SWEPT)}; this verb runs once, so leave it out", file=sys.stderr)
+        return USER_ERROR
     sys.argv = [f"vrft {verb}", *overrides]
     asked, started = os.environ.get("HYDRA_FULL_ERROR"), time.time()
     if SweepFiles not in Plugins.instance().discover(SearchPathPlugin):
@@ -76,7 +79,7 @@ def run_verb(verb: str, overrides: list[str]) -> int:
     try:
         with careful_environment(), careful_hydra() as composed:
             app()
-        if composed.sweep_dir and verb in SWEPT:
+        if composed.sweep_dir:
             from vrft.sweeping import finish
 
             return finish(Path(composed.sweep_dir), since=started)
@@ -258,8 +261,9 @@ def _refuse_unused_sweep(settings: DictConfig) -> None:
     chosen = [f"{group}={choices[group]}" for group, name in usual.items() if choices.get(group) != name]
     chosen += [one for one in settings.overrides.hydra if _ONLY_IN_SWEEPS.match(one)]
     if chosen:
-        meant = f"{sys.argv[0]} {shlex.join(['-m', *sys.argv[1:]])}"
-        raise UserError(f"{', '.join(chosen)} {'acts' if len(chosen) == 1 else 'act'} only with -m; you meant: {meant}")
+        is_swept = sys.argv[0].rpartition(" ")[2] in SWEPT
+        meant = f"you meant: {sys.argv[0]} {shlex.join(['-m', *sys.argv[1:]])}" if is_swept else "leave it out"
+        raise UserError(f"{', '.join(chosen)} {'acts' if len(chosen) == 1 else 'act'} only with -m; {meant}")
 
 
 def _need_one_run_dir(overrides: list[str]) -> None:

@@ -87,7 +87,7 @@ def _secret_faults(config: DictConfig, overrides: Sequence[str]) -> Iterator[str
     said = {key.lstrip("+~"): value for key, _, value in (override.partition("=") for override in overrides)}
     values = OmegaConf.to_container(config, resolve=False)
     found = dict.fromkeys([*secret_keys(said, os.environ), *secret_keys(values, os.environ)])
-    for key in (key for key in found if not key.startswith(("hydra.overrides.", "hydra.runtime."))):
+    for key in (key for key in found if not key.startswith(("hydra.overrides.", "hydra.runtime.", "hydra.job."))):
         yield (
             f"{key} holds what looks like a secret, and a config is written down; leave it out and log in instead "
             "(`hf auth login`, `wandb login`), or give it in the environment (HF_TOKEN, WANDB_API_KEY)"

@@ -54,8 +54,9 @@ def test_a_signal_to_one_machine_saves_on_all_and_the_run_goes_on_to_the_same_bi
     assert differences(alone, run_dir) == []
 
 
-def test_the_script_starts_every_machine(tmp_path):
-    """By an `ssh` that runs the command here."""
+@pytest.fixture
+def script(tmp_path):
+    """Runs launch/torchrun.sh for two machines, by an `ssh` that runs the command here."""
     ssh = tmp_path / "bin" / "ssh"
     ssh.parent.mkdir()
     ssh.write_text('#!/bin/bash\n[ "$1" = -tt ] && exec bash -c "$3"\n')
@@ -64,9 +65,23 @@ def test_the_script_starts_every_machine(tmp_path):
     (ssh.parent / "vrft").chmod(0o755)
     path = f"{ssh.parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PORT": str(free_port()), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = ["bash", str(SCRIPT), "localhost localhost", "1", *BASE, "trainer.max_steps=2"]
-    command += [f"run.dir={tmp_path / 'a run'}", "run.name='two words'"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+    def run(*overrides: str) -> subprocess.CompletedProcess:
+        command = ["bash", str(SCRIPT), "localhost localhost", "1", *BASE, "trainer.max_steps=2", *overrides]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+    return run
+
+
+def test_the_script_starts_every_machine(script, tmp_path):
+    done = script(f"run.dir={tmp_path / 'a run'}", "run.name='two words'")
     assert done.returncode == 0, done.stdout + done.stderr
     assert {word["node"] for word in heartbeat.heard(tmp_path / "a run")} == {0, 1}
     assert (tmp_path / "a run" / "report.html").exists()
+
+
+def test_what_the_first_machine_refuses_ends_the_others(script, tmp_path):
+    (tmp_path / "mine.txt").touch()
+    done = script(f"run.dir={tmp_path}", "launch.rdzv_timeout_s=1000")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "exists and is not empty" in done.stdout + done.stderr

@@ -139,6 +139,15 @@ def test_one_seed_chooses_what_the_others_run(vrft, tmp_path):
 
 
 @pytest.mark.slow
+def test_children_that_a_launcher_starts_elsewhere_are_told_too(vrft, tmp_path):
+    jobs = ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", "run.seed=0,-1")
+    done = vrft("train", "-m", *TINY[:-1], *jobs, f"run.dir={tmp_path / 'sweep'}", code=1)
+    assert "1 of 2 children completed" in done.stdout
+    assert "run.seed is -1; at least 0 is needed" in done.stdout
+    assert (tmp_path / "sweep" / "sweep.html").is_file()
+
+
+@pytest.mark.slow
 def test_a_sweep_that_is_terminated_saves_its_child_and_goes_on(vrft, tmp_path):
     words = [
         "train", "-m", "experiment=digits_riddles", "debug=smoke", "evaluate.before=false", "trainer.max_steps=30",

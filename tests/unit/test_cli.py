@@ -49,6 +49,13 @@ def test_help_imports_no_torch():
     assert done.stdout.splitlines()[-1] == "set()"
 
 
+def test_a_verb_that_runs_once_is_not_swept(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "-m", "experiment=digits_riddles", "memory.num_generations=4,8"]) == 2
+    assert "vrft plan: -m is for train and evaluate; this verb runs once" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unknown_verb_is_told_the_nearest(capsys):
     assert main(["trian"]) == 2
     assert "did you mean train?" in capsys.readouterr().err
@@ -68,7 +75,7 @@ def test_an_unknown_verb_is_told_the_nearest(capsys):
             ["train", "hydra/launcher=submitit_slurm", "run.name=a b"],
             ["acts only with -m", "vrft train -m hydra/launcher=submitit_slurm 'run.name=a b'"],
         ),
-        (["probe", "hydra/sweeper=basic", "hydra/launcher=submitit_local"], ["vrft probe -m hydra/sweeper=basic"]),
+        (["probe", "hydra/sweeper=basic", "hydra/launcher=submitit_local"], ["only with -m; leave it out"]),
         (["evaluate", "hydra.sweep.dir=runs/a"], ["hydra.sweep.dir=runs/a acts only with -m"]),
         (["train", "launch=torchrun", "launch.nnodes=2", "launch.rdzv_endpoint=a:1"], ["run.dir=runs/NAME"]),
         (["train", "launch=slrum"], ["launch/slrum", "local", "slurm", "torchrun"]),

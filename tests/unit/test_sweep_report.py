@@ -219,7 +219,7 @@ def test_a_single_run_joins_and_a_folder_without_one_is_named(sweep_dir, tmp_pat
     write_child(tmp_path / "alone", k=16)
     (run_dir,) = (tmp_path / "alone").glob("*/result.json")
     assert 16 in set(read_sweep([sweep_dir, run_dir.parent]).figures["dataset.k_shot"])
-    with pytest.raises(UserError, match="no finished run in .*nothing"):
+    with pytest.raises(UserError, match=r"no finished run in .*nothing"):
         read_sweep([sweep_dir, tmp_path / "nothing"])
 
 
