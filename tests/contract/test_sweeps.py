@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,8 +12,11 @@ from hydra import compose
 
 from vrft.configure import freeze
 from vrft.package_files import config_folder
+from vrft.report.sweep_pages import write_sweep_report
 from vrft.resuming import config_hash
 
+README = Path(__file__).parents[2] / "README.md"
+KEPT = sorted((README.parent / "sweeps" / "results").glob("*/figures.csv"))
 FILES = sorted(config_folder("sweeps").rglob("*.yaml"))
 HEADS = ("Question:", "Prediction:", "Measured:", "Cost:")
 
@@ -50,3 +54,19 @@ def test_every_value_passes_the_checks_and_makes_another_run(file):
             assert key in params
         hashes.add(config_hash(config))
     assert len(hashes) == len(children)
+
+
+@pytest.mark.parametrize("figures", KEPT, ids=lambda path: path.parent.name)
+def test_kept_tables_are_those_of_the_kept_figures(figures, tmp_path):
+    write_sweep_report([figures], tmp_path)
+    assert (figures.parent / "sweep.md").read_text(encoding="utf-8") == (tmp_path / "sweep.md").read_text("utf-8")
+
+
+def test_the_readmes_tables_stand_in_a_kept_report():
+    assert KEPT
+    kept = "".join((path.parent / "sweep.md").read_text(encoding="utf-8") for path in KEPT)
+    section = README.read_text(encoding="utf-8").partition("## Is RFT better")[2].partition("\n## ")[0]
+    tables = re.findall(r"(?:^\|.*\n)+", section, flags=re.MULTILINE)
+    assert len(tables) >= 4
+    for table in tables:
+        assert table in kept, table
