@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vrft.batch_sizes import n_processes
+from vrft.memory.four_bits import loaded_bytes
 
 FLOAT32 = 4
 _ADAM = 8  # bytes a parameter: m and v in float32
@@ -33,8 +34,12 @@ class Counts:
     def of(cls, model: Any) -> Counts:
         weights = list(model.parameters())
         trained = [weight for weight in weights if weight.requires_grad]
-        sizes = ((sum(w.numel() for w in some), sum(w.nbytes for w in some)) for some in (weights, trained))
-        return cls(*next(sizes), *next(sizes))
+        return cls(
+            sum(weight.numel() for weight in weights),
+            loaded_bytes(model),
+            sum(weight.numel() for weight in trained),
+            sum(weight.nbytes for weight in trained),
+        )
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ def _buffers(counts: Counts, sharding: Sharding) -> int:
     width = counts.weight_bytes // max(counts.n_weights, 1)
     if sharding.stage is None:
         return counts.trained_bytes if sharding.n_processes > 1 else 0  # DDP's buckets
-    bucket = sharding.bucket * width * (2 if sharding.overlaps else 1)
+    bucket = sharding.bucket * (counts.trained_bytes // max(counts.n_trained, 1)) * (2 if sharding.overlaps else 1)
     if sharding.stage < 3:
         return bucket if sharding.stage else 0
     here = 0 if sharding.offloads_weights else counts.n_weights // sharding.n_processes
