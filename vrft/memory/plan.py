@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from vrft.batch_sizes import batch_sizes
+from vrft.batch_sizes import batch_sizes, n_processes
 from vrft.errors import UserError
 from vrft.memory.architectures import architecture, make_model
-from vrft.memory.dry_run import Shapes, rollout_bytes, step_bytes
+from vrft.memory.batch import Shapes, most_prompts
+from vrft.memory.dry_run import rollout_bytes, step_bytes
 from vrft.memory.parts import Counts, Sharding, States, bytes_of_optimizer, states
 from vrft.models.families import FAMILIES
 
@@ -163,11 +164,14 @@ def _shapes(
     is_grpo = trainer["name"] == "grpo"
     group = memory["num_generations"] if is_grpo else 1
     rows = per_device * (arguments.get("steps_per_generation") or accumulation) if is_grpo else per_device
+    n_prompts, rollout_prompts = most_prompts(
+        per_device, group, n_steps=rows // per_device, n_processes=n_processes(config)
+    )
     cell = _patch(config)
     return seen, Shapes(
-        n_prompts=-(-per_device // group),
+        n_prompts=n_prompts,
         n_completions=per_device,
-        rollout_prompts=-(-rows // group),
+        rollout_prompts=rollout_prompts,
         rollout_rows=rows,
         prompt=max(prompt_tokens or memory["max_prompt_length"], least),
         completion=completion_tokens or memory["max_completion_length"],
