@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 
 from vrft.configure import freeze
 from vrft.errors import UserError
-from vrft.memory.batch import most_prompts
 from vrft.memory.architectures import PUBLISHED, architecture, make_model
+from vrft.memory.batch import most_prompts
 from vrft.memory.fit import changes_that_fit
 from vrft.memory.four_bits import loaded_bytes, pack
 from vrft.memory.live import LiveBytes

@@ -15,10 +15,10 @@ class Shapes:
     """What one process computes on.
 
     n_prompts: distinct prompts of the micro-batch that has most. n_completions: its rows. rollout_prompts,
-    rollout_rows: of a whole generation, or 0. prompt, completion: tokens, all rows alike. images: of a prompt; image_grid: patches of one in
-    time, height and width. shares: whether a prompt is computed once for its completions. trainer: `grpo` or `sft`.
-    accumulates: True where gradients of earlier micro-batches are there. sheds_gradients: True where each is taken away
-    as soon as it is whole (ZeRO 2 and 3).
+    rollout_rows: of a whole generation, or 0. prompt, completion: tokens, all rows alike. images: of a prompt;
+    image_grid: patches of one in time, height and width. shares: whether a prompt is computed once for its completions.
+    trainer: `grpo` or `sft`. accumulates: True where gradients of earlier micro-batches are there. sheds_gradients:
+    True where each is taken away as soon as it is whole (ZeRO 2 and 3).
     """
 
     n_prompts: int

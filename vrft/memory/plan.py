@@ -90,7 +90,7 @@ def make_plan(
         own = own | {"gradients": lasting.gpu["gradients"]}
     at_hand = _image_bytes(known.model, replace(shapes, rollout_rows=shapes.n_completions))  # which the step counts
     phases["step"] = always | {"images": max(images - at_hand, 0)} | own
-    phases["update"] = always | {"gradients": lasting.gpu["gradients"], "images": images, "copies": lasting.update}
+    phases["update"] = always | {"images": images} | lasting.update
     return Plan(
         phases={name: {part: size for part, size in parts.items() if size} for name, parts in phases.items()},
         host=lasting.host,
@@ -106,7 +106,7 @@ def make_plan(
 def fits(config: dict[str, Any], n_bytes: int, **options: Any) -> bool:
     """Whether a frozen config takes at most `n_bytes`. options: those of `make_plan`."""
     lasting = _lasting(config)[2]
-    if sum(lasting.gpu.values()) + lasting.update > n_bytes:  # known at once, without a dry run
+    if lasting.least > n_bytes:  # known at once, without a dry run
         return False
     return make_plan(config, **options).peak <= n_bytes
 

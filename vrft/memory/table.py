@@ -16,7 +16,7 @@ _PARTS = (
     ("optimizer", "optimizer (Adam's m and v)"),
     ("reference", "reference model"),
     ("buffers", "buffers between GPUs"),
-    ("copies", "gradients in float32"),
+    ("copies", "copies of gradients"),
     ("activations", "activations"),
     ("vision", "vision tower"),
     ("logits", "logits"),
