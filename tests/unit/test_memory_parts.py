@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from vrft.errors import UserError
-from vrft.memory.gpus import GIB, GPUS, gpu_bytes
+from vrft.memory import gpus
+from vrft.memory.gpus import GIB, GPUS, gpu_at_hand, gpu_bytes
 from vrft.memory.parts import Counts, Sharding, bytes_of_optimizer, states
 
 N_2B, N_7B = 2_208_985_600, 8_291_375_616  # parameters of Qwen2-VL-2B and -7B Instruct, as their checkpoints have them
@@ -129,7 +130,35 @@ def test_gpus(name, gib):
     assert gpu_bytes(name) == gib * GIB
 
 
-@pytest.mark.parametrize("name", ["a100_80", "", -3, 0, True])
+class Driver:
+    """libcuda.so.1 of GPUs of these sizes, as `CUDA_VISIBLE_DEVICES` leaves them."""
+
+    def __init__(self, *sizes: int) -> None:
+        self.sizes = sizes
+
+    def cuInit(self, flags: int) -> int:
+        return 0 if self.sizes else 100  # CUDA_ERROR_NO_DEVICE
+
+    def cuDeviceGetCount(self, count) -> int:
+        count._obj.value = len(self.sizes)
+        return 0
+
+    def cuDeviceGet(self, device, number: int) -> int:
+        device._obj.value = number
+        return 0
+
+    def cuDeviceTotalMem_v2(self, size, device) -> int:
+        size._obj.value = self.sizes[device.value]
+        return 0
+
+
+@pytest.mark.parametrize(("sizes", "found"), [((), None), ((80 * GIB,), 80 * GIB), ((80 * GIB, 24 * GIB), 24 * GIB)])
+def test_the_smallest_visible_gpu_counts(monkeypatch, sizes, found):
+    monkeypatch.setattr(gpus.ctypes, "CDLL", lambda name: Driver(*sizes))
+    assert gpu_at_hand() == found
+
+
+@pytest.mark.parametrize("name", ["a100_80", "", -3, 0, True, float("inf"), float("nan")])
 def test_an_unknown_gpu_is_refused_by_its_key(name):
     with pytest.raises(UserError, match=r"^memory.gpu is .*known: .*a100_80gb.* or a number of GiB: memory.gpu=48$"):
         gpu_bytes(name, key="memory.gpu")
