@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from vrft.batch_sizes import batch_sizes, n_processes
+from vrft.config_faults import generation_faults, model_faults
 from vrft.errors import UserError
 from vrft.package_files import config_folder
-from vrft.part_faults import part_faults, quantization_faults
 
 KNOBS = (
     "memory.evaluation_batch_size",
@@ -89,7 +89,7 @@ def _is_allowed(config: dict[str, Any], changes: Sequence[Change]) -> bool:
         changed = _with(config, changes)
     except UserError:  # processes cannot share the step
         return False
-    return not [*part_faults(changed), *quantization_faults(changed)]
+    return not [*model_faults(changed, is_elsewhere=True), *generation_faults(changed)]
 
 
 def _pruned(config: dict[str, Any], taken: list[Change], fits: Callable[[dict[str, Any]], bool]) -> list[Change]:
