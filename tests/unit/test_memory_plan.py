@@ -16,7 +16,7 @@ from vrft.memory.fit import changes_that_fit
 from vrft.memory.four_bits import loaded_bytes, pack
 from vrft.memory.live import LiveBytes
 from vrft.memory.parts import Counts
-from vrft.memory.plan import image_size, make_plan
+from vrft.memory.plan import image_size, make_plan, text_length
 from vrft.memory.table import advice, plan_table
 from vrft.package_files import config_folder
 
@@ -195,6 +195,20 @@ def test_an_image_has_the_size_that_qwen_vl_utils_gives_it():
     assert image_size(config, (640, 427)) == (532, 364)  # known from the processor itself
 
 
+def test_a_smaller_image_makes_a_shorter_prompt(tiny):
+    """Of 112 x 84 pixels 8 x 6 tokens; under max_pixels = 3136 it is brought to 56 x 42: 4 x 3."""
+    assert text_length(tiny, (112, 84), 100) == 100 - 48
+    config = copy.deepcopy(tiny)
+    config["memory"] |= {"min_pixels": 196, "max_pixels": 3136}
+    assert planned(config, prompt_tokens=None, text_tokens=52).shapes.prompt == 52 + 12
+    assert text_length(tiny, (112, 84), 50) == 16  # a question
+
+
+def test_an_image_that_no_processor_takes_is_refused(tiny):
+    with pytest.raises(UserError, match=r"plan.image_wh is \[10000, 20\], which the image processor refuses: .*ratio"):
+        image_size(tiny, (10000, 20))
+
+
 def test_the_cheapest_changes_in_their_order():
     """A plan that shrinks with every knob: what is turned, and what is turned back."""
     config = composed("model=qwen2_vl_2b", "deepspeed=zero2", "launch=torchrun", "launch.nproc_per_node=2")
@@ -220,7 +234,7 @@ def test_the_cheapest_changes_in_their_order():
     assert words(9) == ["memory.evaluation_batch_size=16", f"{micro}=2", checkpointing, "deepspeed=zero3"]
     assert words(5) == [f"{micro}=2", checkpointing, "deepspeed=zero3", "model/peft=lora"]  # 1.7 + 2 + 1
     assert words(0.1) is None
-    assert "no change of these knobs" in advice(None, None)
+    assert "no change of these knobs makes it fit: it takes at least 3.00 GiB; " in advice(None, 3 * 2**30)
 
 
 def test_the_number_of_completions_is_touched_last():
