@@ -309,6 +309,16 @@ def test_every_verb_has_help_with_examples_that_are_its_own():
         assert f"vrft {verb} " in verb_help(verb)
 
 
+def test_the_examples_of_plan_are_of_trainings_that_can_run(monkeypatch):
+    monkeypatch.setattr("vrft.part_faults.has_four_bits", lambda: False)
+    text = (config_folder() / "plan.yaml").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.strip().startswith("vrft plan ") and "=" in line]
+    examples = [VERBS["plan"].example, *lines]
+    assert len(examples) == 4
+    for example in examples:
+        assert freeze(compose("plan", example.split()[2:]), is_elsewhere=True)["evaluate"]["train"]
+
+
 def test_a_plan_refuses_what_a_training_refuses_but_for_what_another_machine_has(monkeypatch):
     monkeypatch.setattr("vrft.part_faults.has_four_bits", lambda: False)
     monkeypatch.setattr(vllm_faults.importlib.util, "find_spec", lambda package: None)
