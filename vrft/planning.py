@@ -23,6 +23,7 @@ _VARIANTS = (
 )
 
 
+_TEMPLATE = 64  # tokens that a chat template puts around a question; Qwen's are 25
 _NO_GPU = "no GPU here, so this is the plan for one of any size; plan.gpu=NAME (or GiB) says whether it fits"
 
 
@@ -66,8 +67,8 @@ def print_plan(config: dict[str, Any]) -> bool:
 def fitted(config: dict[str, Any], rows: dict[str, list[Row]]) -> dict[str, Any]:
     """The frozen config with the changes that make it fit the GPU at hand, each printed; itself where it fits.
 
-    rows: by split; the largest image counts. Raises `UserError` where nothing helps. Without a GPU there is nothing to
-    fit, and the config stays as it is.
+    rows: by split; the largest image counts, and the longest question. Raises `UserError` where nothing helps. Without
+    a GPU there is nothing to fit, and the config stays as it is.
     """
     name = config["memory"].get("gpu")
     n_bytes = gpu_bytes(name, key="memory.gpu") if name is not None else gpu_at_hand()
@@ -82,6 +83,7 @@ def fitted(config: dict[str, Any], rows: dict[str, list[Row]]) -> dict[str, Any]
 
     sizes = [tuple(row["image_wh"]) for split in rows.values() for row in split if row.get("image_wh")]
     options = _options(config, n_bytes, image_wh=max(sizes, key=math.prod, default=None))
+    options["text_tokens"] = min(options["text_tokens"], _most_text(config, rows))
     changes, least = _changes_that_fit(config, n_bytes, options)
     if changes is None:
         raise UserError(f"memory=auto: {advice(None, least)}")
@@ -91,6 +93,20 @@ def fitted(config: dict[str, Any], rows: dict[str, list[Row]]) -> dict[str, Any]
     peak = make_plan(config, **options).peak
     print(f"memory=auto: {size(peak)} planned, of {size(room(n_bytes))}", file=sys.stderr)
     return config
+
+
+def _most_text(config: dict[str, Any], rows: dict[str, list[Row]]) -> int:
+    """Tokens that no prompt's text exceeds, told without a tokenizer: a token is a byte or more."""
+    from vrft.models.families import FAMILIES, frame_for
+    from vrft.tasks import load_task
+
+    task, memory = load_task(**config["task"], trust_code=config["trust_code"]), config["memory"]
+    limits = {"min_pixels": memory["min_pixels"], "max_pixels": memory["max_pixels"]}
+    family = FAMILIES[config["model"]["family"]]
+    questions = (
+        task.question(row, frame_for(family, row["image_wh"], **limits)) for one in rows.values() for row in one
+    )
+    return _TEMPLATE + max((len(question.encode()) for question in questions), default=0)
 
 
 def as_begun(run_dir: Path, config: dict[str, Any]) -> dict[str, Any]:

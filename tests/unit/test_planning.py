@@ -13,7 +13,12 @@ from vrft.configure import freeze
 from vrft.errors import UserError
 from vrft.package_files import config_folder
 
-ROWS = {"train": [{"row_id": "a", "image_wh": [56, 56]}, {"row_id": "b", "image_wh": [28, 56]}]}
+ROWS = {
+    "train": [
+        {"row_id": "a", "image_wh": [56, 56], "problem": "où?"},
+        {"row_id": "b", "image_wh": [28, 56], "problem": "where is it?"},
+    ]
+}
 WORDS = ["experiment=digits_riddles", "debug=smoke", "memory=auto", "evaluate.before=false", "evaluate.after=false"]
 WORDS += ["trainer.eval_steps=null", "evaluate.checkpoint=last", "memory.max_prompt_length=64", "trainer.max_steps=2"]
 
@@ -47,6 +52,18 @@ def test_a_small_gpu_turns_the_micro_batch_and_nothing_that_changes_results(auto
     )
     for key in ("num_generations", "max_pixels", "max_completion_length"):
         assert config["memory"][key] == auto["memory"][key]
+
+
+def test_a_prompt_is_no_longer_than_the_rows_questions(auto, monkeypatch):
+    assert planning._most_text(auto, ROWS) == 64 + 12
+    assert planning._most_text(auto, {"train": ROWS["train"][:1]}) == 64 + 4  # bytes
+    seen = []
+    monkeypatch.setattr(planning, "_changes_that_fit", lambda *asked: (seen.append(asked[2]), (None, 1))[1])
+    config = copy.deepcopy(auto)
+    config["memory"] |= {"gpu": 8, "max_prompt_length": 1024}
+    with pytest.raises(UserError):
+        planning.fitted(config, ROWS)
+    assert seen[0]["text_tokens"] == 76  # in place of 1024 - 16, of the largest image
 
 
 def test_where_nothing_helps_it_says_so(auto):
