@@ -23,7 +23,7 @@ VERBS = {
     "probe": Verb("what the model earns before it is trained", "vrft probe experiment=digits_riddles"),
     "plan": Verb(
         "what it takes of a GPU's memory, and what makes it fit",
-        "vrft plan experiment=virft_coco model=qwen2_vl_2b deepspeed=zero2 plan.gpu=a100_80gb",
+        "vrft plan experiment=virft_coco plan.gpu=a100_80gb",
     ),
     "train": Verb("one whole experiment: evaluate, train, evaluate, report", "vrft train experiment=digits_riddles"),
     "evaluate": Verb("judge a model or a checkpoint", "vrft evaluate model.path=runs/NAME/checkpoints/best"),

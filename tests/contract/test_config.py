@@ -311,7 +311,7 @@ def test_every_verb_has_help_with_examples_that_are_its_own():
 
 def test_the_examples_of_plan_are_of_trainings_that_can_run(monkeypatch):
     monkeypatch.setattr("vrft.part_faults.has_four_bits", lambda: False)
-    text = (config_folder() / "plan.yaml").read_text(encoding="utf-8").replace("\\\n", " ")
+    text = (config_folder() / "plan.yaml").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line.strip().startswith("vrft plan ") and "=" in line]
     examples = [VERBS["plan"].example, *lines]
     assert len(examples) == 4
