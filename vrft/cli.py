@@ -198,7 +198,7 @@ def _probe_job(config: DictConfig) -> None:
 def _plan_job(config: DictConfig) -> None:
     from vrft.launching import find_device
 
-    frozen = freeze(config, device=find_device(), is_look=True)
+    frozen = freeze(config, device=find_device(), is_elsewhere=True)
     warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers: nobody here can act
     from vrft.planning import print_plan  # torch: after the checks
 

@@ -79,7 +79,8 @@ def range_faults(config: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def model_faults(config: dict[str, Any]) -> Iterator[str]:
+def model_faults(config: dict[str, Any], *, is_elsewhere: bool = False) -> Iterator[str]:
+    """Yield what is wrong with the model and with which of its weights are trained; is_elsewhere: as in `freeze`."""
     from vrft.models.families import FAMILIES
 
     model = config["model"]
@@ -97,7 +98,7 @@ def model_faults(config: dict[str, Any]) -> Iterator[str]:
     if config["evaluate"]["train"]:
         yield from _training_faults(model, path, has_deepspeed=bool(config["deepspeed"]["config"]))
         yield from part_faults(config)
-    yield from quantization_faults(config)
+    yield from quantization_faults(config, is_elsewhere=is_elsewhere)
 
 
 def _training_faults(model: dict[str, Any], path: str, *, has_deepspeed: bool) -> Iterator[str]:
@@ -180,7 +181,7 @@ def pair_faults(config: dict[str, Any]) -> Iterator[str]:
         yield f"trainer.sft_thought is {trainer['sft_thought']}, which only trainer=sft reads; leave it out"
     yield from _own_completion_faults(trainer)
     yield from argument_faults(trainer["name"], trainer["args"])
-    yield from _generation_faults(config)
+    yield from generation_faults(config)
     yield from _alarm_faults(config)
     yield from _other_faults(config)
     rollout, attention = config["rollout"], config["model"]["attention"]
@@ -219,7 +220,7 @@ def _other_faults(config: dict[str, Any]) -> Iterator[str]:
             yield from (f"evaluate.others.{name}: {fault}" for fault in pair_faults(checked))
 
 
-def _generation_faults(config: dict[str, Any]) -> Iterator[str]:
+def generation_faults(config: dict[str, Any]) -> Iterator[str]:
     """Yield what is wrong with a generation that serves several steps."""
     n_steps = config["trainer"]["args"].get("steps_per_generation")
     if not isinstance(n_steps, int) or not config["evaluate"]["train"]:

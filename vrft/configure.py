@@ -19,19 +19,32 @@ from vrft.vllm_faults import vllm_faults
 
 
 def freeze(
-    composed: DictConfig, *, device: str = "cpu", overrides: Sequence[str] = (), is_look: bool = False
+    composed: DictConfig,
+    *,
+    device: str = "cpu",
+    overrides: Sequence[str] = (),
+    is_look: bool = False,
+    is_elsewhere: bool = False,
 ) -> dict[str, Any]:
     """The config as plain values, with the section `derived` that the worker needs; `composed` is left alone.
 
     device: what `launch.device=auto` becomes. overrides: the user's own words; where nothing is trained, a checkpoint's
     card (`vrft.json`) sets what they do not. is_look: True where nothing will be trained, whatever the config says, so
-    that what only a training needs may be missing. Raises `UserError` that lists all faults found.
+    that what only a training needs may be missing. is_elsewhere: True where it is to run on another machine, so that
+    packages and devices may be missing on this one. Raises `UserError` that lists all faults found.
     """
-    return freeze_values(plain(composed), device=device, overrides=overrides, is_look=is_look)
+    return freeze_values(
+        plain(composed), device=device, overrides=overrides, is_look=is_look, is_elsewhere=is_elsewhere
+    )
 
 
 def freeze_values(
-    config: dict[str, Any], *, device: str = "cpu", overrides: Sequence[str] = (), is_look: bool = False
+    config: dict[str, Any],
+    *,
+    device: str = "cpu",
+    overrides: Sequence[str] = (),
+    is_look: bool = False,
+    is_elsewhere: bool = False,
 ) -> dict[str, Any]:
     """`freeze` of what `plain` has returned."""
     raise_all([*shape_faults(config, Config), *launch_shape_faults(config.get("launch"))], heading=CANNOT_RUN)
@@ -41,12 +54,14 @@ def freeze_values(
         config = with_card(config, overrides)
         raise_all(list(shape_faults(config, Config)), heading=CANNOT_RUN)  # a card is a file like any other
     looked_at = {**config, "evaluate": {**config["evaluate"], "train": False}} if is_look else config
-    faults = [*range_faults(looked_at), *launch_faults(looked_at), *model_faults(looked_at)]
+    faults = [*range_faults(looked_at), *launch_faults(looked_at)]
+    faults += model_faults(looked_at, is_elsewhere=is_elsewhere)
     if "predict" not in config:  # one's own image is neither rewarded nor scored
         faults += pair_faults(looked_at)
     chosen = config["launch"]["device"]
     device = device if chosen == "auto" else chosen
-    raise_all([*faults, *vllm_faults(looked_at, device=device)], heading=CANNOT_RUN)
+    faults += vllm_faults(looked_at, device=device, is_elsewhere=is_elsewhere)
+    raise_all(faults, heading=CANNOT_RUN)
     config["model"]["path"] = config["model"]["path"] or str(TINY_MODEL)
     config["derived"] = {"device": device, **batch_sizes(config)}
     return config

@@ -108,11 +108,13 @@ def _kept_batches(experiment: Experiment, folder: Path, name: str) -> KeptBatche
     provenance = json.loads((experiment.run_dir / "provenance.json").read_text(encoding="utf-8"))
     checkpoint = experiment.run_dir / "checkpoints" / name
     weights = provenance["model_hash"] if name == "before" else weight_hash(checkpoint)
+    n_rows = experiment.config["memory"]["evaluation_batch_size"]  # a run may go on with smaller batches
     fingerprint = {"config": lasting_hash(experiment.config), "data": provenance["data_hash"], "model": weights}
+    fingerprint |= {"evaluation_batch_size": n_rows}
     try:
         return KeptBatches(folder, fingerprint)
-    except OtherEvaluationError:
-        if name == "before":
+    except OtherEvaluationError as error:
+        if name == "before" and error.names != ["evaluation_batch_size"]:
             raise
     experiment.processes.wait_for_everyone()
     if experiment.processes.is_main_process:

@@ -13,6 +13,7 @@ import transformers
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers.utils import cached_file
 
 from vrft.errors import UserError
 from vrft.models.adapters import read_adapter
@@ -53,7 +54,8 @@ def export(path: Path, out: Path, *, dtype: str | None = None, trust_remote_code
         if (path / _CARD).is_file():
             shutil.copy(path / _CARD, staging)
         names = weight_names(staging)
-        if Path(base).is_dir() and (other := names ^ weight_names(Path(base))):
+        known = weight_names(_folder_of(base, adapter.get("revision")))
+        if other := names ^ known:
             raise UserError(
                 f"the weights of model.path={path} are not named as in {base}, first {sorted(other)[0]}; others "
                 "could not load them. Save them anew with the transformers that wrote the base"
@@ -74,6 +76,13 @@ def weight_names(folder: Path) -> set[str]:
         with safe_open(path, "pt") as file:
             names |= set(file.keys())
     return names
+
+
+def _folder_of(path: str, revision: str | None) -> Path:
+    """A model's folder; of a hub name, that of the copy from which it has just been loaded."""
+    if Path(path).is_dir():
+        return Path(path)
+    return Path(cached_file(path, "config.json", revision=revision, local_files_only=True)).parent
 
 
 def _check_out(out: Path) -> None:

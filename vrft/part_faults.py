@@ -28,12 +28,15 @@ def _stage_faults(zero: dict[str, Any]) -> Iterator[str]:
         yield f"{key}.stage3_gather_16bit_weights_on_model_save must be true, or checkpoints would hold no weights"
 
 
-def quantization_faults(config: dict[str, Any]) -> Iterator[str]:
-    """Yield why weights of 4 bits are not to be had, or not to be trained so."""
+def quantization_faults(config: dict[str, Any], *, is_elsewhere: bool = False) -> Iterator[str]:
+    """Yield why weights of 4 bits are not to be had, or not to be trained so.
+
+    is_elsewhere: True where another machine is meant, so that its packages need not be here.
+    """
     model, zero = config["model"], (config["deepspeed"]["config"] or {}).get("zero_optimization") or {}
     if not model["quantization"]:
         return
-    if not has_four_bits():
+    if not is_elsewhere and not has_four_bits():
         yield (
             "model.quantization is nf4, which needs bitsandbytes: pip install 'vrft[qlora]', or choose model/peft=lora"
         )

@@ -14,12 +14,17 @@ from tqdm import tqdm
 from vrft.errors import UserError
 from vrft.memory.fit import KNOBS, Change
 from vrft.memory.gpus import gpu_at_hand, gpu_bytes
+from vrft.package_files import TINY_MODEL
 from vrft.rows import Row, write_text_atomically
 
 _VARIANTS = (
     ("no checkpointing", {"memory.gradient_checkpointing": False}),
     ("checkpointing", {"memory.gradient_checkpointing": True}),
 )
+
+
+_TEMPLATE = 64  # tokens that a chat template puts around a question; Qwen's are 25
+_NO_GPU = "no GPU here, so this is the plan for one of any size; plan.gpu=NAME (or GiB) says whether it fits"
 
 
 def print_plan(config: dict[str, Any]) -> bool:
@@ -40,16 +45,18 @@ def print_plan(config: dict[str, Any]) -> bool:
     if wanted["compare"]:
         record["variants"] = _print_variants(config, options)
     does_fit = True
+    if not n_bytes and plan.target == "cuda":
+        print("\n" + _NO_GPU)
     if n_bytes:
         does_fit = plan.peak <= room(n_bytes)
         print("\n" + table.verdict(plan, name, n_bytes))
         record |= {"gpu": name, "gpu_bytes": n_bytes, "fits": does_fit}
     if not does_fit:
-        changes = _changes_that_fit(config, n_bytes, options)
+        changes, least = _changes_that_fit(config, n_bytes, options)
         after = config
         for change in changes or ():
             after = change.applied(after)
-        print(table.advice(changes, make_plan(after, **options) if changes else None))
+        print(table.advice(changes, make_plan(after, **options).peak if changes else least))
         record["changes"] = None if changes is None else [vars(change) for change in changes]
     if wanted["out"]:
         write_text_atomically(Path(wanted["out"]), json.dumps(record, indent=2) + "\n")
@@ -60,8 +67,8 @@ def print_plan(config: dict[str, Any]) -> bool:
 def fitted(config: dict[str, Any], rows: dict[str, list[Row]]) -> dict[str, Any]:
     """The frozen config with the changes that make it fit the GPU at hand, each printed; itself where it fits.
 
-    rows: by split; the largest image counts. Raises `UserError` where nothing helps. Without a GPU there is nothing to
-    fit, and the config stays as it is.
+    rows: by split; the largest image counts, and the longest question. Raises `UserError` where nothing helps. Without
+    a GPU there is nothing to fit, and the config stays as it is.
     """
     name = config["memory"].get("gpu")
     n_bytes = gpu_bytes(name, key="memory.gpu") if name is not None else gpu_at_hand()
@@ -74,19 +81,32 @@ def fitted(config: dict[str, Any], rows: dict[str, list[Row]]) -> dict[str, Any]
     from vrft.memory.plan import make_plan
     from vrft.memory.table import advice, size
 
-    options = _options(config, n_bytes)
     sizes = [tuple(row["image_wh"]) for split in rows.values() for row in split if row.get("image_wh")]
-    if sizes:
-        options["image_wh"] = max(sizes, key=math.prod)
-    changes = _changes_that_fit(config, n_bytes, options)
+    options = _options(config, n_bytes, image_wh=max(sizes, key=math.prod, default=None))
+    options["text_tokens"] = min(options["text_tokens"], _most_text(config, rows))
+    changes, least = _changes_that_fit(config, n_bytes, options)
     if changes is None:
-        raise UserError(f"memory=auto: {advice(None, None)}")
+        raise UserError(f"memory=auto: {advice(None, least)}")
     for change in changes:
         print(f"memory=auto: {change.words} ({change.price})", file=sys.stderr)
         config = change.applied(config)
     peak = make_plan(config, **options).peak
     print(f"memory=auto: {size(peak)} planned, of {size(room(n_bytes))}", file=sys.stderr)
     return config
+
+
+def _most_text(config: dict[str, Any], rows: dict[str, list[Row]]) -> int:
+    """Tokens that no prompt's text exceeds, told without a tokenizer: a token is a byte or more."""
+    from vrft.models.families import FAMILIES, frame_for
+    from vrft.tasks import load_task
+
+    task, memory = load_task(**config["task"], trust_code=config["trust_code"]), config["memory"]
+    limits = {"min_pixels": memory["min_pixels"], "max_pixels": memory["max_pixels"]}
+    family = FAMILIES[config["model"]["family"]]
+    questions = (
+        task.question(row, frame_for(family, row["image_wh"], **limits)) for one in rows.values() for row in one
+    )
+    return _TEMPLATE + max((len(question.encode()) for question in questions), default=0)
 
 
 def as_begun(run_dir: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -108,31 +128,40 @@ def _gpu(name: str | float | None) -> tuple[str, int | None]:
     return "the GPU here", gpu_at_hand()
 
 
-def _options(config: dict[str, Any], n_bytes: int | None) -> dict[str, Any]:
-    """How a plan is made: for a GPU if there is one to fit, of the images and prompts that the section `plan` tells."""
+def _options(config: dict[str, Any], n_bytes: int | None, image_wh: tuple[int, int] | None = None) -> dict[str, Any]:
+    """How a plan is made: of the images and prompts that the section `plan` tells, for a GPU unless the config says
+    `launch.device=cpu`, or it is the embedded model's, which runs where there is none."""
+    from vrft.memory.plan import text_length
+
     wanted = config.get("plan") or {}
-    options = {"target": "cuda" if n_bytes else config["derived"]["device"], "gpu_bytes": n_bytes}
+    is_for_cpu = config["launch"]["device"] == "cpu" or config["model"]["path"] == str(TINY_MODEL)
+    device = config["derived"]["device"] if is_for_cpu else "cuda"
+    options: dict[str, Any] = {"target": "cuda" if n_bytes else device, "gpu_bytes": n_bytes}
     if wanted.get("image_wh") is not None:
         if len(wanted["image_wh"]) != 2 or min(wanted["image_wh"]) < 1:
             raise UserError(f"plan.image_wh is {wanted['image_wh']}; a width and a height in pixels: [640,480]")
-        options["image_wh"] = tuple(wanted["image_wh"])
-    if wanted.get("prompt_tokens"):
-        options["prompt_tokens"] = wanted["prompt_tokens"]
+        image_wh = tuple(wanted["image_wh"])
+    image = {"image_wh": image_wh} if image_wh else {}
+    options |= image
+    options["text_tokens"] = text_length(config, **image, prompt_tokens=wanted.get("prompt_tokens"))
     return options
 
 
-def _changes_that_fit(config: dict[str, Any], n_bytes: int, options: dict[str, Any]) -> list[Change] | None:
-    """As `vrft.memory.fit.changes_that_fit`, with a bar: a large model takes seconds a config."""
+def _changes_that_fit(config: dict[str, Any], n_bytes: int, options: dict[str, Any]) -> tuple[list[Change] | None, int]:
+    """As `vrft.memory.fit.changes_that_fit`, with a bar: a large model takes seconds a config. Also the smallest peak
+    in bytes among the configs that were tried, or less."""
     from vrft.memory.fit import changes_that_fit, room
-    from vrft.memory.plan import fits
+    from vrft.memory.plan import peak_or_more
 
+    peaks = []
     with tqdm(desc="what would make it fit", unit="config", leave=False, delay=1) as bar:
 
         def does_fit(tried: dict[str, Any]) -> bool:
             bar.update()
-            return fits(tried, room(n_bytes), **options)
+            peaks.append(peak_or_more(tried, room(n_bytes), **options))
+            return peaks[-1] <= room(n_bytes)
 
-        return changes_that_fit(config, does_fit)
+        return changes_that_fit(config, does_fit), min(peaks)
 
 
 def _print_variants(config: dict[str, Any], options: dict[str, Any]) -> dict[str, int]:

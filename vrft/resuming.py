@@ -19,6 +19,8 @@ from vrft.shapes import flat
 _MAY_CHANGE = (  # what had ended it; on it goes
     "alarms.",
     "memory.completions_per_device",
+    "memory.evaluation_batch_size",
+    "memory.gradient_checkpointing",
     "reward.options.on_fault",
     "reward.options.timeout_s",
 )

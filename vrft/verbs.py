@@ -22,7 +22,8 @@ VERBS = {
     "check": Verb("look at an experiment's rows before it runs", "vrft check experiment=digits_riddles"),
     "probe": Verb("what the model earns before it is trained", "vrft probe experiment=digits_riddles"),
     "plan": Verb(
-        "what it takes of a GPU's memory, and what makes it fit", "vrft plan model=qwen2_vl_2b plan.gpu=a100_80gb"
+        "what it takes of a GPU's memory, and what makes it fit",
+        "vrft plan experiment=virft_coco plan.gpu=a100_80gb",
     ),
     "train": Verb("one whole experiment: evaluate, train, evaluate, report", "vrft train experiment=digits_riddles"),
     "evaluate": Verb("judge a model or a checkpoint", "vrft evaluate model.path=runs/NAME/checkpoints/best"),

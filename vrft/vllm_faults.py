@@ -17,10 +17,10 @@ def uses_vllm(config: dict[str, Any]) -> bool:
     return config["rollout"]["name"].startswith("vllm") and (is_sampling or bool(config["rollout"].get("evaluate")))
 
 
-def vllm_faults(config: dict[str, Any], *, device: str) -> Iterator[str]:
+def vllm_faults(config: dict[str, Any], *, device: str, is_elsewhere: bool = False) -> Iterator[str]:
     """Yield what is wrong with the settings of vLLM, and what is missing on this machine.
 
-    device: `cpu` or `cuda`.
+    device: `cpu` or `cuda`. is_elsewhere: True where another machine is meant.
     """
     rollout, name = config["rollout"], config["rollout"]["name"]
     settings = rollout.get("vllm") or {}
@@ -34,10 +34,8 @@ def vllm_faults(config: dict[str, Any], *, device: str) -> Iterator[str]:
         return
     if config["model"].get("quantization") and config["evaluate"]["train"]:
         yield f"rollout={name} cannot be given weights of 4 bits; choose rollout=shared_prefix or model/peft=lora"
-    if importlib.util.find_spec("vllm") is None:
-        yield f"rollout={name} needs the package vllm, which is not installed: pip install 'vrft[vllm]'"
-    elif device == "cpu" and not _is_cpu_build():
-        yield f"rollout={name} needs a GPU, or vLLM's build for CPUs; choose rollout=shared_prefix"
+    if not is_elsewhere:
+        yield from _missing(name, device)
     share, n_processes = settings.get("gpu_memory_utilization"), config["launch"]["nproc_per_node"]
     if share is not None and not 0 < share <= 1:
         yield f"rollout.vllm.gpu_memory_utilization is {share}; a share of a GPU's memory above 0, at most 1, is needed"
@@ -47,6 +45,14 @@ def vllm_faults(config: dict[str, Any], *, device: str) -> Iterator[str]:
             f"rollout.vllm.tensor_parallel_size={n_parallel} does not divide launch.nproc_per_node={n_processes}; "
             "1 lets every process have a copy of its own"
         )
+
+
+def _missing(name: str, device: str) -> Iterator[str]:
+    """Yield what this machine lacks for it."""
+    if importlib.util.find_spec("vllm") is None:
+        yield f"rollout={name} needs the package vllm, which is not installed: pip install 'vrft[vllm]'"
+    elif device == "cpu" and not _is_cpu_build():
+        yield f"rollout={name} needs a GPU, or vLLM's build for CPUs; choose rollout=shared_prefix"
 
 
 def _evaluation_faults(config: dict[str, Any]) -> Iterator[str]:

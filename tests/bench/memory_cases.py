@@ -70,6 +70,12 @@ CASES = {
     "20 M, max_pixels = 50176, two micro-batches": Case(
         "small", (560, 560), (*_GRPO, "memory.max_pixels=50176", "memory.completions_per_device=4")
     ),
+    "20 M, G = 4, three prompts, micro-batches of 3": Case(
+        "small", (280, 280), (*_GRPO, "trainer.prompts_per_step=3", "memory.completions_per_device=3")
+    ),
+    "20 M, G = 6, micro-batches of 4": Case(
+        "small", (280, 280), (*_GRPO, "memory.num_generations=6", "memory.completions_per_device=4")
+    ),
     "20 M, SFT": Case("small", (280, 280), (*_G4, "trainer=sft", "trainer.max_steps=2")),
     "20 M, SFT, checkpointing": Case("small", (280, 280), (*_G4, "trainer=sft", "trainer.max_steps=2", _CHECKPOINTING)),
 }

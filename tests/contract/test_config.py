@@ -307,3 +307,28 @@ def test_yaml_files_open_with_their_purpose():
 def test_every_verb_has_help_with_examples_that_are_its_own():
     for verb in VERBS:
         assert f"vrft {verb} " in verb_help(verb)
+
+
+def test_the_examples_of_plan_are_of_trainings_that_can_run(monkeypatch):
+    monkeypatch.setattr("vrft.part_faults.has_four_bits", lambda: False)
+    text = (config_folder() / "plan.yaml").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.strip().startswith("vrft plan ") and "=" in line]
+    examples = [VERBS["plan"].example, *lines]
+    assert len(examples) == 4
+    for example in examples:
+        assert freeze(compose("plan", example.split()[2:]), is_elsewhere=True)["evaluate"]["train"]
+
+
+def test_a_plan_refuses_what_a_training_refuses_but_for_what_another_machine_has(monkeypatch):
+    monkeypatch.setattr("vrft.part_faults.has_four_bits", lambda: False)
+    monkeypatch.setattr(vllm_faults.importlib.util, "find_spec", lambda package: None)
+    plan = {"device": "cpu", "is_elsewhere": True}
+    large = ["model=qwen2_vl_7b", "trainer.max_steps=1"]
+    for elsewhere in (["model/peft=qlora"], ["deepspeed=zero2", "rollout=vllm_colocate"]):
+        config = compose("train", [*large, *elsewhere])
+        assert freeze(config, **plan)["model"]["dtype"] == "bfloat16"
+        with pytest.raises(UserError, match=r"needs bitsandbytes|needs the package vllm"):
+            freeze(config)
+    for refused, word in (([], "bfloat16"), (["model/peft=qlora", "deepspeed=zero3"], "does not go with ZeRO-3")):
+        with pytest.raises(UserError, match=word):
+            freeze(compose("train", [*large, *refused]), **plan)

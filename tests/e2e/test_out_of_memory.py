@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from vrft import experiment, heartbeat, launching
 from vrft.batch_sizes import batch_sizes
 from vrft.errors import OUT_OF_MEMORY
+from vrft.evaluate import generate
 from vrft.train.grpo import ResumableSharing
 
 TOO_MUCH = 2**46  # bytes: the allocator refuses
@@ -105,9 +106,39 @@ def test_where_nothing_smaller_helps_the_run_ends_and_names_what_is_left(healthy
     scarce(monkeypatch, n_rows=0, step=1)
     assert experiment.run_experiment(config, choices={}, overrides=[]) == OUT_OF_MEMORY
     said = capsys.readouterr().err
-    assert "smaller micro-batches cannot help; left to turn in a new run are memory.gradient_checkpointing=true" in said
-    assert "memory.max_pixels (now 401408)" in said
+    assert "smaller batches cannot help; left to turn in a new run are memory.gradient_checkpointing=true" in said
+    assert "memory.max_pixels=200704, model/peft=lora, memory.num_generations=" in said
+    assert "deepspeed" not in said
     assert [line["to"] for line in lines_of(run_dir / "oom.jsonl")] == [1, None]
+
+
+def test_a_validation_out_of_memory_goes_on_in_smaller_batches(healthy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiment, "start_worker", in_this_process)
+    run_dir = tmp_path / "run"
+    config = smaller(healthy, run_dir, evaluation_batch_size=2)
+    write = generate.generate_texts
+
+    def scarcely(model, processor, questions, *args, **options):
+        if len(questions) > 1:
+            torch.empty(TOO_MUCH, dtype=torch.uint8)
+        return write(model, processor, questions, *args, **options)
+
+    monkeypatch.setattr(generate, "generate_texts", scarcely)
+    assert experiment.run_experiment(config, choices={}, overrides=[]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
+    assert len(said) == 1, said
+    assert "going on with memory.evaluation_batch_size=1 (it was 2); greedy completions stay" in said[0]
+    (line,) = lines_of(run_dir / "oom.jsonl")
+    assert (line["phase"], line["from"], line["to"]) == ("evaluation", 2, 1)
+    after = read_config(run_dir)
+    assert after["derived"] == config["derived"]
+    validated = [
+        [entry for entry in lines_of(folder / "metrics.jsonl") if any(key.startswith("validation/") for key in entry)]
+        for folder in (healthy("grpo"), run_dir)
+    ]
+    assert [entry["step"] for entry in validated[1]] == [0, 2, 4, 6]
+    metric = next(key for key in validated[0][0] if key.startswith("validation/") and key != "validation/n")
+    assert [entry[metric] for entry in validated[0]] == pytest.approx([entry[metric] for entry in validated[1]])
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 from small_models import FAMILIES, picture, save_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -90,6 +91,11 @@ def test_an_adapter_finds_the_revision_of_its_base(tmp_path):
     found = [float(line) for line in done.stdout.splitlines()[-2:]]
     assert found == pytest.approx([sums["v1"]] * 2)
     assert sums["main"] == pytest.approx(2 * sums["v1"])
+    save_file({"extra.weight": torch.zeros(1)}, hub / "snapshots" / ("1" * 40) / "extra.safetensors")
+    done = subprocess.run(
+        [*command[:-1], str(tmp_path / "other")], env=environment, capture_output=True, text=True, check=False
+    )
+    assert "are not named as in lab/base, first extra.weight" in done.stderr
 
 
 def test_a_whole_checkpoint_is_copied_in_the_dtype_asked_for(tmp_path):

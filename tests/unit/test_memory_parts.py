@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from vrft.errors import UserError
-from vrft.memory.gpus import GIB, GPUS, gpu_bytes
+from vrft.memory import gpus
+from vrft.memory.gpus import GIB, GPUS, gpu_at_hand, gpu_bytes
 from vrft.memory.parts import Counts, Sharding, bytes_of_optimizer, states
 
 N_2B, N_7B = 2_208_985_600, 8_291_375_616  # parameters of Qwen2-VL-2B and -7B Instruct, as their checkpoints have them
-BF16 = {n: Counts(n, 2 * n, n, 2 * n) for n in (N_2B, N_7B)}
+LARGEST = {N_2B: 151936 * 1536, N_7B: 152064 * 3584}  # the embeddings
+BF16 = {n: Counts(n, 2 * n, n, 2 * n, LARGEST[n]) for n in (N_2B, N_7B)}
 
 # GB (1e9) on one of 8 GPUs, worked out by hand: weights, gradients, master weights, Adam's m and v.
 # 2B: weights 2 x 2.2089856 = 4.4179712; master 4 x = 8.8359424; Adam 8 x = 17.6718848.
@@ -40,15 +42,46 @@ def test_states_of_the_published_models_by_hand(n, stage):
 def test_without_deepspeed_float32_takes_sixteen_bytes_a_parameter(n, total):
     found = states(Counts(n, 4 * n, n, 4 * n), Sharding())
     assert sum(found.gpu.values()) / 1e9 == pytest.approx(total, rel=1e-9)
-    assert (found.gpu["master weights"], found.gpu["buffers"], found.update) == (0, 0, 0)
+    assert (found.gpu["master weights"], found.gpu["buffers"], found.update["copies"]) == (0, 0, 0)
     assert states(Counts(n, 4 * n, n, 4 * n), Sharding(None, 2)).gpu["buffers"] == 4 * n  # DDP's
 
 
 def test_on_one_gpu_deepspeed_takes_the_sixteen_bytes_of_mixed_precision():
-    """2 weights, 2 gradients, 4 master, 8 Adam; and 4 more for the float32 copy of the gradients as it steps."""
+    """2 weights, 2 gradients, 4 master, 8 Adam; and 2 and 4 more for the gradients' flat and float32 copies."""
     found = states(BF16[N_2B], Sharding(2, 1))
     assert sum(gigabytes(found.gpu)) == pytest.approx(35.3437696, rel=1e-9)
-    assert found.update == 4 * N_2B
+    assert found.update == {"gradients": 2 * N_2B, "copies": 6 * N_2B}
+
+
+# GB on each of n GPUs while the optimizer steps: gradients, then their copies, worked out by hand.
+# Stages 1 and 2 copy the process's share, flat in bfloat16 and in float32: 6 bytes a number; or, before, the norm takes
+# the embeddings (233,373,696 and 544,997,376 numbers) in float64. Stage 3 copies sub-groups of 1e9 numbers.
+UPDATE = {
+    (N_2B, 1, 8): (0.5522464, 1.866989568),  # the norm: 8 x 0.233373696 is more than 6 x 0.2761232
+    (N_2B, 2, 8): (0.5522464, 1.866989568),
+    (N_2B, 3, 8): (0.5522464, 1.6567392),  # 6 x 0.2761232; of the embeddings it has an eighth
+    (N_7B, 1, 8): (2.072843904, 6.218531712),  # 6 x 1.036421952
+    (N_7B, 2, 8): (2.072843904, 6.218531712),
+    (N_7B, 3, 8): (2.072843904, 6.218531712),  # 1e9 and the tensor that reaches it are more than the share
+    (N_7B, 2, 2): (8.291375616, 24.874126848),  # 6 x 4.145687808
+    (N_7B, 3, 2): (8.291375616, 7.634992128),  # 6 x (1 + 0.272498688), half of the embeddings
+}
+
+
+@pytest.mark.parametrize(("n", "stage", "n_processes"), UPDATE)
+def test_the_update_by_hand(n, stage, n_processes):
+    found = states(BF16[n], Sharding(stage, n_processes)).update
+    assert (found["gradients"] / 1e9, found["copies"] / 1e9) == pytest.approx(UPDATE[n, stage, n_processes], rel=1e-9)
+
+
+def test_the_update_of_gradients_in_float32():
+    """Of float32 weights the share is copied once; of bfloat16 ones it lies flat, in stage 1 beside all the others."""
+    whole = Counts(800, 3200, 800, 3200, 50)
+    assert states(whole, Sharding(2, 8)).update == {"gradients": 400, "copies": 400}  # the norm: 8 x 50 too
+    half = Counts(800, 1600, 800, 1600, 50)
+    assert states(half, Sharding(2, 8, gradient_bytes=4)).update == {"gradients": 400, "copies": 400}
+    assert states(half, Sharding(1, 8, gradient_bytes=4)).update == {"gradients": 3200, "copies": 400 + 400}
+    assert states(half, Sharding(3, 8, gradient_bytes=4)).update == {"gradients": 400, "copies": 400}
 
 
 @pytest.mark.parametrize("n", [N_2B, N_7B])
@@ -97,7 +130,35 @@ def test_gpus(name, gib):
     assert gpu_bytes(name) == gib * GIB
 
 
-@pytest.mark.parametrize("name", ["a100_80", "", -3, 0, True])
+class Driver:
+    """libcuda.so.1 of GPUs of these sizes, as `CUDA_VISIBLE_DEVICES` leaves them."""
+
+    def __init__(self, *sizes: int) -> None:
+        self.sizes = sizes
+
+    def cuInit(self, flags: int) -> int:
+        return 0 if self.sizes else 100  # CUDA_ERROR_NO_DEVICE
+
+    def cuDeviceGetCount(self, count) -> int:
+        count._obj.value = len(self.sizes)
+        return 0
+
+    def cuDeviceGet(self, device, number: int) -> int:
+        device._obj.value = number
+        return 0
+
+    def cuDeviceTotalMem_v2(self, size, device) -> int:
+        size._obj.value = self.sizes[device.value]
+        return 0
+
+
+@pytest.mark.parametrize(("sizes", "found"), [((), None), ((80 * GIB,), 80 * GIB), ((80 * GIB, 24 * GIB), 24 * GIB)])
+def test_the_smallest_visible_gpu_counts(monkeypatch, sizes, found):
+    monkeypatch.setattr(gpus.ctypes, "CDLL", lambda name: Driver(*sizes))
+    assert gpu_at_hand() == found
+
+
+@pytest.mark.parametrize("name", ["a100_80", "", -3, 0, True, float("inf"), float("nan")])
 def test_an_unknown_gpu_is_refused_by_its_key(name):
     with pytest.raises(UserError, match=r"^memory.gpu is .*known: .*a100_80gb.* or a number of GiB: memory.gpu=48$"):
         gpu_bytes(name, key="memory.gpu")

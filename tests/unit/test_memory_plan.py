@@ -11,9 +11,12 @@ from hydra import compose, initialize_config_dir
 from vrft.configure import freeze
 from vrft.errors import UserError
 from vrft.memory.architectures import PUBLISHED, architecture, make_model
+from vrft.memory.batch import most_prompts
 from vrft.memory.fit import changes_that_fit
+from vrft.memory.four_bits import loaded_bytes, pack
 from vrft.memory.live import LiveBytes
-from vrft.memory.plan import image_size, make_plan
+from vrft.memory.parts import Counts
+from vrft.memory.plan import image_size, make_plan, text_length
 from vrft.memory.table import advice, plan_table
 from vrft.package_files import config_folder
 
@@ -48,10 +51,68 @@ def planned(config: dict, **options):
 @pytest.mark.parametrize("path", PUBLISHED)
 def test_the_architectures_have_the_published_numbers_of_parameters(path):
     settings = {"path": path, "revision": None, "trust_remote_code": False, "dtype": "bfloat16", "attention": "sdpa"}
-    settings |= {"family": PUBLISHED[path]["model_type"], "freeze": [], "peft": None}
+    settings |= {"family": PUBLISHED[path]["model_type"], "freeze": [], "peft": None, "quantization": None}
     weights = list(make_model(settings, architecture(settings)).parameters())
     assert sum(weight.numel() for weight in weights) == TOTALS[path]
     assert all(weight.is_meta and weight.dtype == torch.bfloat16 for weight in weights)
+
+
+def test_qlora_keeps_the_language_model_of_the_7b_in_four_bits():
+    """Of 28 layers the projections: q, o 3584 x 3584, k, v 512 x 3584, gate, up, down 18944 x 3584: 233,046,016 each.
+
+    6,525,288,448 numbers of half a byte, a scale of 1 byte to 64 and one of 4 bytes to 16,384: 3,262,644,224 +
+    101,957,632 + 1,593,088. The other 1,766,087,168 in bfloat16: 3,532,174,336. LoRA of rank 16, float32, beside.
+    """
+    path = "Qwen/Qwen2-VL-7B-Instruct"
+    settings = {"path": path, "revision": None, "trust_remote_code": False, "dtype": "bfloat16", "attention": "sdpa"}
+    settings |= {"family": "qwen2_vl", "freeze": [], "peft": LORA, "quantization": "nf4"}
+    found = Counts.of(make_model(settings, architecture(settings)))
+    adapter = 28 * 16 * (3584 + 3584 + 3584 + 512)  # q: 3584 to 3584, v: 3584 to 512
+    assert found.n_trained == adapter
+    assert found.trained_bytes == 4 * adapter
+    assert found.weight_bytes == 6_898_369_280 + 4 * adapter
+    assert found.n_weights == TOTALS[path] + adapter
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "group", "n_steps", "n_processes", "of_step", "of_process"),
+    [
+        (3, 4, 4, 1, 2, 3),  # rows 3, 4 and 5: the last of one group, two of the next
+        (4, 6, 3, 1, 2, 2),  # rows 4 to 7
+        (3, 6, 4, 1, 1, 2),  # a divisor of G: never two
+        (8, 4, 2, 1, 2, 4),  # a multiple: none is cut
+        (5, 4, 4, 1, 2, 5),  # 0 to 4, 5 to 9, 10 to 14, 15 to 19: of two each
+        (1, 4, 8, 1, 1, 2),
+        (6, 4, 1, 2, 2, 2),  # process 0: 4 + 2 rows, process 1: 2 + 4
+        (2, 8, 1, 4, 1, 1),  # a group on four processes
+        (3, 4, 2, 2, 2, 2),  # process 0: 4 + 2 rows as 3 + 3
+        (8, 1, 1, 1, 8, 8),  # SFT
+    ],
+)
+def test_the_most_prompts_of_a_micro_batch_by_hand(n_rows, group, n_steps, n_processes, of_step, of_process):
+    assert most_prompts(n_rows, group, n_steps=n_steps, n_processes=n_processes) == (of_step, of_process)
+
+
+def test_a_plan_of_qlora_takes_less_than_one_of_lora(tiny):
+    config = copy.deepcopy(tiny)
+    config["model"] |= {"peft": LORA}
+    whole = planned(config).phases["update"]["weights"]
+    config["model"] |= {"quantization": "nf4"}
+    assert planned(config).phases["update"]["weights"] < 0.7 * whole
+
+
+def test_a_layer_of_four_bits_is_written_out_whole_while_it_is_multiplied():
+    layer = torch.nn.Linear(8, 4, bias=False)
+    pack(torch.nn.ModuleList([layer]))
+    inputs = torch.zeros(1, 8, requires_grad=True)
+    with LiveBytes() as live:
+        output = layer(inputs)
+    assert (live.peak_bytes, live.total) == (4 * (8 * 4 + 4), output.nbytes)
+    with LiveBytes() as live:
+        output.backward(torch.ones(1, 4))
+    assert live.peak_bytes >= 4 * (8 * 4 + 8)
+    assert layer.weight.grad is None
+    assert loaded_bytes(layer) == 32 // 2 + 1 + 4
 
 
 def test_live_bytes_counts_what_is_alive_and_keeps_the_peak():
@@ -134,6 +195,20 @@ def test_an_image_has_the_size_that_qwen_vl_utils_gives_it():
     assert image_size(config, (640, 427)) == (532, 364)  # known from the processor itself
 
 
+def test_a_smaller_image_makes_a_shorter_prompt(tiny):
+    """Of 112 x 84 pixels 8 x 6 tokens; under max_pixels = 3136 it is brought to 56 x 42: 4 x 3."""
+    assert text_length(tiny, (112, 84), 100) == 100 - 48
+    config = copy.deepcopy(tiny)
+    config["memory"] |= {"min_pixels": 196, "max_pixels": 3136}
+    assert planned(config, prompt_tokens=None, text_tokens=52).shapes.prompt == 52 + 12
+    assert text_length(tiny, (112, 84), 50) == 16  # a question
+
+
+def test_an_image_that_no_processor_takes_is_refused(tiny):
+    with pytest.raises(UserError, match=r"plan.image_wh is \[10000, 20\], which the image processor refuses: .*ratio"):
+        image_size(tiny, (10000, 20))
+
+
 def test_the_cheapest_changes_in_their_order():
     """A plan that shrinks with every knob: what is turned, and what is turned back."""
     config = composed("model=qwen2_vl_2b", "deepspeed=zero2", "launch=torchrun", "launch.nproc_per_node=2")
@@ -159,7 +234,7 @@ def test_the_cheapest_changes_in_their_order():
     assert words(9) == ["memory.evaluation_batch_size=16", f"{micro}=2", checkpointing, "deepspeed=zero3"]
     assert words(5) == [f"{micro}=2", checkpointing, "deepspeed=zero3", "model/peft=lora"]  # 1.7 + 2 + 1
     assert words(0.1) is None
-    assert "no change of these knobs" in advice(None, None)
+    assert "no change of these knobs makes it fit: it takes at least 3.00 GiB; " in advice(None, 3 * 2**30)
 
 
 def test_the_number_of_completions_is_touched_last():

@@ -13,7 +13,12 @@ from vrft.configure import freeze
 from vrft.errors import UserError
 from vrft.package_files import config_folder
 
-ROWS = {"train": [{"row_id": "a", "image_wh": [56, 56]}, {"row_id": "b", "image_wh": [28, 56]}]}
+ROWS = {
+    "train": [
+        {"row_id": "a", "image_wh": [56, 56], "problem": "où?"},
+        {"row_id": "b", "image_wh": [28, 56], "problem": "where is it?"},
+    ]
+}
 WORDS = ["experiment=digits_riddles", "debug=smoke", "memory=auto", "evaluate.before=false", "evaluate.after=false"]
 WORDS += ["trainer.eval_steps=null", "evaluate.checkpoint=last", "memory.max_prompt_length=64", "trainer.max_steps=2"]
 
@@ -49,8 +54,20 @@ def test_a_small_gpu_turns_the_micro_batch_and_nothing_that_changes_results(auto
         assert config["memory"][key] == auto["memory"][key]
 
 
+def test_a_prompt_is_no_longer_than_the_rows_questions(auto, monkeypatch):
+    assert planning._most_text(auto, ROWS) == 64 + 12
+    assert planning._most_text(auto, {"train": ROWS["train"][:1]}) == 64 + 4  # bytes
+    seen = []
+    monkeypatch.setattr(planning, "_changes_that_fit", lambda *asked: (seen.append(asked[2]), (None, 1))[1])
+    config = copy.deepcopy(auto)
+    config["memory"] |= {"gpu": 8, "max_prompt_length": 1024}
+    with pytest.raises(UserError):
+        planning.fitted(config, ROWS)
+    assert seen[0]["text_tokens"] == 76  # in place of 1024 - 16, of the largest image
+
+
 def test_where_nothing_helps_it_says_so(auto):
-    with pytest.raises(UserError, match=r"^memory=auto: no change of these knobs makes it fit"):
+    with pytest.raises(UserError, match=r"^memory=auto: no change .* makes it fit: it takes at least .* MiB; "):
         fitted_to(auto, 0.004)
     with pytest.raises(UserError, match=r"^memory.gpu is 'a100_81gb'; did you mean a100_80gb"):
         fitted_to(auto, "a100_81gb")
@@ -60,6 +77,15 @@ def test_without_a_gpu_nothing_is_changed(auto, monkeypatch, capsys):
     monkeypatch.setattr(planning, "gpu_at_hand", lambda: None)
     assert planning.fitted(auto, ROWS) is auto
     assert "no GPU here" in capsys.readouterr().err
+
+
+def test_a_plan_is_for_a_gpu_but_for_the_embedded_model_and_a_cpu_asked_for(auto):
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        words = ["model=qwen2_vl_2b", "deepspeed=zero2", "trainer.max_steps=1"]
+        large, on_cpu = (freeze(compose("train", overrides=[*words, *more])) for more in ([], ["launch.device=cpu"]))
+    targets = [planning._options(config, None)["target"] for config in (large, on_cpu, auto)]
+    assert targets == ["cuda", "cpu", "cpu"]
+    assert planning._options(auto, 2**30)["target"] == "cuda"
 
 
 def test_a_run_that_goes_on_keeps_the_knobs_it_began_with(auto, tmp_path):

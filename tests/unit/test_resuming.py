@@ -78,12 +78,20 @@ def test_a_killed_evaluation_goes_on_under_other_alarms_and_nothing_else(tmp_pat
 
     def kept(record: dict, **sections):
         (tmp_path / "provenance.json").write_text(json.dumps(record))
-        experiment = SimpleNamespace(run_dir=tmp_path, config=CONFIG | sections)
+        processes = SimpleNamespace(wait_for_everyone=lambda: None, is_main_process=True)
+        config = {**CONFIG, "memory": {"evaluation_batch_size": 4}, **sections}
+        experiment = SimpleNamespace(run_dir=tmp_path, config=config, processes=processes)
         return _kept_batches(experiment, tmp_path / "batches", "before")
 
     kept(record, alarms={"window": 1}).add(0, [{"text": "four"}], rank=0)
     assert kept(record, alarms={"window": 2}).done == {0: [{"text": "four"}]}
-    others = [(record | {"data_hash": "x"}, {}), (record | {"model_hash": "x"}, {}), (record, {"memory": {"a": 1}})]
+    others = [
+        (record | {"data_hash": "x"}, {}),
+        (record | {"model_hash": "x"}, {}),
+        (record, {"memory": {"evaluation_batch_size": 4, "a": 1}}),
+    ]
     for other, sections in others:
         with pytest.raises(OtherEvaluationError):
             kept(other, **sections)
+    assert kept(record, memory={"evaluation_batch_size": 2}).done == {}  # out of memory: they are made anew
+    assert not (tmp_path / "batches").exists()

@@ -16,7 +16,11 @@ from vrft.errors import UserError
 
 
 class OtherEvaluationError(UserError):
-    """The kept batches are of another model, other data or another config."""
+    """The kept batches are of another model, other data or another config. names: what of the fingerprint differs."""
+
+    def __init__(self, message: str, names: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.names = list(names)
 
 
 class KeptBatches:
@@ -67,7 +71,8 @@ class KeptBatches:
             raise OtherEvaluationError(
                 f"{self.folder} was begun with another {', '.join(line.partition(':')[0] for line in other)} "
                 f"({'; '.join(other)}), so its completions cannot be gone on with; delete it, or go back to what it "
-                "was begun with"
+                "was begun with",
+                [line.partition(":")[0] for line in other],
             )
 
 

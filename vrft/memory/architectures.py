@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConf
 from trl.trainer.utils import add_fused_lm_head
 
 from vrft.errors import UserError
+from vrft.memory.four_bits import pack
 from vrft.models.adapters import lora_settings
 from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts
@@ -99,6 +100,8 @@ def make_model(model: dict[str, Any], found: PreTrainedConfig) -> PreTrainedMode
         )
         made.generation_config = GenerationConfig()
         freeze_parts(made, model["freeze"], FAMILIES[model["family"]])
+        if model["quantization"]:
+            pack(made.model.language_model)  # `load_model` leaves out the vision tower and the head
         add_fused_lm_head(made, outputs=("log_probs", "entropy"))  # as TRL does, before the adapter is put on
         if model["peft"]:
             settings = lora_settings(model, FAMILIES[model["family"]])

@@ -14,11 +14,11 @@ from vrft.models.shared_prefix import without_adapter
 class Shapes:
     """What one process computes on.
 
-    n_prompts: distinct prompts of the micro-batch. n_completions: its rows. rollout_prompts, rollout_rows: of a whole
-    generation, or 0. prompt, completion: tokens, all rows alike. images: of a prompt; image_grid: patches of one in
-    time, height and width. shares: whether a prompt is computed once for its completions. trainer: `grpo` or `sft`.
-    accumulates: True where gradients of earlier micro-batches are there. sheds_gradients: True where each is taken away
-    as soon as it is whole (ZeRO 2 and 3).
+    n_prompts: distinct prompts of the micro-batch that has most. n_completions: its rows. rollout_prompts,
+    rollout_rows: of a whole generation, or 0. prompt, completion: tokens, all rows alike. images: of a prompt;
+    image_grid: patches of one in time, height and width. shares: whether a prompt is computed once for its completions.
+    trainer: `grpo` or `sft`. accumulates: True where gradients of earlier micro-batches are there. sheds_gradients:
+    True where each is taken away as soon as it is whole (ZeRO 2 and 3).
     """
 
     n_prompts: int
@@ -34,6 +34,30 @@ class Shapes:
     checkpointing: bool = False
     accumulates: bool = False
     sheds_gradients: bool = False
+
+
+def most_prompts(n_rows: int, group: int, *, n_steps: int = 1, n_processes: int = 1) -> tuple[int, int]:
+    """The most distinct prompts among a micro-batch's rows, and among a process's rows of a whole generation.
+
+    n_rows: of a micro-batch, of which a generation serves `n_steps`. group: completions of a prompt, which lie side by
+    side. Processes take such stretches in turn, so a prompt may be shared by two; `vrft.train.micro_batches` puts the
+    groups of a process in another order, so that those which it has not whole may lie anywhere (then one or two too
+    many may be counted).
+
+    >>> most_prompts(3, 4, n_steps=4), most_prompts(4, 6, n_steps=3), most_prompts(8, 4, n_steps=2)
+    ((2, 3), (2, 2), (2, 4))
+    """
+    rows = n_rows * n_steps
+    of_step, of_process = 1, 1
+    for start in {process * rows % group for process in range(n_processes)}:
+        begun_before = min(-start % group, rows)
+        cut = [size for size in (begun_before, (rows - begun_before) % group) if size]
+        of_process = max(of_process, len(cut) + (rows - begun_before) // group)
+        before = {0, sum(cut), *cut}  # rows of cut groups that may stand before a micro-batch
+        offsets = {(step * n_rows - shift) % group for step in range(n_steps) for shift in before}
+        for n_cut in range(len(cut) + 1):
+            of_step = max(of_step, n_cut - (-(max(offsets) + n_rows - n_cut) // group))
+    return min(of_step, of_process, n_rows), of_process
 
 
 def batch_on_meta(model: PreTrainedModel, n_prompts: int, n_rows: int, shapes: Shapes) -> dict:

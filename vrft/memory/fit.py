@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from vrft.batch_sizes import batch_sizes, n_processes
+from vrft.config_faults import generation_faults, model_faults
 from vrft.errors import UserError
 from vrft.package_files import config_folder
-from vrft.part_faults import part_faults, quantization_faults
 
 KNOBS = (
     "memory.evaluation_batch_size",
@@ -77,6 +77,16 @@ def changes_that_fit(config: dict[str, Any], fits: Callable[[dict[str, Any]], bo
     return None
 
 
+def first_changes(config: dict[str, Any]) -> dict[str, Change]:
+    """The mildest change of each knob that is left to turn and allowed, by the knob's name."""
+    found = {}
+    for knob, steps in _KNOBS_BY_NAME.items():
+        allowed = (change for change in steps(config) if _is_allowed(config, [change]))
+        if change := next(allowed, None):
+            found[knob] = change
+    return found
+
+
 def _with(config: dict[str, Any], changes: Sequence[Change]) -> dict[str, Any]:
     for change in changes:
         config = change.applied(config)
@@ -89,14 +99,18 @@ def _is_allowed(config: dict[str, Any], changes: Sequence[Change]) -> bool:
         changed = _with(config, changes)
     except UserError:  # processes cannot share the step
         return False
-    return not [*part_faults(changed), *quantization_faults(changed)]
+    return not [*model_faults(changed, is_elsewhere=True), *generation_faults(changed)]
 
 
 def _pruned(config: dict[str, Any], taken: list[Change], fits: Callable[[dict[str, Any]], bool]) -> list[Change]:
     """Without what the later changes have made needless, and the others no further than needed."""
+
+    def is_enough(changes: Sequence[Change]) -> bool:
+        return _is_allowed(config, changes) and fits(_with(config, changes))
+
     for change in taken[-2::-1]:  # the dearest first; the last one is needed
         others = [one for one in taken if one is not change]
-        if fits(_with(config, others)):
+        if is_enough(others):
             taken = others
             continue
         steps = _KNOBS_BY_NAME[change.knob](config)
@@ -104,7 +118,7 @@ def _pruned(config: dict[str, Any], taken: list[Change], fits: Callable[[dict[st
         for milder in steps:
             if milder.values == change.values:
                 break
-            if fits(_with(config, [*taken[:place], milder, *taken[place + 1 :]])):
+            if is_enough([*taken[:place], milder, *taken[place + 1 :]]):
                 taken = [*taken[:place], milder, *taken[place + 1 :]]
                 break
     return taken
@@ -131,7 +145,17 @@ def _micro_batch(config: dict[str, Any]) -> Iterator[Change]:
         price = "none: the same step in more pieces"
         if is_shared and parts > 1:
             price = f"each prompt is computed {parts} times in training; the results stay the same"
+        if weighs_by_micro_batch(config):
+            price = f"the result, a little: {BY_MICRO_BATCH}"
         yield _memory("micro-batch", "completions_per_device", size, price)
+
+
+BY_MICRO_BATCH = "trainer.args.loss_type=bnpo divides by a micro-batch's tokens, so its size changes the loss"
+
+
+def weighs_by_micro_batch(config: dict[str, Any]) -> bool:
+    """True if the loss depends on how a step is cut into micro-batches."""
+    return config["trainer"]["name"] == "grpo" and config["trainer"]["args"].get("loss_type") == "bnpo"
 
 
 def _halved(config: dict[str, Any], size: int) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import re
-import subprocess
 
 from vrft.errors import UserError
 from vrft.shapes import suggestion
@@ -33,7 +34,7 @@ GPUS = {
 def gpu_bytes(name: str | float, *, key: str = "plan.gpu") -> int:
     """Memory in bytes of a GPU of the table, or of a number of GiB. Raises `UserError` naming the config's `key`."""
     if isinstance(name, (int, float)) and not isinstance(name, bool):
-        if name > 0:
+        if 0 < name < math.inf:
             return int(name * GIB)
     elif name in GPUS:
         return int(GPUS[name] * GIB)
@@ -45,10 +46,17 @@ def gpu_bytes(name: str | float, *, key: str = "plan.gpu") -> int:
 
 
 def gpu_at_hand() -> int | None:
-    """Bytes of the first GPU that the driver reports, or None."""
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    """Bytes of the smallest GPU that the driver shows to this process (it heeds CUDA_VISIBLE_DEVICES), or None."""
     try:
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()
-    except (OSError, subprocess.SubprocessError):
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
         return None
-    return int(float(said[0]) * 2**20) if said and said[0].replace(".", "").isdigit() else None
+    n_devices, device, size = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_size_t(0)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(n_devices)):
+        return None
+    sizes = []
+    for number in range(n_devices.value):
+        is_told = driver.cuDeviceGet(ctypes.byref(device), number) == 0
+        if is_told and driver.cuDeviceTotalMem_v2(ctypes.byref(size), device) == 0:
+            sizes.append(size.value)
+    return min(sizes, default=None)

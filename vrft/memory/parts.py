@@ -2,8 +2,7 @@
 
 Seen in deepspeed 0.19.8: in bfloat16 a gradient takes 2 bytes (`grad_accum_dtype` is the model's dtype unless
 `data_types.grad_accum_dtype` says otherwise); master weights and Adam's m and v take 4 bytes each, shared out from
-stage 1 on; stage 2 shares out gradients, stage 3 weights. Before a step stages 1 and 2 make a float32 copy of the
-process's part of the gradients.
+stage 1 on; stage 2 shares out gradients, stage 3 weights. What the update takes beside them: `_update`.
 """
 
 from __future__ import annotations
@@ -12,35 +11,45 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vrft.batch_sizes import n_processes
+from vrft.memory.four_bits import loaded_bytes
 
 FLOAT32 = 4
+_NORM = 8  # bytes a number of what a norm is taken of
 _ADAM = 8  # bytes a parameter: m and v in float32
 _OPTIMIZERS = {"sgd": 0, "adafactor": 0, "adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2, "lion_32bit": 4}
 _BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size, in numbers
 _MAX_LIVE = 1_000_000_000  # its stage3_max_live_parameters
+_SUB_GROUP = 1_000_000_000  # its sub_group_size
 
 
 @dataclass(frozen=True)
 class Counts:
-    """A policy in numbers. n_*: parameters; *_bytes: in the dtypes that they are loaded in."""
+    """A policy in numbers. n_*: parameters; *_bytes: in the dtypes that they are loaded in. n_largest: of the largest
+    tensor that is trained."""
 
     n_weights: int
     weight_bytes: int
     n_trained: int
     trained_bytes: int
+    n_largest: int = 0
 
     @classmethod
     def of(cls, model: Any) -> Counts:
         weights = list(model.parameters())
         trained = [weight for weight in weights if weight.requires_grad]
-        sizes = ((sum(w.numel() for w in some), sum(w.nbytes for w in some)) for some in (weights, trained))
-        return cls(*next(sizes), *next(sizes))
+        return cls(
+            sum(weight.numel() for weight in weights),
+            loaded_bytes(model),
+            sum(weight.numel() for weight in trained),
+            sum(weight.nbytes for weight in trained),
+            max((weight.numel() for weight in trained), default=0),
+        )
 
 
 @dataclass(frozen=True)
 class Sharding:
     """How states are shared out. stage: of ZeRO; None without DeepSpeed. gradient_bytes: of one gradient's number, None
-    for the model's dtype."""
+    for the model's dtype. sub_group: numbers that stage 3 steps on at once."""
 
     stage: int | None = None
     n_processes: int = 1
@@ -50,6 +59,7 @@ class Sharding:
     bucket: int = _BUCKET
     max_live: int = _MAX_LIVE
     gradient_bytes: int | None = None
+    sub_group: int = _SUB_GROUP
 
     @classmethod
     def of(cls, config: dict[str, Any], hidden_size: int) -> Sharding:
@@ -69,6 +79,7 @@ class Sharding:
             bucket=hidden_size**2 if bucket == "auto" else int(bucket),
             max_live=_MAX_LIVE if live == "auto" else int(live),
             gradient_bytes={"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2}.get(dtype),
+            sub_group=int(zero.get("sub_group_size", _SUB_GROUP)),
         )
 
 
@@ -78,12 +89,17 @@ def _is_offloaded(zero: dict[str, Any], name: str) -> bool:
 
 @dataclass(frozen=True)
 class States:
-    """Bytes by part on one GPU (or process), and of this process in main memory. update: beside the rest, while the
-    optimizer steps."""
+    """Bytes by part on one GPU (or process), and of this process in main memory. update: `gradients` and their `copies`
+    while the optimizer steps, in place of those in `gpu`."""
 
     gpu: dict[str, int]
     host: dict[str, int] = field(default_factory=dict)
-    update: int = 0
+    update: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def least(self) -> int:
+        """Bytes on the GPU that no phase of a training can do without."""
+        return max(sum(self.gpu.values()), sum((self.gpu | self.update).values()))
 
 
 def states(counts: Counts, sharding: Sharding, *, reference_bytes: int = 0, optimizer_bytes: int = _ADAM) -> States:
@@ -108,17 +124,44 @@ def states(counts: Counts, sharding: Sharding, *, reference_bytes: int = 0, opti
         "reference": reference_bytes // weight_share,
         "buffers": _buffers(counts, sharding),
     }
-    update = FLOAT32 * counts.n_trained // n if is_deepspeed and stage in (1, 2) else 0
+    update = _update(counts, sharding, gradients)
     host: dict[str, int] = {}
     if sharding.offloads_optimizer:
         host = {name: gpu[name] for name in ("master weights", "optimizer")}
         host["gradients"] = FLOAT32 * counts.n_trained // gradient_share
         gpu |= dict.fromkeys(("master weights", "optimizer", "gradients"), 0)
-        update = 0
+        update = {"gradients": 0, "copies": 0}
     if sharding.offloads_weights:
         host |= {name: gpu[name] for name in ("weights", "reference")}
         gpu |= {"weights": 0, "reference": 0}
     return States(gpu, host, update)
+
+
+def _update(counts: Counts, sharding: Sharding, gradient_bytes: int) -> dict[str, int]:
+    """Gradients, and their copies, while the optimizer steps.
+
+    Seen in deepspeed 0.19.8. First a norm is taken, of one gradient after the other in float64. Then stages 1 and 2
+    (`step` in stage_1_and_2.py) lay the process's share out flat and turn that into float32; by then other processes'
+    shares are gone. With gradients in float32 of weights in bfloat16 it is flat already: in stage 2 that is what the
+    gradients lie in, in stage 1 it comes beside all of them. Stage 3 (`_prepare_fp32_grad_for_sub_group` in stage3.py)
+    does the same for `sub_group_size` numbers at a time, to which the tensor that reaches it is added whole.
+    gradient_bytes: of all gradients together.
+    """
+    stage, n = sharding.stage, sharding.n_processes
+    if not stage:
+        return {"gradients": gradient_bytes, "copies": 0}
+    share, width = counts.n_trained // n, gradient_bytes // max(counts.n_trained, 1)
+    is_flat = width == FLOAT32 and counts.trained_bytes < gradient_bytes
+    as_float32 = 0 if width == FLOAT32 else FLOAT32
+    if stage == 3:
+        largest = -(-counts.n_largest // n)
+        at_once = min(share, sharding.sub_group + largest)
+        return {"gradients": width * share, "copies": max(_NORM * largest, (width + as_float32) * at_once)}
+    norm = _NORM * min(counts.n_largest, share)
+    if is_flat:
+        beside = stage == 1
+        return {"gradients": gradient_bytes if beside else width * share, "copies": norm + beside * width * share}
+    return {"gradients": width * share, "copies": max(norm, (width + as_float32) * share)}
 
 
 def _buffers(counts: Counts, sharding: Sharding) -> int:
@@ -126,7 +169,7 @@ def _buffers(counts: Counts, sharding: Sharding) -> int:
     width = counts.weight_bytes // max(counts.n_weights, 1)
     if sharding.stage is None:
         return counts.trained_bytes if sharding.n_processes > 1 else 0  # DDP's buckets
-    bucket = sharding.bucket * width * (2 if sharding.overlaps else 1)
+    bucket = sharding.bucket * (counts.trained_bytes // max(counts.n_trained, 1)) * (2 if sharding.overlaps else 1)
     if sharding.stage < 3:
         return bucket if sharding.stage else 0
     here = 0 if sharding.offloads_weights else counts.n_weights // sharding.n_processes

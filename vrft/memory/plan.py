@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 
-from vrft.batch_sizes import batch_sizes
+from vrft.batch_sizes import batch_sizes, n_processes
 from vrft.errors import UserError
 from vrft.memory.architectures import architecture, make_model
-from vrft.memory.dry_run import Shapes, rollout_bytes, step_bytes
+from vrft.memory.batch import Shapes, most_prompts
+from vrft.memory.dry_run import rollout_bytes, step_bytes
 from vrft.memory.parts import Counts, Sharding, States, bytes_of_optimizer, states
-from vrft.models.families import FAMILIES
+from vrft.models.families import FAMILIES, seen_size
 
 LARGE_IMAGE = (4032, 3024)  # pixels: a photograph, larger than any max_pixels in use
+_QUESTION = 16  # tokens of the shortest question, with what stands around it
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,20 @@ def make_plan(
     gpu_bytes: int | None = None,
     image_wh: tuple[int, int] = LARGE_IMAGE,
     prompt_tokens: int | None = None,
+    text_tokens: int | None = None,
     completion_tokens: int | None = None,
 ) -> Plan:
     """What one process of a frozen config takes.
 
     target: `cuda` or `cpu`. gpu_bytes: of the GPU, of which vLLM takes a share. image_wh: the size of an image before
     it is resized. prompt_tokens: of the longest prompt, image included; None for `memory.max_prompt_length`.
-    completion_tokens: of every completion; None for `memory.max_completion_length`.
+    text_tokens: in place of it, of its text alone, so that a smaller image makes a shorter prompt. completion_tokens:
+    of every completion; None for `memory.max_completion_length`.
     """
-    seen, shapes = _shapes(config, image_wh, prompt_tokens, completion_tokens)
+    seen = image_size(config, image_wh)
+    if text_tokens is None:
+        text_tokens = text_length(config, image_wh, prompt_tokens)
+    shapes = _shapes(config, seen, text_tokens, completion_tokens)
     known, sharding, lasting = _lasting(config)
     counts = known.counts
     is_wide = sharding.stage is not None and sharding.stage >= 2
@@ -89,7 +96,7 @@ def make_plan(
         own = own | {"gradients": lasting.gpu["gradients"]}
     at_hand = _image_bytes(known.model, replace(shapes, rollout_rows=shapes.n_completions))  # which the step counts
     phases["step"] = always | {"images": max(images - at_hand, 0)} | own
-    phases["update"] = always | {"gradients": lasting.gpu["gradients"], "images": images, "copies": lasting.update}
+    phases["update"] = always | {"images": images} | lasting.update
     return Plan(
         phases={name: {part: size for part, size in parts.items() if size} for name, parts in phases.items()},
         host=lasting.host,
@@ -102,12 +109,12 @@ def make_plan(
     )
 
 
-def fits(config: dict[str, Any], n_bytes: int, **options: Any) -> bool:
-    """Whether a frozen config takes at most `n_bytes`. options: those of `make_plan`."""
+def peak_or_more(config: dict[str, Any], n_bytes: int, **options: Any) -> int:
+    """The peak of a frozen config, or a part of it that alone exceeds `n_bytes`. options: those of `make_plan`."""
     lasting = _lasting(config)[2]
-    if sum(lasting.gpu.values()) + lasting.update > n_bytes:  # known at once, without a dry run
-        return False
-    return make_plan(config, **options).peak <= n_bytes
+    if lasting.least > n_bytes:  # known at once, without a dry run
+        return lasting.least
+    return make_plan(config, **options).peak
 
 
 def _lasting(config: dict[str, Any]) -> tuple[_Known, Sharding, States]:
@@ -133,43 +140,47 @@ def _gathered(config: dict[str, Any], sharding: Sharding, counts: Counts, lastin
 
 
 def image_size(config: dict[str, Any], image_wh: tuple[int, int] = LARGE_IMAGE) -> tuple[int, int]:
-    """(width, height) to which an image is brought under `memory.max_pixels`, by qwen_vl_utils' arithmetic."""
-    from qwen_vl_utils.vision_process import smart_resize
-
+    """(width, height) to which an image is brought under `memory.max_pixels`. Raises `UserError` for a thin one."""
     family, memory = FAMILIES[config["model"]["family"]], config["memory"]
-    height, width = smart_resize(
-        image_wh[1],
-        image_wh[0],
-        factor=family.pixel_factor,
-        min_pixels=memory["min_pixels"],
-        max_pixels=memory["max_pixels"],
-    )
-    return width, height
+    try:
+        return seen_size(image_wh, family, min_pixels=memory["min_pixels"], max_pixels=memory["max_pixels"])
+    except ValueError as error:
+        raise UserError(f"plan.image_wh is {list(image_wh)}, which the image processor refuses: {error}") from None
+
+
+def text_length(
+    config: dict[str, Any], image_wh: tuple[int, int] = LARGE_IMAGE, prompt_tokens: int | None = None
+) -> int:
+    """Tokens of the longest prompt beside its image's.
+
+    prompt_tokens: with them; None for `memory.max_prompt_length`.
+    """
+    longest = prompt_tokens or config["memory"]["max_prompt_length"]
+    return max(longest - _image_tokens(image_size(config, image_wh), config), _QUESTION)
 
 
 def _image_tokens(seen_wh: tuple[int, int], config: dict[str, Any]) -> int:
     return seen_wh[0] * seen_wh[1] // FAMILIES[config["model"]["family"]].pixel_factor ** 2
 
 
-def _shapes(
-    config: dict[str, Any], image_wh: tuple[int, int], prompt_tokens: int | None, completion_tokens: int | None
-) -> tuple[tuple[int, int], Shapes]:
-    """The size an image is brought to, and what one process computes on."""
+def _shapes(config: dict[str, Any], seen: tuple[int, int], text_tokens: int, completion_tokens: int | None) -> Shapes:
+    """What one process computes on. seen: the (width, height) that an image is brought to."""
     memory, trainer, arguments = config["memory"], config["trainer"], config["trainer"]["args"]
     sizes = batch_sizes(config)
     per_device, accumulation = sizes["per_device_train_batch_size"], sizes["gradient_accumulation_steps"]
-    seen = image_size(config, image_wh)
-    least = _image_tokens(seen, config) + 16  # a question
     is_grpo = trainer["name"] == "grpo"
     group = memory["num_generations"] if is_grpo else 1
     rows = per_device * (arguments.get("steps_per_generation") or accumulation) if is_grpo else per_device
+    n_prompts, rollout_prompts = most_prompts(
+        per_device, group, n_steps=rows // per_device, n_processes=n_processes(config)
+    )
     cell = _patch(config)
-    return seen, Shapes(
-        n_prompts=-(-per_device // group),
+    return Shapes(
+        n_prompts=n_prompts,
         n_completions=per_device,
-        rollout_prompts=-(-rows // group),
+        rollout_prompts=rollout_prompts,
         rollout_rows=rows,
-        prompt=max(prompt_tokens or memory["max_prompt_length"], least),
+        prompt=_image_tokens(seen, config) + text_tokens,
         completion=completion_tokens or memory["max_completion_length"],
         image_grid=(1, seen[1] // cell, seen[0] // cell),
         shares=is_grpo and bool(config["rollout"].get("sharing")) and config["model"]["attention"] != "eager",

@@ -16,7 +16,7 @@ _PARTS = (
     ("optimizer", "optimizer (Adam's m and v)"),
     ("reference", "reference model"),
     ("buffers", "buffers between GPUs"),
-    ("copies", "gradients in float32"),
+    ("copies", "copies of gradients"),
     ("activations", "activations"),
     ("vision", "vision tower"),
     ("logits", "logits"),
@@ -79,17 +79,18 @@ def verdict(plan: Plan, gpu: str, gpu_bytes: int) -> str:
     )
 
 
-def advice(changes: Sequence[Change] | None, after: Plan | None) -> str:
-    """What would make it fit, each change with its price."""
+def advice(changes: Sequence[Change] | None, peak: int) -> str:
+    """What would make it fit, each change with its price. peak: bytes that it takes then; where nothing helps, the
+    least that any of the changes left, or less."""
     if changes is None:
         return (
-            "no change of these knobs makes it fit; take a smaller model, more GPUs (launch.nproc_per_node with "
-            "deepspeed=zero3), a shorter memory.max_completion_length, or a larger GPU"
+            f"no change of these knobs makes it fit: it takes at least {size(peak)}; take a smaller model, more GPUs "
+            "(launch.nproc_per_node with deepspeed=zero3), a shorter memory.max_completion_length, or a larger GPU"
         )
     lines = ["the cheapest changes that make it fit:"]
     width = max(len(change.words) for change in changes)
     lines += [f"  {change.words:{width}}  {change.price}" for change in changes]
-    return "\n".join([*lines, *([f"  then it takes {size(after.peak)}"] if after else [])])
+    return "\n".join([*lines, f"  then it takes {size(peak)}"])
 
 
 def as_json(plan: Plan, config: dict[str, Any]) -> dict[str, Any]:
