@@ -187,8 +187,7 @@ def fresh_run_dir(run_dir: Path, *, is_resuming: bool, key: str = "run.dir") -> 
 
 def _remove_all_but_cache(folder: Path) -> None:
     """Remove all files but the cache of checked images, and the folders that this leaves empty."""
-    (folder / run_lock.FILE).unlink(missing_ok=True)
-    for path in _files_but_cache(folder):
+    for path in [*folder.rglob(run_lock.FILE), *_files_but_cache(folder)]:
         path.unlink()
     for inner in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
         if not any(inner.iterdir()):

@@ -54,7 +54,15 @@ def test_what_a_worker_has_made_stays_however_it_ends(tmp_path, monkeypatch, mad
     run_small(tmp_path / "run", expected=ending)
     assert (tmp_path / "run" / made).read_text() == "hours of work"
     assert (tmp_path / "run" / "config.yaml").is_file()
-    monkeypatch.setattr(experiment, "start_worker", lambda run_dir, config: 2)
+
+
+def test_a_run_that_is_refused_leaves_nothing(tmp_path, monkeypatch):
+    def refuses(run_dir: Path, config: dict) -> int:
+        (run_dir / "slurm").mkdir()
+        (run_dir / "slurm" / ".lock").touch()  # as a submission does
+        return 2
+
+    monkeypatch.setattr(experiment, "start_worker", refuses)
     run_small(tmp_path / "refused", expected=2)
     assert not (tmp_path / "refused").exists()
 
