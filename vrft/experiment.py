@@ -29,7 +29,7 @@ from vrft.resuming import (
 from vrft.rows import write_text_atomically
 from vrft.run_lock import OccupiedError, alone_in
 from vrft.run_rows import build_others, build_rows, data_hash, warn_of_frames, warn_of_questions
-from vrft.sweeping import CHILDREN
+from vrft.sweep_question import CHILDREN
 
 _BEFORE_IT_BEGINS = {"config.yaml", "provenance.json", "data", heartbeat.FOLDER, run_lock.FILE, slurm.FOLDER}
 

@@ -16,6 +16,8 @@ from typing import Any
 from vrft.errors import UserError
 from vrft.resuming import config_hash
 
+CHILDREN = "children"  # the folder of a sweep's records, by which it is known
+
 
 @dataclass
 class Question:

@@ -25,9 +25,8 @@ from vrft.interruption import SIGNALS
 from vrft.launching import HUNG
 from vrft.resuming import config_hash
 from vrft.rows import write_text_atomically
-from vrft.sweep_question import rank, trial
+from vrft.sweep_question import CHILDREN, rank, trial
 
-CHILDREN = "children"  # the folder by which a sweep is known
 PENALTY = -1.0  # what a search (Optuna) is told of a child that failed: below every metric, and finite
 N_LAST_LINES = 15
 BUSY = 75  # sysexits' temporary failure

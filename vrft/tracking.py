@@ -24,7 +24,7 @@ from vrft.evaluate.score import plain
 from vrft.rows import Row, image_paths
 from vrft.run_directory import Experiment
 from vrft.secret_values import is_secret_name, without_secrets
-from vrft.sweeping import CHILDREN
+from vrft.sweep_question import CHILDREN
 
 _TAGS = ("task", "trainer", "model", "reward", "dataset", "experiment", "sweep")
 _LONGEST_TAG = 64  # characters; W&B refuses more

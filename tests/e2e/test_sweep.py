@@ -114,7 +114,7 @@ def test_of_eight_children_three_finish_and_five_causes_are_told(vrft, own_terms
     assert "the colour is wrong" in found["raises"]["cause"]
     assert "ended without a word" in found["leaves"]["cause"]
     assert "SIGSEGV" in found["segfaults"]["cause"]
-    assert "smaller micro-batches cannot help" in "".join(found["eats"]["last_lines"])
+    assert "smaller batches cannot help" in "".join(found["eats"]["last_lines"])
     causes = {record["cause"] for record in found.values() if record["cause"]}
     assert len(causes) == 5
     table = (sweep_dir / "sweep.md").read_text()
