@@ -112,10 +112,13 @@ def test_of_equals_the_smallest_is_chosen(sweep_dir):
 def test_one_seed_may_choose_for_all(sweep_dir):
     for seed, validation in ((0, 0.99), (1, 0.01)):
         write_child(sweep_dir, trainer="grpo", k=4, rate=1e-3, seed=seed, validation=validation)
+    write_child(sweep_dir, trainer="grpo", k=16, seed=1)  # the choosing seed is not there: it is shown all the same
     sweep = replace(read_sweep([sweep_dir]), question=Question(**QUESTION, choose_seed=0))
     shown = chosen(sweep)
     rates = shown.groupby(["trainer", "dataset.k_shot"])["trainer.learning_rate"].unique().map(list).to_dict()
-    assert rates == {("grpo", 1): [1e-4], ("grpo", 4): [1e-3], ("sft", 1): [3e-4], ("sft", 4): [3e-4]}
+    assert rates == {
+        ("grpo", 1): [1e-4], ("grpo", 4): [1e-3], ("sft", 1): [3e-4], ("sft", 4): [3e-4], ("grpo", 16): [1e-4],
+    }  # fmt: skip
 
 
 def test_the_base_is_apart(sweep_dir):
