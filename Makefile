@@ -65,7 +65,7 @@ seeds: install  ## the demo's two runs on several seeds (SEEDS="0 1 2", RUN=DIR)
 	done
 
 base: install  ## pre-train the embedded model again from nothing, in minutes (OUT=DIR)
-	OMP_NUM_THREADS=1 $(BIN)/python -m vrft.train.pretrain_tiny --out $(OUT)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m base_model.pretrain --out $(OUT)
 
 bench: install  ## a GRPO step by stock TRL and by vrft, side by side, in ten minutes (OUT=FILE for JSON, PLOT=FILE.png)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/step.py $(if $(filter file,$(origin OUT)),,--out "$(OUT)") $(if $(PLOT),--plot "$(PLOT)")

@@ -29,7 +29,7 @@ from transformers import (
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from trl import GRPOConfig
 
-from vrft.package_files import TINY_MODEL
+from vrft.config.package_files import TINY_MODEL
 
 FAMILIES = {
     "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor, Qwen2VLVideoProcessor, 14),

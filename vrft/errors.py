@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 CANNOT_RUN = "The config cannot run:"
 USER_ERROR, STOPPED_BY_ALARM, OUT_OF_MEMORY = 2, 3, 77  # exit codes
 
@@ -25,3 +27,13 @@ def raise_all(faults: list[str], *, heading: str) -> None:
     if len(faults) > 20:
         shown.append(f"  … and {len(faults) - 20} more")
     raise UserError("\n".join([heading, *shown]))
+
+
+def suggestion(name: str, known) -> str:
+    """Return `did you mean X? ` for the nearest known name, or nothing.
+
+    >>> suggestion("bta", ["beta", "delta"])
+    'did you mean beta? '
+    """
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"did you mean {near[0]}? " if near else ""

@@ -62,7 +62,7 @@ def build(folder: Path, *extra: str) -> tuple[float, float]:
     """Wall seconds of one build, and the highest memory of its parent process in GB."""
     out = f"out={folder / 'rows'}"
     command = ["task=detection", "dataset=coco", f"dataset.path={folder / 'gt.json'}", f"dataset.image_root={folder}"]
-    code = "import resource, sys; from vrft.cli import main; code = main(sys.argv[1:]); "
+    code = "import resource, sys; from vrft.cli.main import main; code = main(sys.argv[1:]); "
     code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
     started = time.perf_counter()
     done = subprocess.run(

@@ -17,11 +17,11 @@ from unittest.mock import patch
 
 from PIL import Image
 
+from vrft.config.package_files import TINY_MODEL
 from vrft.data import load_builder
-from vrft.evaluate.generate import generate_completions, make_batches
+from vrft.evaluate.completions import generate_completions, make_batches
 from vrft.models.families import FAMILIES, frame_for
 from vrft.models.load import load_model, load_processor
-from vrft.package_files import TINY_MODEL
 from vrft.tasks import load_task
 
 LIMITS = {"min_pixels": 3136, "max_pixels": 401_408}
@@ -85,8 +85,8 @@ def main() -> None:
         print(f"{'':52}{'CPU s':>7}{'calls':>8}{'rows fed':>10}{'prompt tokens':>15}{'same texts':>12}")
         for name, (batch_size, batches, is_compacted) in WAYS.items():
             with (
-                patch("vrft.evaluate.generate.make_batches", batches),
-                nullcontext() if is_compacted else patch("vrft.models.decode.generate_shared", stock_generate),
+                patch("vrft.evaluate.completions.make_batches", batches),
+                nullcontext() if is_compacted else patch("vrft.models.generate.generate_shared", stock_generate),
                 counted(model) as counts,
             ):
                 started = time.process_time()

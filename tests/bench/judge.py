@@ -19,7 +19,7 @@ import yaml
 
 from vrft.tasks import load_task, task_names
 from vrft.tasks.box_list import Detection, write_boxes
-from vrft.tasks.judge import Judge
+from vrft.tasks.reward import Judge
 
 ROOT = Path(__file__).parents[2]
 GROWTH = runpy.run_path(str(ROOT / "tests" / "unit" / "test_growth.py"))  # its attack shapes

@@ -12,15 +12,14 @@ from peft import LoraConfig
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from vrft.configure import freeze
+from vrft.config.freeze import freeze
+from vrft.config.package_files import config_folder
 from vrft.memory.live import LiveBytes
 from vrft.memory.plan import Plan, make_plan
-from vrft.models.decode import render_prompt
 from vrft.models.families import FAMILIES
+from vrft.models.generate import render_prompt
 from vrft.models.load import freeze_parts, load_model, load_processor
-from vrft.package_files import config_folder
-from vrft.train.arguments import trainer_arguments
-from vrft.train.datasets import training_dataset
+from vrft.train.arguments import trainer_arguments, training_dataset
 from vrft.train.shared_prefix import SharedPrefixTrainer
 
 sys.path.append(str(Path(__file__).parents[1]))

@@ -7,8 +7,8 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 
-from vrft.cli import SweepFiles
-from vrft.package_files import config_folder
+from vrft.cli.main import SweepFiles
+from vrft.config.package_files import config_folder
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vrft.answers import normal_name
-from vrft.boxes import FRAMES, Frame
 from vrft.tasks import load_task, task_names
-from vrft.tasks.attacks import attacks
+from vrft.tasks.answers import normal_name
 from vrft.tasks.audit import audit
-from vrft.tasks.honest import honest_answers
-from vrft.tasks.judge import Judge
+from vrft.tasks.audit.attacks import attacks
+from vrft.tasks.audit.reference_answers import honest_answers
+from vrft.tasks.boxes import FRAMES, Frame
+from vrft.tasks.reward import Judge
 
 CONF = Path(__file__).parents[2] / "conf"
 TASKS = [(name, {}) for name in task_names()] + [

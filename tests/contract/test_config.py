@@ -10,17 +10,18 @@ import yaml
 from hydra import compose
 from omegaconf import OmegaConf
 
-from vrft import vllm_faults
-from vrft.configure import freeze, freeze_plain, plain
+from vrft.cli.audit import AuditConfig
+from vrft.cli.judge import JudgeConfig
+from vrft.cli.score import ScoreConfig, config_faults
+from vrft.cli.verbs import VERBS, groups, verb_help
+from vrft.config import vllm_checks
+from vrft.config.freeze import freeze, freeze_plain, plain
+from vrft.config.package_files import config_folder
+from vrft.config.shapes import shape_faults
 from vrft.errors import UserError
-from vrft.judging import AuditConfig, JudgeConfig
-from vrft.package_files import config_folder
-from vrft.rewards import RewardOptions
-from vrft.scoring import ScoreConfig, config_faults
-from vrft.shapes import shape_faults
 from vrft.tasks import load_task, task_names
-from vrft.tasks.judge import Judge, weights_for
-from vrft.verbs import VERBS, groups, verb_help
+from vrft.tasks.reward import Judge, weights_for
+from vrft.tasks.reward_terms import RewardOptions
 
 GROUPS = groups()
 LEAST = {  # so that a glob that finds nothing cannot pass
@@ -57,7 +58,7 @@ def test_every_group_was_found():
     ("group", "name"), [(group, name) for group, names in GROUPS.items() for name in names if group != "recipe"]
 )
 def test_every_file_composes_and_passes(group, name, monkeypatch):
-    monkeypatch.setattr("vrft.part_faults.has_four_bits", lambda: True)
+    monkeypatch.setattr("vrft.config.model_checks.has_four_bits", lambda: True)
     overrides = ["model=tiny", HUB_MODEL, f"{group}={name}"]
     if group == "task" and name in PROTOCOLS:
         overrides.append(f"protocol={PROTOCOLS[name]}")
@@ -75,10 +76,10 @@ def test_every_file_composes_and_passes(group, name, monkeypatch):
     if group == "model":
         overrides += ["trainer.max_steps=1", "deepspeed=zero2"]  # which the bfloat16 models need
     if name in ("vllm_colocate", "vllm_server"):
-        monkeypatch.setattr(vllm_faults.importlib.util, "find_spec", lambda package: None)
+        monkeypatch.setattr(vllm_checks.importlib.util, "find_spec", lambda package: None)
         with pytest.raises(UserError, match=f"rollout={name} needs the package vllm.*pip install 'vrft"):
             frozen(*overrides)
-        monkeypatch.setattr(vllm_faults.importlib.util, "find_spec", lambda package: package)
+        monkeypatch.setattr(vllm_checks.importlib.util, "find_spec", lambda package: package)
         overrides.append("launch.device=cuda")
     if name in SCORE_ONLY:
         with pytest.raises(UserError, match=f"protocol={name} (.* cannot judge task=grounding|needs a map)"):
@@ -232,7 +233,7 @@ def test_sft_of_the_demo_differs_from_rft_in_the_trainer_alone():
     ids=lambda value: value[-1] if isinstance(value[-1], str) and "=" in value[-1] else "",
 )
 def test_what_cannot_run_is_refused_by_name(overrides, words, monkeypatch):
-    monkeypatch.setattr("vrft.part_faults.has_four_bits", lambda: False)
+    monkeypatch.setattr("vrft.config.model_checks.has_four_bits", lambda: False)
     with pytest.raises(UserError) as refused:
         frozen(HUB_MODEL, *overrides)
     for word in words:
@@ -310,7 +311,7 @@ def test_every_verb_has_help_with_examples_that_are_its_own():
 
 
 def test_the_examples_of_plan_are_of_trainings_that_can_run(monkeypatch):
-    monkeypatch.setattr("vrft.part_faults.has_four_bits", lambda: False)
+    monkeypatch.setattr("vrft.config.model_checks.has_four_bits", lambda: False)
     text = (config_folder() / "plan.yaml").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line.strip().startswith("vrft plan ") and "=" in line]
     examples = [VERBS["plan"].example, *lines]
@@ -320,8 +321,8 @@ def test_the_examples_of_plan_are_of_trainings_that_can_run(monkeypatch):
 
 
 def test_a_plan_refuses_what_a_training_refuses_but_for_what_another_machine_has(monkeypatch):
-    monkeypatch.setattr("vrft.part_faults.has_four_bits", lambda: False)
-    monkeypatch.setattr(vllm_faults.importlib.util, "find_spec", lambda package: None)
+    monkeypatch.setattr("vrft.config.model_checks.has_four_bits", lambda: False)
+    monkeypatch.setattr(vllm_checks.importlib.util, "find_spec", lambda package: None)
     plan = {"device": "cpu", "is_elsewhere": True}
     large = ["model=qwen2_vl_7b", "trainer.max_steps=1"]
     for elsewhere in (["model/peft=qlora"], ["deepspeed=zero2", "rollout=vllm_colocate"]):

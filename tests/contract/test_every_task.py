@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import vrft.tasks
-from vrft.answers import REASONS
-from vrft.boxes import FRAMES, Frame
 from vrft.evaluate.protocols import SCORERS
-from vrft.rewards import MATCHINGS, RewardOptions
 from vrft.tasks import load_task, task_names
+from vrft.tasks.answers import REASONS
 from vrft.tasks.base import THINKING, THOUGHTS
+from vrft.tasks.boxes import FRAMES, Frame
+from vrft.tasks.reward_terms import MATCHINGS, RewardOptions
 
 MODULES = sorted(path.stem for path in Path(vrft.tasks.__file__).parent.glob("[a-z]*.py"))
 TASKS = [name for name in MODULES if hasattr(importlib.import_module(f"vrft.tasks.{name}"), "TASK")]

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from hydra import compose
 
-from vrft.configure import freeze
-from vrft.package_files import config_folder
+from vrft.config.freeze import freeze
+from vrft.config.package_files import config_folder
 from vrft.report.sweep_pages import write_sweep_report
-from vrft.resuming import config_hash
+from vrft.run.resume import config_hash
 
 README = Path(__file__).parents[2] / "README.md"
 KEPT = sorted((README.parent / "sweeps" / "results").glob("*/figures.csv"))

@@ -1,4 +1,4 @@
-"""`python -m vrft.run RUN_DIR`, but on one process the loss of one step is NaN: RUN_DIR RANK STEP."""
+"""`python -m vrft.run.worker RUN_DIR`, but on one process the loss of one step is NaN: RUN_DIR RANK STEP."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 from trl import GRPOTrainer
 
-import vrft.run
+import vrft.run.worker
 
 
 def nan_loss_at(step: int, compute_loss):
@@ -24,4 +24,4 @@ if __name__ == "__main__":
     _, _, rank, step = sys.argv
     if os.environ["RANK"] == rank:
         GRPOTrainer._compute_loss = nan_loss_at(int(step), GRPOTrainer._compute_loss)
-    sys.exit(vrft.run.main())
+    sys.exit(vrft.run.worker.main())

@@ -11,13 +11,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from torture.harness import prepare
 
-import vrft.run
-from vrft.cli import SweepFiles
-from vrft.configure import freeze
-from vrft.package_files import config_folder
-from vrft.provenance import provenance
-from vrft.resuming import config_hash
-from vrft.run_rows import build_rows
+import vrft.run.worker
+from vrft.cli.main import SweepFiles
+from vrft.config.freeze import freeze
+from vrft.config.package_files import config_folder
+from vrft.run.directory import provenance
+from vrft.run.resume import config_hash
+from vrft.run.rows import build_rows
 
 N_STEPS, SAVED, FAULTY = 6, 3, 5  # ten rows, five a step: an epoch is two steps, and the validated ones end it
 RUN = (
@@ -52,7 +52,7 @@ def frozen(alone: Path, run_dir: Path, **sections: dict) -> Path:
 
 def work(run_dir: Path) -> int:
     """The worker, in this process; its exit code."""
-    return vrft.run._outcome(run_dir, is_main=True)
+    return vrft.run.worker._outcome(run_dir, is_main=True)
 
 
 def read_config(run_dir: Path) -> dict:

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from vrft.boxes import Frame
 from vrft.data import load_builder
 from vrft.evaluate.protocols import primary_metrics, protocol_key
 from vrft.evaluate.score import score_completions
-from vrft.rows import write_rows
+from vrft.files import write_rows
 from vrft.tasks import load_task
-from vrft.tasks.judge import Judge
+from vrft.tasks.boxes import Frame
+from vrft.tasks.reward import Judge
 
 SCORERS = {
     "reasoning_grounding": ("grounding", "grounding", {"iou": 1.0, "format": 1.0}),

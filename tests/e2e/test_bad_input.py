@@ -83,5 +83,5 @@ def test_ctrl_c_ends_parent_and_worker_without_a_result(tmp_path):
     assert parent.returncode == 130, output
     assert "Traceback" not in output
     assert not (run_dir / "result.json").exists()
-    left = subprocess.run(["pgrep", "-f", f"vrft.run {run_dir}"], capture_output=True, text=True, check=False)
+    left = subprocess.run(["pgrep", "-f", f"vrft.run.worker {run_dir}"], capture_output=True, text=True, check=False)
     assert left.stdout == ""

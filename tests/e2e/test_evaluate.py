@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from vrft.cli import main
+from vrft.cli.main import main
 
 SMALL = ("experiment=digits_riddles", "debug=smoke", "dataset.n_test=80", "memory.evaluation_batch_size=4")
 COMPLETIONS = "evaluations/before/test/completions.jsonl"

@@ -19,11 +19,11 @@ from torture.harness import differences, set_resume
 from trl import GRPOTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from vrft import launching, training
-from vrft.package_files import config_folder
-from vrft.report import write_report
+from vrft.config.package_files import config_folder
+from vrft.files import check_whole
+from vrft.report.page import write_report
+from vrft.run import processes, training
 from vrft.train.resume import newest_checkpoint
-from vrft.whole_folder import check_whole
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -230,14 +230,14 @@ def on_two_processes(alone: Path, run_dir: Path, monkeypatch, *, rank: int, stag
     config = {"launch": {"name": "torchrun", "nproc_per_node": 2}, "derived": {"per_device_train_batch_size": 10}}
     deepspeed = yaml.safe_load((config_folder() / "deepspeed" / f"{stage}.yaml").read_text(encoding="utf-8"))
     frozen(alone, run_dir, deepspeed=deepspeed, **config)
-    command = launching.worker_command
+    command = processes.worker_command
 
     def faulty(run_dir, config):
         *torchrun, _, _, _ = command(run_dir, config)
         return [*torchrun, str(Path(__file__).with_name("faulty_run.py")), str(run_dir), str(rank), str(FAULTY)]
 
-    monkeypatch.setattr(launching, "worker_command", faulty)
-    return launching.start_worker(run_dir, read_config(run_dir))
+    monkeypatch.setattr(processes, "worker_command", faulty)
+    return processes.start_worker(run_dir, read_config(run_dir))
 
 
 @pytest.mark.parametrize(

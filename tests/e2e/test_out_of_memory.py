@@ -11,10 +11,10 @@ import torch
 from healthy_run import lines_of, read_config, work
 from safetensors.torch import load_file
 
-from vrft import experiment, heartbeat, launching
-from vrft.batch_sizes import batch_sizes
+from vrft.config.batch_sizes import batch_sizes
 from vrft.errors import OUT_OF_MEMORY
-from vrft.evaluate import generate
+from vrft.evaluate import completions
+from vrft.run import experiment, health, processes
 from vrft.train.grpo import ResumableSharing
 
 TOO_MUCH = 2**46  # bytes: the allocator refuses
@@ -22,11 +22,11 @@ TOO_MUCH = 2**46  # bytes: the allocator refuses
 
 def in_this_process(run_dir: Path, config: dict) -> int:
     """What `launching.start_worker` does, without a process of its own."""
-    heartbeat.forget(run_dir)
-    heartbeat.begin(run_dir, 0)
+    health.forget(run_dir)
+    health.begin(run_dir, 0)
     code = work(run_dir)
-    heartbeat.say(state="finished", code=code)
-    heartbeat.fall_silent()
+    health.say(state="finished", code=code)
+    health.fall_silent()
     return code
 
 
@@ -116,14 +116,14 @@ def test_a_validation_out_of_memory_goes_on_in_smaller_batches(healthy, tmp_path
     monkeypatch.setattr(experiment, "start_worker", in_this_process)
     run_dir = tmp_path / "run"
     config = smaller(healthy, run_dir, evaluation_batch_size=2)
-    write = generate.generate_texts
+    write = completions.generate_texts
 
     def scarcely(model, processor, questions, *args, **options):
         if len(questions) > 1:
             torch.empty(TOO_MUCH, dtype=torch.uint8)
         return write(model, processor, questions, *args, **options)
 
-    monkeypatch.setattr(generate, "generate_texts", scarcely)
+    monkeypatch.setattr(completions, "generate_texts", scarcely)
     assert experiment.run_experiment(config, choices={}, overrides=[]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
     assert len(said) == 1, said
@@ -149,14 +149,14 @@ def test_a_process_that_hits_its_limit_is_started_again(healthy, tmp_path, monke
     config = smaller(healthy, run_dir, completions_per_device=5 if n_processes == 2 else 4)
     config["launch"] |= {"name": "torchrun" if n_processes > 1 else "local", "nproc_per_node": n_processes}
     config["derived"] |= batch_sizes(config)
-    usual = launching.worker_command
+    usual = processes.worker_command
 
     def tight(run_dir: Path, config: dict) -> list[str]:
         command = usual(run_dir, config)
-        place = command.index("vrft.run")
+        place = command.index("vrft.run.worker")
         return [*command[: place - 1], str(Path(__file__).with_name("tight_run.py")), *command[place + 1 :]]
 
-    monkeypatch.setattr(launching, "worker_command", tight)
+    monkeypatch.setattr(processes, "worker_command", tight)
     assert experiment.run_experiment(config, choices={}, overrides=[]) == 0
     assert "going on with memory.completions_per_device=" in capsys.readouterr().err
     (line,) = lines_of(run_dir / "oom.jsonl")

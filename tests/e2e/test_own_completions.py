@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from vrft.boxes import Frame, iou_matrix
-from vrft.rows import read_rows
+from vrft.files import read_rows
 from vrft.tasks import load_task
+from vrft.tasks.boxes import Frame, iou_matrix
 
 RUN = (
     "train", "experiment=digits_riddles", "debug=smoke", "trainer=sft_own", "evaluate.before=false",

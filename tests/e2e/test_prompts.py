@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 
-from vrft.boxes import Frame
+from vrft.config.package_files import TINY_MODEL
 from vrft.errors import UserError
-from vrft.models.decode import chat, render_prompt, set_thought_opening
+from vrft.models.generate import chat, render_prompt, set_thought_opening
 from vrft.models.load import load_processor
-from vrft.package_files import TINY_MODEL
 from vrft.tasks import load_task, task_names
+from vrft.tasks.boxes import Frame
 
 FRAME = Frame("norm1000", (56, 56), (56, 56))
 ROW = {"category": "seven", "phrase": "two plus three minus one", "gold": "seven"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vrft.evaluate.changes import metric_change
+from vrft.evaluate.paired_change import metric_change
 
 
 def write_pairs(folder, n, *, first):

@@ -12,11 +12,11 @@ import yaml
 from synthetic_run import write_run
 
 from vrft.errors import UserError
-from vrft.report import write_comparison, write_report
+from vrft.files import read_rows, write_rows
 from vrft.report.figures import methods_of
 from vrft.report.gallery import choose
+from vrft.report.page import write_comparison, write_report
 from vrft.report.run_files import RunFiles
-from vrft.rows import read_rows, write_rows
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

@@ -12,10 +12,10 @@ import os
 import pytest
 from small_models import picture
 
-from vrft.models.decode import generate_texts, render_prompt
+from vrft.config.package_files import TINY_MODEL
+from vrft.models.generate import generate_texts, render_prompt
 from vrft.models.load import load_model, load_processor
-from vrft.models.vllm_engine import VLLMEngine, as_seen, with_one_token_an_image
-from vrft.package_files import TINY_MODEL
+from vrft.models.vllm import VLLMEngine, as_seen, with_one_token_an_image
 
 pytestmark = pytest.mark.vllm
 LIMITS = {"min_pixels": 3136, "max_pixels": 3136}

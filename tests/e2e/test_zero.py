@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torture.harness import differences
 from transformers import AutoModelForImageTextToText
 
-from vrft.exporting import export, weight_names
+from vrft.cli.export import export, weight_names
+from vrft.config.package_files import TINY_MODEL
 from vrft.models.families import FAMILIES, part_of
-from vrft.package_files import TINY_MODEL
 
 FAMILY = FAMILIES["tiny"]
 

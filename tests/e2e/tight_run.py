@@ -1,4 +1,4 @@
-"""`python -m vrft.run RUN_DIR`, but the last process may not take much more memory: enough for 3 rows at once."""
+"""`python -m vrft.run.worker RUN_DIR`, but the last process may not take much more memory: enough for 3 rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from trl import GRPOTrainer
 
-import vrft.run
+import vrft.run.worker
 
 ROW = 2**30  # bytes of address space, never touched
 
@@ -34,4 +34,4 @@ def with_a_limit(compute_loss):
 if __name__ == "__main__":
     if int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1:
         GRPOTrainer._compute_loss = with_a_limit(GRPOTrainer._compute_loss)
-    sys.exit(vrft.run.main())
+    sys.exit(vrft.run.worker.main())

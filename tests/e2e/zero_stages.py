@@ -28,12 +28,12 @@ from small_models import FAMILIES, save_model
 from torture.harness import finish, prepare, set_resume, start
 
 import vrft.train.grpo  # noqa: F401 (imported before processes are forked)
-from vrft.cli import SweepFiles
-from vrft.configure import freeze
-from vrft.package_files import config_folder
-from vrft.provenance import provenance
-from vrft.resuming import config_hash
-from vrft.run_rows import build_rows
+from vrft.cli.main import SweepFiles
+from vrft.config.freeze import freeze
+from vrft.config.package_files import config_folder
+from vrft.run.directory import provenance
+from vrft.run.resume import config_hash
+from vrft.run.rows import build_rows
 
 N_STEPS, GOES_ON_FROM = 3, 2
 RUN = (

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from vrft.boxes import Frame
-from vrft.rewards import RewardOptions
 from vrft.tasks import load_task
+from vrft.tasks.boxes import Frame
+from vrft.tasks.reward_terms import RewardOptions
 
 CASES = Path(__file__).parents[3] / "shared" / "data" / "visual_rft" / "reward_cases.jsonl.gz"
 FRAME = Frame("norm1000", (1000, 1000), (1000, 1000))

@@ -23,7 +23,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers.trainer_pt_utils import safe_globals
 
-import vrft.run
+import vrft.run.worker
 from vrft.train.deepspeed_state import readable_state
 
 N_STEPS = 10
@@ -90,8 +90,8 @@ def _work(run_dir: Path, rank: int, n_processes: int, port: int) -> None:
         where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n_processes, "LOCAL_WORLD_SIZE": n_processes}
         where |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ |= {key: str(value) for key, value in where.items()}
-    sys.argv = ["vrft.run", str(run_dir)]
-    sys.exit(vrft.run.main())
+    sys.argv = ["vrft.run.worker", str(run_dir)]
+    sys.exit(vrft.run.worker.main())
 
 
 def finish(processes: Sequence[ForkProcess]) -> list[int]:

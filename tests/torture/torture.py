@@ -30,8 +30,8 @@ import torch
 from harness import N_STEPS, SETTINGS, differences, duration, finish, prepare, reference, set_resume, start, wait_for
 from tqdm import tqdm
 
-from vrft.heartbeat import heard
-from vrft.whole_folder import DamagedFolderError, check_whole
+from vrft.files import DamagedFolderError, check_whole
+from vrft.run.health import heard
 
 N_INSIDE = 8  # of 20 kills
 MEBIBYTE = 2**20

@@ -1,4 +1,4 @@
-"""Where rows come from: each builder is a module with `build(options, *, task, out_dir, seed)`."""
+"""Where rows come from: each builder is a function `build(options, *, task, out_dir, seed)`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,23 @@ import importlib
 from collections.abc import Callable
 
 from vrft.errors import UserError
-from vrft.rows import Row
+from vrft.tasks.rows import Row
 
-BUILDERS = ("digits", "records", "built", "coco", "lvis", "folders", "reasonseg", "refcoco")
+BUILDERS = {  # `dataset.builder`: the function that builds its rows
+    "digits": "digits:build",
+    "records": "json_rows:build",
+    "built": "prebuilt:build",
+    "coco": "coco:build",
+    "lvis": "coco:build_lvis",
+    "folders": "folders:build",
+    "reasonseg": "reasonseg:build",
+    "refcoco": "refcoco:build",
+}
 
 
 def load_builder(name: str) -> Callable[..., dict[str, list[Row]]]:
-    """Return the `build` function of that name. Raises `UserError` for an unknown one."""
+    """Return the builder of that name. Raises `UserError` for an unknown one."""
     if name not in BUILDERS:
         raise UserError(f"dataset.builder is {name!r}; known builders: {', '.join(BUILDERS)}")
-    return importlib.import_module(f"vrft.data.{name}").build
+    module, _, function = BUILDERS[name].partition(":")
+    return getattr(importlib.import_module(f"vrft.data.{module}"), function)

@@ -29,15 +29,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vrft.boxes import FRAMES
 from vrft.data.checked_rows import check_row, open_rows
 from vrft.data.images import ImageReader
 from vrft.data.read_ahead import read_ahead, usable_cores
-from vrft.data.sources import Located
+from vrft.data.readers import Located
 from vrft.data.splits import Checked, cut, few_shot, write_manifest
 from vrft.errors import UserError, raise_all
-from vrft.rows import Row
 from vrft.tasks import Task
+from vrft.tasks.boxes import FRAMES
+from vrft.tasks.rows import Row
 
 ON_BAD_ROW = ("stop", "skip")
 SKIPPED_FILE = "skipped.json"

@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from vrft.boxes import Frame
 from vrft.data.images import ImageReader
-from vrft.data.sources import Located
+from vrft.data.readers import Located
 from vrft.data.splits import Checked
-from vrft.rows import Row, box_fault
 from vrft.tasks import Task
+from vrft.tasks.boxes import Frame
+from vrft.tasks.rows import Row, box_fault
 
 _IMAGE_COLUMNS = ("image", "images", "image_path")
 _SPECIAL_TOKEN = re.compile(r"<\|\w+\|>")

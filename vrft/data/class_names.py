@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vrft.answers import normal_name
 from vrft.errors import UserError, raise_all
+from vrft.tasks.answers import normal_name
 
 
 class Labelled(NamedTuple):

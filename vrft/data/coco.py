@@ -19,13 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vrft.answers import normal_name
 from vrft.data.annotations import Annotations, read_annotations
 from vrft.data.assemble import build_splits
-from vrft.data.sources import Located
+from vrft.data.readers import Located
 from vrft.errors import UserError, raise_all
-from vrft.rows import Row
 from vrft.tasks import Task
+from vrft.tasks.answers import normal_name
+from vrft.tasks.rows import Row
 
 LISTS = Path(__file__).parent / "category_lists"
 NOT_EXHAUSTIVE = "rows were left out because not all objects of their category have boxes"
@@ -240,3 +240,8 @@ def names_of_list(name: str, *, key: str) -> list[str]:
             f"{key}: {path} has {len(names)} names, {len(set(names))} of them different; one a line is right"
         )
     return names
+
+
+def build_lvis(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, list[Row]]:
+    """The rows of LVIS files, v0.5 and v1: COCO's form, with images that say what was looked for in them."""
+    return build({**options, "federated": True}, task=task, out_dir=out_dir, seed=seed)

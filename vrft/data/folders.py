@@ -20,14 +20,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vrft.answers import normal_name
 from vrft.data.assemble import build_splits
 from vrft.data.class_names import ClassNames, Labelled, read_class_list, read_lines
 from vrft.data.published_layouts import aircraft, cars, flowers, pets
-from vrft.data.sources import Located
+from vrft.data.readers import Located
 from vrft.errors import UserError
-from vrft.rows import Row
 from vrft.tasks import Task
+from vrft.tasks.answers import normal_name
+from vrft.tasks.rows import Row
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 AIRCRAFT_LEVELS = ("variant", "family", "manufacturer")

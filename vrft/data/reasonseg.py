@@ -19,10 +19,10 @@ from PIL import Image
 
 from vrft.data.assemble import build_splits
 from vrft.data.images import FORMATS, locate
-from vrft.data.sources import Located
+from vrft.data.readers import Located
 from vrft.errors import UserError
-from vrft.rows import Row
 from vrft.tasks import Task
+from vrft.tasks.rows import Row
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _EXIF_ORIENTATION = 0x0112

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vrft.data.assemble import build_splits
+from vrft.data.readers import Located
 from vrft.data.reasonseg import clip_by_a_pixel, refuse_other_tasks, shown
-from vrft.data.sources import Located
 from vrft.errors import UserError
-from vrft.rows import Row
 from vrft.tasks import Task
+from vrft.tasks.rows import Row
 
 TEXTS = ("sent", "raw")
 _BROKEN_PICKLE = (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vrft.errors import UserError, raise_all
-from vrft.rows import Row
+from vrft.tasks.rows import Row
 
 MANIFEST_FILE = "manifest.json"
 

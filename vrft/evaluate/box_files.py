@@ -10,10 +10,7 @@ from typing import Any
 import numpy as np
 
 from vrft.evaluate.annotations import Truth, read_class_names, read_truth
-from vrft.evaluate.average_precision import as_coco, asked_names
-from vrft.evaluate.detections import count_detections, only_asked, read_detections, read_exist_map
-from vrft.evaluate.official import COCO_LIMIT, LVIS_LIMIT, Evaluation, evaluate_coco, evaluate_lvis
-from vrft.evaluate.resamples import (
+from vrft.evaluate.bootstrap import (
     COCO_FIGURES,
     LVIS_FIGURES,
     Figure,
@@ -22,7 +19,10 @@ from vrft.evaluate.resamples import (
     mean_samples,
     percentile_interval,
 )
-from vrft.rows import Row
+from vrft.evaluate.coco import COCO_LIMIT, LVIS_LIMIT, Evaluation, as_coco, asked_names, evaluate_coco
+from vrft.evaluate.detections import count_detections, only_asked, read_detections, read_exist_map
+from vrft.evaluate.lvis import evaluate_lvis
+from vrft.tasks.rows import Row
 
 
 def score_coco_file(annotations: Path, detections: Sequence[Path], **options: Any) -> dict:

@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vrft.answers import normal_name
 from vrft.errors import UserError, raise_all
 from vrft.evaluate.annotations import Truth, box_fault, is_in, is_number, nearest, read_json
-from vrft.rows import Row
+from vrft.tasks.answers import normal_name
+from vrft.tasks.rows import Row
 
 _FORM = "[{image_id, category_id, bbox: [x, y, width, height], score}, …]"
 _SHARD = re.compile(r"(\d+)[-_]of[-_](\d+)")

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vrft.answers import normal_name
 from vrft.errors import UserError, raise_all
 from vrft.evaluate.annotations import nearest, read_class_names
-from vrft.metrics import mean_with_interval
-from vrft.rows import numbered_rows
+from vrft.evaluate.bootstrap import mean_with_interval
+from vrft.files import numbered_rows
+from vrft.tasks.answers import normal_name
 
 _LINE = '{"image": path, "label": name, "prediction": name or null}'
 
@@ -37,8 +37,8 @@ class Answer:
 def score_label_file(path: Path, *, classes: str | Sequence[str] | None = None, n_resamples: int = 1000) -> dict:
     """`{"metrics", "per_class", "absent_classes", "counts"}`: `accuracy`, and beside it `accuracy_substring`.
 
-    `accuracy`: names equal but for case, blanks, underscores and hyphens (`vrft.answers.normal_name`); of numbers, the
-    same number. `accuracy_substring`: see `is_substring_match`; not there for numbers without names.
+    `accuracy`: names equal but for case, blanks, underscores and hyphens (`vrft.tasks.answers.normal_name`); of
+    numbers, the same number. `accuracy_substring`: see `is_substring_match`; not there for numbers without names.
     classes: the names of all classes, or a file of them, by which those without an image are listed as absent.
     Raises `UserError` that lists what is wrong with the file, by line or entry.
     """

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from vrft.boxes import clip_to_image
 from vrft.evaluate.annotations import is_number
-from vrft.rows import Row
+from vrft.tasks.boxes import clip_to_image
+from vrft.tasks.rows import Row
 
 CASE = "{height, width, shapes: [{label, points}, …], pred_box: [x1, y1, x2, y2] or pred_mask: {size, counts}}"
 _MOST_PIXELS, _FARTHEST = 100_000_000, 1_000_000

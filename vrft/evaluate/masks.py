@@ -19,10 +19,9 @@ from tqdm import tqdm
 
 from vrft.errors import UserError, raise_all
 from vrft.evaluate.annotations import read_json
+from vrft.evaluate.bootstrap import mean_with_interval, percentile_interval
 from vrft.evaluate.mask_cases import CASE, case_faults, clipped_box, predicted_mask, prediction_of
-from vrft.evaluate.packages import import_opencv
-from vrft.evaluate.resamples import percentile_interval
-from vrft.metrics import mean_with_interval
+from vrft.evaluate.opencv import import_opencv
 
 MaskOf = Callable[[Image, Sequence[float]], np.ndarray]
 """From an image in RGB and a box [x1, y1, x2, y2] in its pixels to a mask (height, width), True inside."""

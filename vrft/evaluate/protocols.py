@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from vrft.answers import normal_name
 from vrft.errors import UserError
-from vrft.metrics import mean_with_interval
-from vrft.rows import Row
+from vrft.evaluate.bootstrap import mean_with_interval
 from vrft.tasks import MixedTask, Task
+from vrft.tasks.answers import normal_name
 from vrft.tasks.base import Parsed
+from vrft.tasks.rows import Row
 
 Scored = tuple[dict[str, dict], list[dict]]
 
@@ -31,7 +31,7 @@ def score_rows(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, pro
 
 def score_coco(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, protocol: Mapping) -> Scored:
     """The official COCO figures over all rows' images, then the means of the task's metrics."""
-    from vrft.evaluate.average_precision import asked_boxes, average_precision
+    from vrft.evaluate.coco import asked_boxes, average_precision
 
     found = asked_boxes(rows, [one.answer or [] for one in parsed], asked=protocol.get("asked"))
     figures = average_precision(rows, found, n_resamples=protocol["n_resamples"])

@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vrft.answers import REASONS
-from vrft.boxes import Frame
 from vrft.errors import raise_all
-from vrft.evaluate.box_scores import rank_by
+from vrft.evaluate.bootstrap import mean_with_interval
+from vrft.evaluate.box_ranking import rank_by
 from vrft.evaluate.protocols import scorer_for
-from vrft.metrics import mean_with_interval
-from vrft.rows import Row
+from vrft.tasks.answers import REASONS
 from vrft.tasks.base import Parsed, Task
-from vrft.tasks.judge import Judge
+from vrft.tasks.boxes import Frame
+from vrft.tasks.reward import Judge
+from vrft.tasks.rows import Row
 
 
 def score_completions(
@@ -29,7 +29,7 @@ def score_completions(
     """One scored row per row, in their order, and the protocol's metrics as `{name: {"value", "n", "interval"}}`.
 
     completions: sample 0 of each row, which is judged, and its further samples if there are any; in any order.
-    protocol: `{name, version, scorer, n_resamples}`, and of boxes `score_source` (see `vrft.evaluate.box_scores`).
+    protocol: `{name, version, scorer, n_resamples}`, and of boxes `score_source` (see `vrft.evaluate.box_ranking`).
     judge: what a completion earns, with the confidences that it wrote.
     Beside the scorer's metrics there are the mean `reward`, the mean `n_tokens`, and the shares of completions that are
     `truncated`, `unreadable`, and unreadable for each reason (`unreadable/no_box`).

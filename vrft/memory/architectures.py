@@ -13,9 +13,9 @@ from trl.trainer.utils import add_fused_lm_head
 from vrft.errors import UserError
 from vrft.memory.four_bits import pack
 from vrft.models.adapters import lora_settings
+from vrft.models.attention import register_attention
 from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts
-from vrft.models.shared_prefix import register_attention
 
 _TEXT = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 _WINDOWS = {"fullatt_block_indexes": [7, 15, 23, 31], "window_size": 112, "intermediate_size": 3420}

@@ -22,7 +22,7 @@ from trl import GRPOTrainer
 from vrft.memory.batch import Shapes, batch_on_meta
 from vrft.memory.live import LiveBytes
 from vrft.memory.meta import on_meta
-from vrft.models.rollout import GroupCache
+from vrft.models.group_cache import GroupCache
 from vrft.models.shared_prefix import without_adapter
 from vrft.train.shared_prefix import SharedPrefixTrainer
 

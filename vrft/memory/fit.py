@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from vrft.batch_sizes import batch_sizes, n_processes
-from vrft.config_faults import generation_faults, model_faults
+from vrft.config.batch_sizes import batch_sizes, n_processes
+from vrft.config.checks import generation_faults, model_faults
+from vrft.config.package_files import config_folder
 from vrft.errors import UserError
-from vrft.package_files import config_folder
 
 KNOBS = (
     "memory.evaluation_batch_size",

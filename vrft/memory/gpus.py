@@ -6,8 +6,7 @@ import ctypes
 import math
 import re
 
-from vrft.errors import UserError
-from vrft.shapes import suggestion
+from vrft.errors import UserError, suggestion
 
 GIB = 2**30
 GPUS = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from vrft.batch_sizes import n_processes
+from vrft.config.batch_sizes import n_processes
 from vrft.memory.four_bits import loaded_bytes
 
 FLOAT32 = 4

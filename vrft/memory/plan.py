@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vrft.batch_sizes import batch_sizes, n_processes
+from vrft.config.batch_sizes import batch_sizes, n_processes
 from vrft.errors import UserError
 from vrft.memory.architectures import architecture, make_model
 from vrft.memory.batch import Shapes, most_prompts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vrft.batch_sizes import n_processes
+from vrft.config.batch_sizes import n_processes
 from vrft.memory.fit import Change, room
 from vrft.memory.plan import Plan
 

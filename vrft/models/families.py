@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vrft.boxes import Frame
+from vrft.tasks.boxes import Frame
 
 
 @dataclass(frozen=True)

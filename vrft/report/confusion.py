@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vrft.answers import normal_name
 from vrft.report.run_files import RunFiles
-from vrft.rows import Row
+from vrft.tasks.answers import normal_name
+from vrft.tasks.rows import Row
 
 OTHER, UNREADABLE = "another name", "unreadable"
 _MOST_CLASSES = 16  # of a matrix; beyond, pairs are listed

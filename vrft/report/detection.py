@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vrft.answers import normal_name
 from vrft.report.charts import Chart, precision_recall_chart
 from vrft.report.figures import Line, Panel
 from vrft.report.run_files import RunFiles
-from vrft.rows import Row
+from vrft.tasks.answers import normal_name
+from vrft.tasks.rows import Row
 
 SIZES = {
     "APs": "small: below 32 × 32 pixels",
@@ -83,7 +83,7 @@ class _Evaluated:
 
 def detection_figures(run: RunFiles, *, split: str = "test") -> DetectionFigures | None:
     """The figures of a test set; None for a run that is not judged by AP, and where nothing was judged or is gold."""
-    from vrft.evaluate.average_precision import asked_names
+    from vrft.evaluate.coco import asked_names
 
     rows, kinds = run.rows(split), run.judged_kinds(split)
     if run.config["protocol"]["scorer"] != "coco" or not kinds or not any(row["gold"] for row in rows):
@@ -106,13 +106,8 @@ def detection_figures(run: RunFiles, *, split: str = "test") -> DetectionFigures
 
 
 def _evaluate(rows: Sequence[Row], scored: Sequence[dict], asked: str | None, n_resamples: int) -> _Evaluated:
-    from vrft.evaluate.average_precision import (  # pycocotools: a second
-        as_coco,
-        asked_boxes,
-        evaluate_boxes,
-        official_figures,
-    )
-    from vrft.evaluate.resamples import COCO_FIGURES, class_samples, coco_matches, draw_counts
+    from vrft.evaluate.bootstrap import COCO_FIGURES, class_samples, coco_matches, draw_counts
+    from vrft.evaluate.coco import as_coco, asked_boxes, evaluate_boxes, official_figures
     from vrft.evaluate.score import answered_boxes
 
     ground_truth, detections = as_coco(rows, asked_boxes(rows, list(map(answered_boxes, scored)), asked=asked))
@@ -134,7 +129,7 @@ def _evaluate(rows: Sequence[Row], scored: Sequence[dict], asked: str | None, n_
 
 
 def _class_lines(sides: Sequence[_Evaluated], asked: Mapping[str, str]) -> list[ClassLine]:
-    from vrft.evaluate.resamples import percentile_interval
+    from vrft.evaluate.bootstrap import percentile_interval
 
     lines, last = [], sides[-1]
     for k, name in enumerate(last.names):
@@ -149,7 +144,7 @@ def _class_lines(sides: Sequence[_Evaluated], asked: Mapping[str, str]) -> list[
 
 def _absent_classes(rows: Sequence[Row], sides: Sequence[_Evaluated]) -> list[AbsentClass]:
     """Asked for or predicted, and without gold: asked ones first."""
-    from vrft.evaluate.average_precision import asked_names
+    from vrft.evaluate.coco import asked_names
 
     asked = asked_names(rows)
     n_found: dict[str, list[int]] = {name: [0] * len(sides) for name in asked}
@@ -167,7 +162,7 @@ def _absent_classes(rows: Sequence[Row], sides: Sequence[_Evaluated]) -> list[Ab
 def _size_panel(
     run: RunFiles, split: str, kinds: Sequence[str], titles: Sequence[str], sides: Sequence[_Evaluated], name: str
 ) -> Panel:
-    from vrft.evaluate.resamples import COCO_FIGURES, mean_samples, percentile_interval
+    from vrft.evaluate.bootstrap import COCO_FIGURES, mean_samples, percentile_interval
 
     n_gold = int(sides[-1].n_gold[1 + list(SIZES).index(name)].sum())
     means = [mean_samples(side.samples, {name: COCO_FIGURES[name]})[name] for side in sides]

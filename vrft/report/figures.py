@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vrft.evaluate.changes import metric_change
+from vrft.evaluate.paired_change import metric_change
 from vrft.evaluate.protocols import protocol_key
 from vrft.report.run_files import CHECKPOINT_NAMES, RunFiles
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vrft.answers import normal_name
 from vrft.data.images import load_image
-from vrft.draw import LabelledBox, boxes_of
+from vrft.report.draw import LabelledBox, boxes_of
 from vrft.report.run_files import RunFiles
-from vrft.rewards import RewardOptions, match_boxes
-from vrft.rows import Row, image_paths, labelled_boxes
+from vrft.tasks.answers import normal_name
+from vrft.tasks.reward_terms import RewardOptions, match_boxes
+from vrft.tasks.rows import Row, image_paths, labelled_boxes
 
 TAGS = {
     "improved": "improved",

@@ -13,7 +13,8 @@ import yaml
 
 from vrft.errors import UserError
 from vrft.evaluate.protocols import protocol_key
-from vrft.rows import Row, read_rows
+from vrft.files import read_rows
+from vrft.tasks.rows import Row
 
 METHOD_NAMES = {"grpo": "RFT", "sft": "SFT"}
 CHECKPOINT_NAMES = {"best": "best by validation", "last": "last step"}

@@ -23,10 +23,10 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
+from vrft.config.shapes import flat
+from vrft.config.sweep_question import Question
 from vrft.errors import UserError
 from vrft.report.run_files import RunFiles
-from vrft.shapes import flat
-from vrft.sweep_question import Question, rank
 
 FILE = "figures.csv"
 FIXED = ("run", "config_hash", "seed", "checkpoint", "test_set", "title", "metric", "value", "n")
@@ -97,7 +97,7 @@ def chosen(sweep: Sweep) -> pd.DataFrame:
 
     Preferred is the highest best validation figure with `question.choose_seed`; without one the highest mean over
     seeds, among the settings that most seeds have tried: one lucky seed is no choice. Of equals it is the smallest,
-    as in `vrft.sweeping`. What was chosen stays as columns.
+    as in `vrft.run.sweep`. What was chosen stays as columns.
     """
     knobs = [key for key in sweep.question.choose or [] if key in sweep.settings]
     if not knobs:
@@ -257,3 +257,35 @@ def _read_csv(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}); a {FILE} as vrft report writes it is needed") from None
     return question, frame
+
+
+CHILDREN = "children"  # the folder of a sweep's records, by which it is known
+
+
+def rank(value: Any) -> tuple[int, float, str]:
+    """Numbers by size, then words: as a key to sort by. Of knobs that do equally well the first is preferred.
+
+    >>> sorted(["b", 3e-5, "0.1", "a"], key=rank)
+    [3e-05, '0.1', 'a', 'b']
+    """
+    try:
+        return (0, float(value), "")
+    except (TypeError, ValueError):
+        return (1, 0.0, str(value))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What became of a child, or nothing where it has not ended or the file is damaged (then it runs again).
+
+    A job that nobody has waited for has completed once its result is there.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(record, dict):
+        return {}
+    has_result = (path.parent.parent / path.stem / "result.json").is_file()
+    if record.get("state") in ("submitted", "busy", "running", "interrupted") and has_result:
+        record |= {"state": "completed", "cause": "", "last_lines": []}
+    return record

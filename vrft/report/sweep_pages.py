@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 
 from vrft.errors import UserError
-from vrft.report.sweep import FILE, Sweep, averaged, chosen, read_sweep, to_csv
+from vrft.files import write_text_atomically
+from vrft.report.sweep import FILE, Sweep, averaged, chosen, rank, read_sweep, to_csv
 from vrft.report.sweep_tables import View, base_lines, in_order, question_table, views, wide_table
-from vrft.rows import write_text_atomically
-from vrft.sweep_question import rank
 
 _COLOURS = ("#0b6bb8", "#b4540a", "#0b7a53", "#8a3f8f", "#b3261e", "#5c6875")
 _MARKERS = "osD^vP"
@@ -47,7 +46,7 @@ def write_sweep_report(sources: Sequence[Path], out_dir: Path | None = None) -> 
     notes = [_SHORT if titled else "", _WIDE, _words_of_choice(sweep)]
     write_text_atomically(out_dir / "sweep.md", markdown(sweep, titled, table, notes=notes, missed=missed))
     print(table.to_string(index=False))
-    from vrft.report import render
+    from vrft.report.page import render
 
     images = [base64.b64encode((out_dir / name).read_bytes()).decode() for name in plots]
     page = render(
@@ -160,7 +159,7 @@ def _draw_base(axes, base: pd.DataFrame, *, places: pd.Series, colour: str) -> N
 
 def _missed(source: Path) -> list[dict[str, str]]:
     """The children of a sweep's folder that did not complete: name, state, cause."""
-    from vrft.sweeping import read_record
+    from vrft.report.sweep import read_record
 
     found = []
     for path in sorted(source.glob("children/*.json")) if source.is_dir() else []:

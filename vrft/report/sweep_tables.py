@@ -9,8 +9,7 @@ import pandas as pd
 
 from vrft.report.run_files import CHECKPOINT_NAMES
 from vrft.report.story import number
-from vrft.report.sweep import Sweep, averaged, figures_at, measures
-from vrft.sweep_question import rank
+from vrft.report.sweep import Sweep, averaged, figures_at, measures, rank
 
 _OF_TRAINING = (
     "trainer", "reward", "rollout", "deepspeed", "alarms", "recipe", "launch", "model/peft", "model.freeze",

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from vrft.errors import UserError
 from vrft.tasks.base import Task
 from vrft.tasks.mixed import MixedTask
-from vrft.tasks.own_code import load_own
+from vrft.tasks.user_code import load_own
 
 
 @functools.cache

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vrft.answers import normal_name, read_answer_block
-from vrft.boxes import Frame
-from vrft.rewards import RewardOptions, well_formed, within_length, without_repetition
-from vrft.rows import Row
+from vrft.tasks.answers import normal_name, read_answer_block
+from vrft.tasks.boxes import Frame
+from vrft.tasks.reward_terms import RewardOptions, well_formed, within_length, without_repetition
+from vrft.tasks.rows import Row
 
 THINKING = ("think", "prefilled", "none")
 THOUGHTS = ("gold", "empty", "none")
@@ -27,7 +27,7 @@ class Parsed:
 
     text: the completion, with the `<think>` that a prompt may have written already.
     answer: the task's own form, boxes and points in pixels of the original image; None when unreadable.
-    reason: why it is unreadable, one of `vrft.answers.REASONS`; None when it was read.
+    reason: why it is unreadable, one of `vrft.tasks.answers.REASONS`; None when it was read.
     is_truncated: True if the length limit cut the completion before its end token.
     """
 

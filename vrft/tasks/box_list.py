@@ -8,9 +8,10 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from vrft.answers import normal_name, read_boxes
-from vrft.boxes import Frame, clip_to_image, from_frame, iou_matrix, to_frame
-from vrft.rewards import (
+from vrft.tasks.answers import normal_name, read_boxes
+from vrft.tasks.base import AnswerTerm, Metric, Parsed, Task, require, require_distinct, require_texts
+from vrft.tasks.boxes import Frame, clip_to_image, from_frame, iou_matrix, to_frame
+from vrft.tasks.reward_terms import (
     RewardOptions,
     calibration,
     count_closeness,
@@ -22,8 +23,7 @@ from vrft.rewards import (
     precision,
     recall,
 )
-from vrft.rows import Row, check_box, labelled_boxes
-from vrft.tasks.base import AnswerTerm, Metric, Parsed, Task, require, require_distinct, require_texts
+from vrft.tasks.rows import Row, check_box, labelled_boxes
 
 
 class Detection(NamedTuple):

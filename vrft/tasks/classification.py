@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vrft.answers import normal_name, read_name
-from vrft.boxes import Frame
-from vrft.rewards import RewardOptions, same_name
-from vrft.rows import Row
+from vrft.tasks.answers import normal_name, read_name
 from vrft.tasks.base import AnswerTerm, Metric, Task, require, require_distinct, require_texts
+from vrft.tasks.boxes import Frame
+from vrft.tasks.reward_terms import RewardOptions, same_name
+from vrft.tasks.rows import Row
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vrft.answers import read_count
-from vrft.boxes import Frame
-from vrft.rewards import RewardOptions, count_closeness
-from vrft.rows import Row
+from vrft.tasks.answers import read_count
 from vrft.tasks.base import AnswerTerm, Metric, Parsed, Task, require
+from vrft.tasks.boxes import Frame
+from vrft.tasks.reward_terms import RewardOptions, count_closeness
+from vrft.tasks.rows import Row
 
 
 @dataclass(frozen=True)

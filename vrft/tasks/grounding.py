@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vrft.boxes import Frame
-from vrft.rows import Row
 from vrft.tasks.base import coordinate_words
+from vrft.tasks.boxes import Frame
 from vrft.tasks.one_box import OneBoxTask
+from vrft.tasks.rows import Row
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vrft.boxes import Frame
-from vrft.rows import Row
 from vrft.tasks.base import Metric, Parsed, Task
+from vrft.tasks.boxes import Frame
+from vrft.tasks.rows import Row
 
 
 @dataclass(frozen=True)

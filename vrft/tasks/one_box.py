@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vrft.answers import read_box
-from vrft.boxes import Frame, clip_to_image, from_frame, iou_matrix, to_frame
-from vrft.rewards import RewardOptions, box_giou, box_iou
-from vrft.rows import Row, check_box
+from vrft.tasks.answers import read_box
 from vrft.tasks.base import AnswerTerm, Metric, Parsed, Task, require
+from vrft.tasks.boxes import Frame, clip_to_image, from_frame, iou_matrix, to_frame
+from vrft.tasks.reward_terms import RewardOptions, box_giou, box_iou
+from vrft.tasks.rows import Row, check_box
 
 Box = tuple[float, float, float, float]
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vrft.answers import read_box, read_point
-from vrft.boxes import Frame, from_frame, to_frame
-from vrft.rewards import RewardOptions, point_closeness, point_in_box
-from vrft.rows import Row, check_box
+from vrft.tasks.answers import read_box, read_point
 from vrft.tasks.base import AnswerTerm, Metric, Task, coordinate_words, require
+from vrft.tasks.boxes import Frame, from_frame, to_frame
+from vrft.tasks.reward_terms import RewardOptions, point_closeness, point_in_box
+from vrft.tasks.rows import Row, check_box
 
 Point = tuple[float, float]
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from vrft.rows import append_lines
+from vrft.files import append_lines
 
 ACTIONS = ("off", "warn", "stop", "stop_keep_best")
 

@@ -12,9 +12,8 @@ from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl.models.utils import unwrap_model_for_generation
 
-from vrft import interruption
 from vrft.errors import UserError
-from vrft.rows import append_lines
+from vrft.files import append_lines
 from vrft.train.alarms import agreed_maximum
 from vrft.train.checkpoints import save_checkpoint
 
@@ -71,10 +70,16 @@ class ProgressBar(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Saves and stops after the step in which any process received a signal."""
+    """Saves and stops after the step in which any process received a signal.
+
+    received: returns the signal that this process has received, or None.
+    """
+
+    def __init__(self, received: Callable[[], int | None]) -> None:
+        self.received = received
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        if agreed_maximum(interruption.received() is not None, args):
+        if agreed_maximum(self.received() is not None, args):
             control.should_save = control.should_training_stop = True
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import transformers
 
 from vrft.errors import UserError
-from vrft.rows import write_text_atomically
+from vrft.files import publish, write_text_atomically
 from vrft.train.deepspeed_state import gathered_weights
-from vrft.whole_folder import publish
 
 
 def save_checkpoint(trainer: transformers.Trainer, processor, folder: Path, card: dict) -> None:

@@ -13,17 +13,18 @@ from peft import PeftConfig
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from vrft.answers import REASONS
-from vrft.boxes import Frame
-from vrft.models.decode import end_token_ids
-from vrft.rewards import without_repetition
-from vrft.rows import Row, append_lines
+from vrft.files import append_lines
+from vrft.models.generate import end_token_ids
+from vrft.models.vllm import as_seen, with_one_token_an_image
+from vrft.tasks.answers import REASONS
 from vrft.tasks.base import Task
-from vrft.tasks.judge import Judge
-from vrft.train.datasets import training_dataset
+from vrft.tasks.boxes import Frame
+from vrft.tasks.reward import Judge
+from vrft.tasks.reward_terms import without_repetition
+from vrft.tasks.rows import Row
+from vrft.train.arguments import training_dataset
 from vrft.train.resume import Resumable
 from vrft.train.shared_prefix import SharedPrefixTrainer
-from vrft.train.vllm_rollout import ResumableSharingVLLM, ResumableVLLM
 
 
 class ResumableGRPO(Resumable, GRPOTrainer):
@@ -163,3 +164,29 @@ def write_rollouts(batch: Sequence[dict], folder: Path, *, step: int) -> None:
     rank = PartialState().process_index
     name = f"step_{step:06d}_rank{rank}.jsonl" if rank else f"step_{step:06d}.jsonl"
     append_lines(folder / name, batch)
+
+
+class SeenImages:
+    """Mixed into TRL's trainer. TRL sends images as they are in the rows, and vLLM resizes by the checkpoint's limits:
+    other pixels, and another number of image tokens than the prompt has. In the process it also sends a place for every
+    patch, to which vLLM (0.30) adds its own: N patches became 2 N - 1. A server is told where the images stand."""
+
+    def _generate_single_turn(self, prompt_ids, images, *args, **kwargs):
+        seen = {}  # the completions of a prompt have one image
+        for image in (image for own in images or () for image in own or ()):
+            if id(image) not in seen:
+                seen[id(image)] = as_seen(image, self.processing_class)
+        if images is not None:
+            images = [own and [seen[id(image)] for image in own] for own in images]
+            if self.vllm_mode == "colocate":
+                token = self.processing_class.image_token_id
+                prompt_ids = [with_one_token_an_image(ids, token) for ids in prompt_ids]
+        return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
+
+
+class ResumableVLLM(Resumable, SeenImages, GRPOTrainer):
+    """Completions by vLLM, all else TRL's own path."""
+
+
+class ResumableSharingVLLM(Resumable, SeenImages, SharedPrefixTrainer):
+    """Completions by vLLM; in the loss each prompt is computed once."""

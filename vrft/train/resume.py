@@ -15,7 +15,7 @@ import pickle
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,12 @@ from peft import PeftModel
 from safetensors.torch import load_file, load_model, save_file, save_model
 from trl.trainer.utils import RepeatSampler
 
-from vrft import heartbeat
 from vrft.errors import UserError
+from vrft.files import DamagedFolderError, check_whole, publish
 from vrft.train.alarms import NonFiniteError, agreed_maximum
 from vrft.train.callbacks import Validation
 from vrft.train.deepspeed_state import named_once, readable_state, recount_steps
 from vrft.train.micro_batches import in_pieces
-from vrft.whole_folder import DamagedFolderError, check_whole, publish
 
 _NEARLY_FULL = 2**20  # bytes left
 _REFERENCE = "reference.safetensors"
@@ -76,11 +75,13 @@ class Resumable:
     """Mixed into a transformers trainer: its checkpoints appear complete, hold all its state, and older ones go.
 
     The newest `args.save_total_limit` stay. counts: of what happened so far, by name, to be gone on with.
+    on_batch: called with the step and the `row_id`s of each batch before its loss is computed.
     stops_on_non_finite: True to raise `NonFiniteError` before the optimizer steps on what is no number.
     """
 
     counts: Counter | None = None
     validation: Validation | None = None
+    on_batch: Callable[[int, list[str]], None] | None = None
     stops_on_non_finite = False
     _odd: tuple[str, float, Sequence[str]] | None = None  # of this step: what is no number, it, and on which rows
     _rows: Sequence[str] = ()  # of this step so far
@@ -108,7 +109,8 @@ class Resumable:
     def training_step(self, model: torch.nn.Module, inputs: Any, *args, **kwargs) -> torch.Tensor:
         ids = [row["row_id"] for row in inputs] if isinstance(inputs, list) else inputs.pop("row_id")
         rows = sorted(set(ids))
-        heartbeat.say(doing="train", step=self.state.global_step + 1, rows=rows)
+        if self.on_batch:
+            self.on_batch(self.state.global_step + 1, rows)
         self._computed = rows
         loss = super().training_step(model, inputs, *args, **kwargs)
         self._note_non_finite("loss", loss, rows)

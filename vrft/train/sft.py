@@ -9,11 +9,11 @@ from peft import PeftConfig
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from vrft.boxes import Frame
 from vrft.errors import UserError
-from vrft.rows import Row
 from vrft.tasks.base import Task
-from vrft.train.datasets import training_dataset
+from vrft.tasks.boxes import Frame
+from vrft.tasks.rows import Row
+from vrft.train.arguments import training_dataset
 from vrft.train.resume import Resumable
 
 

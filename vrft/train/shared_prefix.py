@@ -23,17 +23,10 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 
 from vrft.errors import UserError
+from vrft.models.attention import register_attention
 from vrft.models.image_features import ImageFeatures, is_vision_frozen
 from vrft.models.rollout import generate_shared, sampling_fault
-from vrft.models.shared_prefix import (
-    Prompts,
-    in_chunks,
-    model_fault,
-    pack,
-    register_attention,
-    rotary_positions,
-    without_adapter,
-)
+from vrft.models.shared_prefix import Prompts, in_chunks, model_fault, pack, rotary_positions, without_adapter
 from vrft.train.micro_batches import micro_batches
 from vrft.train.prompt_once import PromptOnce
 

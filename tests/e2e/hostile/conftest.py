@@ -13,8 +13,8 @@ import torch
 from payloads import Payload, ran
 from small_models import picture
 
-from vrft.cli import main
-from vrft.package_files import TINY_MODEL
+from vrft.cli.main import main
+from vrft.config.package_files import TINY_MODEL
 
 
 @pytest.fixture

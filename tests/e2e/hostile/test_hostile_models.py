@@ -11,8 +11,8 @@ import torch
 from jinja2 import Environment
 from payloads import ran
 
-from vrft.cli import main
-from vrft.package_files import TINY_MODEL
+from vrft.cli.main import main
+from vrft.config.package_files import TINY_MODEL
 
 
 def test_pickled_weights_are_not_loaded(tmp_path, mark, refused, predict, pickles):

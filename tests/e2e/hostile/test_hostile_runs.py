@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from wandb.sdk.lib.gitlib import remote_url_without_password
 from wandb_file import read_history, read_run
 
-from vrft.run import _outcome
+from vrft.files import publish
+from vrft.run.worker import _outcome
 from vrft.train.resume import newest_checkpoint
-from vrft.whole_folder import publish
 
 ROOT = Path(__file__).parents[3]
 SECRETS = {
@@ -69,7 +69,7 @@ def test_a_module_in_the_current_folder_stands_in_for_no_other(careful_run):
     here = careful_run.parent
     assert not (here / "mark").exists(), (here / "mark").read_text()
     subprocess.run([sys.executable, "-m", "theirs"], cwd=here, check=True)
-    assert (here / "mark").read_text() == "theirs", "as python -m vrft.run would find them"
+    assert (here / "mark").read_text() == "theirs", "as python -m vrft.run.worker would find them"
     (here / "mark").unlink()
 
 

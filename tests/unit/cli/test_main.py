@@ -1,0 +1,121 @@
+"""The command line in a process of its own: help, speed, and every way to end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vrft.cli.main import main
+from vrft.cli.verbs import VERBS
+
+
+def vrft(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "vrft", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=120)
+
+
+def test_help_lists_every_verb_with_an_example(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for name, verb in VERBS.items():
+        assert f"  {name} " in shown
+        assert verb.example in shown
+
+
+def test_help_of_train_is_quick_and_lists_groups():
+    started = time.perf_counter()
+    done = vrft("train", "--help")
+    duration_s = time.perf_counter() - started
+    print(f"vrft train --help: {duration_s:.2f} s")
+    assert done.returncode == 0
+    for group in ("experiment: ", "model/peft: ", "trainer: ", "sweep: "):
+        assert group in done.stdout
+    assert duration_s < 15  # the goal is 1.5 s on an idle machine; a torch import alone takes longer on a busy one
+
+
+def test_a_report_imports_no_torch():
+    code = "import sys, vrft.run.experiment, vrft.report.page, vrft.report.sweep_pages; "
+    code += "print({'torch', 'transformers', 'trl'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def test_help_imports_no_torch():
+    code = "import sys; from vrft.cli.main import main; main(['train', '--help']); "
+    code += "print({'torch', 'transformers', 'scipy', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_a_verb_that_runs_once_is_not_swept(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "-m", "experiment=digits_riddles", "memory.num_generations=4,8"]) == 2
+    assert "vrft plan: -m is for train and evaluate; this verb runs once" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_verb_is_told_the_nearest(capsys):
+    assert main(["trian"]) == 2
+    assert "did you mean train?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "model=tinny"], ["model/tinny", "qwen2_vl_2b", "tiny"]),  # a file that is not there
+        (["train", "modle=tiny"], ["no key 'modle'", "did you mean model?"]),
+        (["train", "trainer.max_step=3"], ["no key 'max_step'", "did you mean max_steps?"]),
+        (["train", "trainer.args.bta=1"], ["did you mean beta?"]),
+        (["train", "trainer.args.num_iterations=2"], ["+trainer.args.num_iterations"]),  # TRL's, only not in the file
+        (["train", "trainer.learning_rate"], ["Error parsing override"]),
+        (["train", "sweep=learning_rate"], ["acts only with -m", "vrft train -m sweep=learning_rate"]),
+        (
+            ["train", "hydra/launcher=submitit_slurm", "run.name=a b"],
+            ["acts only with -m", "vrft train -m hydra/launcher=submitit_slurm 'run.name=a b'"],
+        ),
+        (["probe", "hydra/sweeper=basic", "hydra/launcher=submitit_local"], ["only with -m; leave it out"]),
+        (["evaluate", "hydra.sweep.dir=runs/a"], ["hydra.sweep.dir=runs/a acts only with -m"]),
+        (["train", "launch=torchrun", "launch.nnodes=2", "launch.rdzv_endpoint=a:1"], ["run.dir=runs/NAME"]),
+        (["train", "launch=slrum"], ["launch/slrum", "local", "slurm", "torchrun"]),
+        (["train", "trainer.max_steps=1,2"], ["--multirun"]),
+        (["train", "sweep=lr", "-m"], ["sweep/lr", "learning_rate"]),
+        (["train", "trainer.max_steps=two"], ["trainer.max_steps is 'two'", "an integer or null"]),
+        (["report", "runs=nowhere"], ["nowhere", "result.json"]),
+        (["report"], ["runs must be given"]),
+        (["predict", "predict.ask=seven"], ["predict.image must be given"]),
+    ],
+    ids=" ".join,
+)
+def test_a_mistake_is_a_message_and_exit_code_2(tmp_path, arguments, words):
+    done = vrft(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    for word in words:
+        assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Error executing job" not in done.stderr
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "alarms.rules.kl.of=first",
+            "alarms.rules.kl.of is not in the file; add it with a plus: +alarms.rules.kl.of=",
+        ),
+        ("alarms.rules.kl.abov=2", "alarms.rules.kl has no key 'abov'; did you mean above?"),
+        ("alarms.rules.mine.above=2", "a new one: '+alarms.rules.mine={metric: …, above: …"),
+    ],
+)
+def test_how_alarms_are_added_is_told(capsys, override, words):
+    assert main(["train", "experiment=digits_riddles", override]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_config_is_shown_without_a_run(tmp_path):
+    done = vrft("train", "experiment=digits_riddles", "--cfg", "job", "--resolve", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "name: reasoning_grounding" in done.stdout
+    assert list(tmp_path.iterdir()) == []

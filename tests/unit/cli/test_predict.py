@@ -1,0 +1,93 @@
+"""Predicting on one's own image: what a checkpoint knows of itself, what is printed, and the picture."""
+
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from vrft.cli import predict as predict_module
+from vrft.cli.predict import predict
+from vrft.errors import UserError
+
+CARD = {
+    "task": {"name": "detection", "thinking": "none"},
+    "family": "qwen2_vl",
+    "min_pixels": 784,
+    "max_pixels": 3136,
+    "max_completion_length": 99,
+}
+
+
+@pytest.fixture
+def config(tmp_path):
+    Image.new("RGB", (200, 100), "grey").save(tmp_path / "scene.png")
+    return {
+        "predict": {"image": str(tmp_path / "scene.png"), "ask": "two plus three", "out": str(tmp_path / "a/b.png")},
+        "model": {
+            "path": str(tmp_path), "family": "tiny", "dtype": "float32", "attention": "sdpa", "revision": None,
+            "trust_remote_code": False,
+        },
+        "memory": {"min_pixels": 784, "max_pixels": 401408, "max_completion_length": 40},
+        "task": {"name": "reasoning_grounding", "thinking": "think"},
+        "trust_code": [],
+        "derived": {"device": "cpu"},
+    }  # fmt: skip
+
+
+def answer_with(monkeypatch, text, is_truncated=False):
+    """No model is loaded; every question is answered with this text."""
+    asked = []
+
+    def generate(model, processor, questions, images, *, max_new_tokens):
+        asked.extend(questions)
+        return [{"text": text, "n_tokens": 1, "is_truncated": is_truncated}]
+
+    processor = SimpleNamespace(apply_chat_template=lambda *a, **k: "", chat_template="")
+    monkeypatch.setattr(predict_module, "load_processor", lambda *a, **k: processor)
+    monkeypatch.setattr(predict_module, "load_model", lambda *a, **k: None)
+    monkeypatch.setattr(predict_module, "generate_texts", generate)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "printed"),
+    [
+        ("reasoning_grounding", "<answer>(100,200),(500,600)</answer>", "[20.0, 20.0, 100.0, 60.0]"),
+        (
+            "detection",
+            "<answer>[{'Position': [0, 0, 500, 1000], 'Confidence': 0.90}]</answer>",
+            "[0.0, 0.0, 100.0, 100.0], 0.90",
+        ),
+        ("detection", "<answer>No Objects</answer>", "no objects"),
+        ("classification", "<answer>seven</answer>", "seven"),
+        ("counting", "<answer>0</answer>", "answer      0\n"),
+        ("grounding", "I see nothing", "unreadable: no_answer"),
+    ],
+)
+def test_the_answer_is_told_in_pixels_of_the_image(config, monkeypatch, capsys, task, text, printed):
+    asked = answer_with(monkeypatch, text)
+    predict(config | {"task": {"name": task, "thinking": "think"}})
+    output = capsys.readouterr().out
+    assert printed in output
+    assert text in output
+    assert "two plus three" in asked[0]
+    assert Image.open(config["predict"]["out"]).size == (600, 300), "enlarged by a whole number"
+
+
+def test_a_mixture_cannot_be_asked(config, monkeypatch):
+    answer_with(monkeypatch, "")
+    mixed = {"name": "mixed", "tasks": {"counting": {}, "grounding": {}}}
+    with pytest.raises(UserError, match="choose one of its tasks: counting, grounding"):
+        predict(config | {"task": mixed})
+
+
+def test_a_cut_answer_says_so(config, monkeypatch, capsys):
+    answer_with(monkeypatch, "<think>two plus", is_truncated=True)
+    predict(config)
+    assert "cut at memory.max_completion_length" in capsys.readouterr().out
+
+
+def test_a_missing_image_is_named(config, monkeypatch):
+    answer_with(monkeypatch, "")
+    with pytest.raises(UserError, match=r"predict\.image: the image none\.png cannot be read"):
+        predict(config | {"predict": {"image": "none.png", "ask": "a cup", "out": "out.png"}})

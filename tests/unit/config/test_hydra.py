@@ -1,0 +1,56 @@
+"""What Hydra would call, or a cluster's launcher would put into a script."""
+
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from vrft.config.hydra import _hydra_faults, _script_faults
+
+SLURM = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", "partition": "gpu"}
+LOGS = {"hydra_logging": None, "job_logging": None}
+
+
+@pytest.mark.parametrize(
+    ("target", "is_refused"),
+    [
+        ("optuna.samplers.TPESampler", False),
+        ("optuna.samplers._base.np.load", True),  # a module that the package happens to import
+        ("optuna.samplers.TPESampler.__init__", True),
+        ("numpy.load", True),
+    ],
+)
+def test_of_optuna_only_samplers_are_made(target, is_refused):
+    sweeper = {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"}
+    settings = OmegaConf.create({"sweeper": sweeper | {"sampler": {"_target_": target}}, **LOGS})
+    found = list(_hydra_faults(settings))
+    assert bool(found) == is_refused
+    assert all("hydra.sweeper.sampler._target_" in fault for fault in found)
+
+
+@pytest.mark.parametrize("target", ["hydra_plugins.theirs.Launcher", "hydra_plugins.hydra_ray_launcher.RayLauncher"])
+def test_a_launcher_that_nobody_has_looked_at_is_refused(target):
+    settings = OmegaConf.create({"launcher": {"_target_": target}, **LOGS})
+    assert "hydra.launcher._target_" in " ".join(_hydra_faults(settings))
+
+
+@pytest.mark.parametrize(
+    ("launcher", "overrides", "named"),
+    [
+        ({}, [], None),
+        ({"setup": ["touch mark"]}, [], "hydra.launcher.setup"),
+        ({"setup": ["touch mark"]}, ["hydra.launcher.setup=[touch mark]"], None),  # the user's own words
+        ({"setup": ["touch mark"]}, ["hydra.launcher.partition=gpu"], "hydra.launcher.setup"),
+        ({"additional_parameters": {"wrap": "touch mark"}}, [], "hydra.launcher.additional_parameters"),
+        ({"additional_parameters": {"nice": 1}}, ["+hydra.launcher.additional_parameters.nice=1"], None),
+        ({"srun_args": ["--prolog=mark"]}, [], "hydra.launcher.srun_args"),
+        ({"partition": "gpu\ntouch mark"}, [], "hydra.launcher.partition"),
+        ({"name": "${name}"}, [], "hydra.launcher.name"),
+        ({"name": "${nothing}"}, [], "hydra.launcher cannot be resolved"),
+    ],
+)
+def test_files_put_no_line_into_a_script(launcher, overrides, named):
+    settings = OmegaConf.create({"launcher": SLURM | launcher, "name": "a\ntouch mark"})
+    found = list(_script_faults(settings, overrides))
+    assert len(found) == (named is not None)
+    assert all(fault.startswith(named) for fault in found)

@@ -1,0 +1,128 @@
+"""Before a worker starts, a frame unknown to the model is told; and what stays of a run, however it ends."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from vrft.config.freeze import freeze
+from vrft.config.package_files import config_folder
+from vrft.errors import UserError
+from vrft.run import experiment
+from vrft.run.directory import alone_in, fresh_run_dir
+from vrft.run.experiment import run_experiment
+from vrft.run.rows import warn_of_frames
+
+
+@pytest.mark.parametrize(
+    ("family", "frame", "columns", "is_told"),
+    [
+        ("qwen2_vl", "norm1000", {"problem": "?"}, False),
+        ("qwen2_5_vl", "norm1000", {"problem": "?"}, True),
+        ("qwen2_5_vl", "seen_pixels", {"problem": "?"}, False),
+        ("qwen2_5_vl", None, {"problem": "?"}, False),
+    ],
+)
+def test_a_frame_that_the_model_does_not_speak_is_told(capsys, family, frame, columns, is_told):
+    warn_of_frames({"train": [{"row_id": "a", **columns}]}, {"model": {"family": family}, "dataset": {"frame": frame}})
+    told = capsys.readouterr().err
+    assert ("1 rows bring their own question, with boxes in norm1000" in told) == is_told
+    assert bool(told) == is_told
+
+
+def test_a_frame_that_concerns_no_row_is_told(capsys):
+    config = {"model": {"family": "qwen2_vl"}, "dataset": {"frame": "norm1000"}}
+    warn_of_frames({"train": [{"row_id": "a", "phrase": "?"}]}, config)
+    assert "dataset.frame=norm1000 says how rows with a question of their own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("made", ["checkpoints/last/model.safetensors", "logs.jsonl"])
+@pytest.mark.parametrize("ending", [2, KeyboardInterrupt, OSError])
+def test_what_a_worker_has_made_stays_however_it_ends(tmp_path, monkeypatch, made, ending):
+    """Only a run that was refused before it began is taken away."""
+
+    def worker(run_dir: Path, config: dict) -> int:
+        (run_dir / made).parent.mkdir(parents=True, exist_ok=True)
+        (run_dir / made).write_text("hours of work")
+        if ending != 2:
+            raise ending
+        return 2
+
+    monkeypatch.setattr(experiment, "start_worker", worker)
+    run_small(tmp_path / "run", expected=ending)
+    assert (tmp_path / "run" / made).read_text() == "hours of work"
+    assert (tmp_path / "run" / "config.yaml").is_file()
+
+
+def test_a_run_that_is_refused_leaves_nothing(tmp_path, monkeypatch):
+    def refuses(run_dir: Path, config: dict) -> int:
+        (run_dir / "slurm").mkdir()
+        (run_dir / "slurm" / ".lock").touch()  # as a submission does
+        return 2
+
+    monkeypatch.setattr(experiment, "start_worker", refuses)
+    run_small(tmp_path / "refused", expected=2)
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize("code", [1, 124, 143])
+def test_how_to_go_on_is_told(tmp_path, monkeypatch, capsys, code):
+    monkeypatch.setattr(experiment, "start_worker", lambda run_dir, config: code)
+    run_small(tmp_path / "run", expected=code)
+    assert f"goes on with run.dir={tmp_path / 'run'} run.resume=true" in capsys.readouterr().err
+    monkeypatch.setattr(experiment, "start_worker", lambda run_dir, config: 2)
+    run_small(tmp_path / "refused", expected=2)
+    assert "run.resume" not in capsys.readouterr().err
+
+
+def test_a_run_that_has_nothing_to_resume_says_so(tmp_path, monkeypatch, capsys):
+    """For run.dir may be mistyped."""
+    monkeypatch.setattr(experiment, "start_worker", lambda run_dir, config: 1)
+    for count in (1, 0):
+        run_small(tmp_path / "run", "run.resume=true", expected=1)
+        assert capsys.readouterr().err.count("nothing is to be resumed") == count
+
+
+def test_the_same_command_twice_leaves_the_first_alone(tmp_path):
+    run_dir = tmp_path / "run"
+    with fresh_run_dir(run_dir, is_resuming=False), alone_in(run_dir):
+        with (
+            pytest.raises(UserError, match=r"another process works in run\.dir="),
+            fresh_run_dir(run_dir, is_resuming=False),
+            alone_in(run_dir),
+        ):
+            pass
+        assert (run_dir / ".lock").exists()
+
+
+def test_a_resumed_run_keeps_what_it_was_begun_with(tmp_path, monkeypatch, capsys):
+    """The W&B run too, where one part of it logged nothing."""
+    monkeypatch.setattr(experiment, "start_worker", lambda run_dir, config: 1)
+    path = tmp_path / "run" / "provenance.json"
+    run_small(tmp_path / "run", "logging=wandb_offline", expected=1)
+    begun = json.loads(path.read_text())
+    path.write_text(json.dumps(begun | {"versions": begun["versions"] | {"torch": "1.0"}}))
+    capsys.readouterr()
+    for logging in ("none", "wandb_offline"):
+        run_small(tmp_path / "run", f"logging={logging}", "run.resume=true", expected=1)
+    told = capsys.readouterr().err
+    assert told.count("begun with other code, so its bits may differ: torch 1.0 then") == 1
+    record = json.loads(path.read_text())
+    assert record["wandb_run_id"] == begun["wandb_run_id"]
+    assert [one["versions"]["torch"] for one in record["earlier"]] == ["1.0", begun["versions"]["torch"]]
+    assert all("earlier" not in one for one in record["earlier"])
+
+
+def run_small(run_dir, *overrides, expected):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        config = freeze(
+            compose("train", ["experiment=digits_riddles", "debug=smoke", f"run.dir={run_dir}", *overrides])
+        )
+    if isinstance(expected, int):
+        assert run_experiment(config, choices={}, overrides=[]) == expected
+    else:
+        with pytest.raises(expected):
+            run_experiment(config, choices={}, overrides=[])

@@ -1,0 +1,97 @@
+"""Another experiment in the run directory is refused, and what differs is named."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from vrft.errors import UserError
+from vrft.evaluate.resume import OtherEvaluationError
+from vrft.files import write_rows
+from vrft.run.evaluation import _kept_batches
+from vrft.run.resume import begun_with, check_same_config, check_same_hashes, check_same_rows
+
+CONFIG = {"run": {"dir": "runs/a"}, "model": {"path": "m"}, "trainer": {"learning_rate": 0.1, "args": {"beta": 0.0}}}
+ROWS = [{"row_id": "a", "gold": [1, 2]}, {"row_id": "b", "gold": [3, 4]}]
+
+
+def test_another_config_is_refused_by_its_keys(tmp_path):
+    check_same_config(tmp_path, CONFIG)  # nothing has begun
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    check_same_config(tmp_path, {**CONFIG, "run": {"dir": "runs/b"}, "logging": {"mode": "offline"}})
+    with pytest.raises(UserError, match=r"cannot go on:\n  - trainer.args.beta: 0.0 then, 0.04 now$"):
+        check_same_config(tmp_path, {**CONFIG, "trainer": {"learning_rate": 0.1, "args": {"beta": 0.04}}})
+
+
+@pytest.mark.parametrize("key", ["alarms.window", "reward.options.on_fault", "reward.options.timeout_s"])
+def test_what_ended_a_run_may_be_another_when_it_goes_on(tmp_path, key):
+    section, *rest = key.split(".")
+    for value in (1, 2):
+        changed = value
+        for name in reversed(rest):
+            changed = {name: changed}
+        config = {**CONFIG, section: changed}
+        check_same_config(tmp_path, config)
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+@pytest.mark.parametrize("made", ["checkpoints", "evaluations"])
+def test_work_of_nobody_knows_what_is_refused(tmp_path, made):
+    (tmp_path / made).mkdir()
+    with pytest.raises(UserError, match=rf"has {made} but no config\.yaml"):
+        check_same_config(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (ROWS[:1], "train: 2 rows then, 1 now"),
+        ([ROWS[0], {**ROWS[1], "gold": (3, 5), "new": 0}], "train: 1 rows have changed, row b first, in gold, new"),
+    ],
+)
+def test_other_rows_are_refused_by_split_and_key(tmp_path, rows, message):
+    write_rows(tmp_path / "data" / "train.jsonl", ROWS)
+    check_same_rows(tmp_path / "data", {"train": [{**row, "gold": tuple(row["gold"])} for row in ROWS], "test": []})
+    with pytest.raises(UserError, match=rf"cannot go on:\n  - {message}$"):
+        check_same_rows(tmp_path / "data", {"train": rows})
+
+
+@pytest.mark.parametrize(("key", "what"), [("data_hash", "an image"), ("model_hash", "the model")])
+def test_other_images_and_weights_are_refused(tmp_path, key, what):
+    hashes = {"data_hash": "d", "model_hash": "m"}
+    check_same_hashes(tmp_path, hashes, hashes)
+    with pytest.raises(UserError, match=rf"cannot go on:\n  - {what} has other .* {hashes[key]} then, x now"):
+        check_same_hashes(tmp_path, hashes, {**hashes, key: "x"})
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_record_that_is_none_is_named(tmp_path, text):
+    assert begun_with(tmp_path) == {}
+    (tmp_path / "provenance.json").write_text(text)
+    with pytest.raises(UserError, match=r"provenance.json (is no|is not)"):
+        begun_with(tmp_path)
+
+
+def test_a_killed_evaluation_goes_on_under_other_alarms_and_nothing_else(tmp_path):
+    record = {"data_hash": "d", "model_hash": "m"}
+
+    def kept(record: dict, **sections):
+        (tmp_path / "provenance.json").write_text(json.dumps(record))
+        processes = SimpleNamespace(wait_for_everyone=lambda: None, is_main_process=True)
+        config = {**CONFIG, "memory": {"evaluation_batch_size": 4}, **sections}
+        experiment = SimpleNamespace(run_dir=tmp_path, config=config, processes=processes)
+        return _kept_batches(experiment, tmp_path / "batches", "before")
+
+    kept(record, alarms={"window": 1}).add(0, [{"text": "four"}], rank=0)
+    assert kept(record, alarms={"window": 2}).done == {0: [{"text": "four"}]}
+    others = [
+        (record | {"data_hash": "x"}, {}),
+        (record | {"model_hash": "x"}, {}),
+        (record, {"memory": {"evaluation_batch_size": 4, "a": 1}}),
+    ]
+    for other, sections in others:
+        with pytest.raises(OtherEvaluationError):
+            kept(other, **sections)
+    assert kept(record, memory={"evaluation_batch_size": 2}).done == {}  # out of memory: they are made anew
+    assert not (tmp_path / "batches").exists()

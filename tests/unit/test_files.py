@@ -1,0 +1,120 @@
+"""Folders that are whole or not there: every kind of damage is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from vrft import files
+from vrft.files import MANIFEST, DamagedFolderError, check_whole, publish
+
+
+@pytest.fixture
+def folder(tmp_path):
+    staging = tmp_path / "folder.partial"
+    (staging / "inner").mkdir(parents=True)
+    (staging / "weights.bin").write_bytes(bytes(1000))
+    (staging / "inner" / "state.json").write_text('{"step": 3}')
+    publish(staging, tmp_path / "folder")
+    assert not staging.exists()
+    return tmp_path / "folder"
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def rewrite_manifest(folder, change):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    change(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def whole_manifest_of(files) -> str:
+    return json.dumps({"files": files, "sha256": files._sha256_of_entries(files)})
+
+
+DAMAGES = {
+    "entries that say nothing": (
+        lambda f: (f / MANIFEST).write_text(whole_manifest_of({"weights.bin": 3})),
+        "manifest.json is damaged",
+    ),
+    "a manifest too deep": (lambda f: (f / MANIFEST).write_text("[" * 100_000), "manifest.json is damaged"),
+    "no manifest": (lambda f: (f / MANIFEST).unlink(), "has no manifest.json: it was never completed"),
+    "empty folder": (lambda f: (shutil.rmtree(f), f.mkdir()), "has no manifest.json"),
+    "cut manifest": (lambda f: (f / MANIFEST).write_text((f / MANIFEST).read_text()[:-9]), "manifest.json is damaged"),
+    "manifest of nothing": (lambda f: (f / MANIFEST).write_text("{}"), "manifest.json is damaged"),
+    "manifest with an entry less": (
+        lambda f: rewrite_manifest(f, lambda m: m["files"].popitem()),
+        "manifest.json is damaged",
+    ),
+    "missing file": (lambda f: (f / "weights.bin").unlink(), "weights.bin is missing"),
+    "missing file in a folder": (lambda f: shutil.rmtree(f / "inner"), "state.json is missing"),
+    "cut file": (lambda f: (f / "weights.bin").write_bytes(bytes(500)), "weights.bin has 500 bytes in place of 1,000"),
+    "file emptied": (lambda f: (f / "weights.bin").write_bytes(b""), "weights.bin has 0 bytes in place of 1,000"),
+    "one bit": (lambda f: flip_a_bit(f / "weights.bin"), "weights.bin has other bytes than were written"),
+    "another file's bytes": (
+        lambda f: (f / "inner" / "state.json").write_text('{"step": 4}'),
+        "state.json has other bytes than were written",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_every_damage_is_named(folder, name):
+    damage, message = DAMAGES[name]
+    check_whole(folder)
+    damage(folder)
+    with pytest.raises(DamagedFolderError, match=message):
+        check_whole(folder)
+
+
+def test_all_damages_of_a_folder_are_named_at_once(folder):
+    (folder / "weights.bin").unlink()
+    flip_a_bit(folder / "inner" / "state.json")
+    with pytest.raises(DamagedFolderError, match=r"state.json has other bytes.*; weights.bin is missing"):
+        check_whole(folder)
+
+
+def again(tmp_path, number: int):
+    staging = tmp_path / "again.partial"
+    staging.mkdir()
+    (staging / "weights.bin").write_bytes(bytes([number]))
+    return staging
+
+
+def test_what_is_replaced_is_kept_if_asked_and_the_first_stays(folder, tmp_path):
+    previous = tmp_path / "folder.previous"
+    publish(again(tmp_path, 1), folder, previous=previous)
+    publish(again(tmp_path, 2), folder, previous=previous)
+    assert (folder / "weights.bin").read_bytes() == bytes([2])
+    assert (previous / "weights.bin").read_bytes() == bytes(1000)
+    for path in (folder, previous):
+        check_whole(path)
+    publish(again(tmp_path, 3), folder)
+    assert (folder / "weights.bin").read_bytes() == bytes([3])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "folder.previous"]
+
+
+def test_what_is_replaced_stays_until_all_is_written(folder, tmp_path, monkeypatch):
+    def fail(path):
+        assert (folder / "weights.bin").read_bytes() == bytes(1000)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "_flush", fail)
+    with pytest.raises(OSError, match="No space"):
+        publish(again(tmp_path, 1), folder, previous=tmp_path / "folder.previous")
+    check_whole(folder)
+
+
+def test_a_file_that_cannot_be_read_is_a_damage(folder, monkeypatch):
+    def fail(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(files, "_sha256", fail)
+    with pytest.raises(DamagedFolderError, match=r"inner/state.json cannot be read \(Input/output error\)"):
+        check_whole(folder)

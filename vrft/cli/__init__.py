@@ -1,0 +1,1 @@
+"""The command line: `main.py`, then one file a verb beside its `conf/VERB.yaml`."""

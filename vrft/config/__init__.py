@@ -1,0 +1,1 @@
+"""The config: what it may hold, what is checked, and how it is frozen."""

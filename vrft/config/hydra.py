@@ -1,0 +1,202 @@
+"""A start in which neither a config nor the environment can have Hydra, torch or Python run code."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import vrft
+from vrft.config.secrets import secret_keys
+from vrft.config.shapes import flat
+from vrft.config.trl_fields import trl_fields
+from vrft.errors import CANNOT_RUN, UserError, raise_all, suggestion
+
+_PLUGINS = (
+    "hydra._internal.core_plugins.",
+    "hydra_plugins.hydra_submitit_launcher.",
+    "hydra_plugins.hydra_optuna_sweeper.",
+)
+_SHELL = ("setup", "additional_parameters", "srun_args")  # of a cluster's launcher: lines and options of a script
+_TO_THE_TERMINAL = ("logging.StreamHandler", "ext://sys.stdout", "ext://sys.stderr")
+
+
+@contextmanager
+def careful_environment() -> Iterator[None]:
+    """What this process and those that it starts read from the environment; afterwards it is as before."""
+    before = dict(os.environ)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print with a stack, and we word it
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # also where a library asks for a whole pickle, as DeepSpeed does
+    if Path(vrft.__file__).parents[1] != Path.cwd():  # a checkout that is not installed
+        os.environ["PYTHONSAFEPATH"] = "1"  # or a json.py in the current folder would stand in for Python's own
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@dataclass
+class Composed:
+    """What Hydra has composed first. sweep_dir: the folder of the sweep, or None for a single run."""
+
+    sweep_dir: str | None = None
+
+
+@contextmanager
+def careful_hydra() -> Iterator[Composed]:
+    """Hydra, but a config cannot have it run code or read the environment: it looks at the files before it acts."""
+    load, composed = ConfigLoaderImpl.load_configuration, Composed()
+
+    def load_checked(self, config_name, overrides, *args, **kwargs) -> DictConfig:
+        config = load(self, config_name, overrides, *args, **kwargs)
+        faults = [
+            *_secret_faults(config, overrides),
+            *_hydra_faults(config.hydra),
+            *_script_faults(config.hydra, overrides),
+            *_setup_faults(config, overrides),
+        ]
+        raise_all(faults, heading=CANNOT_RUN)
+        if config.hydra.mode == RunMode.MULTIRUN:  # one folder for all children, whatever theirs would be called
+            composed.sweep_dir = config.hydra.sweep.dir = composed.sweep_dir or config.hydra.sweep.dir
+        return config
+
+    ConfigLoaderImpl.load_configuration = load_checked
+    OmegaConf.register_new_resolver("oc.env", _refuse_environment, replace=True)
+    try:
+        yield composed
+    finally:
+        ConfigLoaderImpl.load_configuration = load
+
+
+def _refuse_environment(name: str, default: str = "") -> str:
+    raise UserError(f"${{oc.env:{name}}} reads the environment, where secrets live; write the value itself")
+
+
+def _secret_faults(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
+    """Yield each key whose value looks like a secret: configs go to run directories, sweep folders and W&B."""
+    said = {key.lstrip("+~"): value for key, _, value in (override.partition("=") for override in overrides)}
+    values = OmegaConf.to_container(config, resolve=False)
+    found = dict.fromkeys([*secret_keys(said, os.environ), *secret_keys(values, os.environ)])
+    for key in (key for key in found if not key.startswith(("hydra.overrides.", "hydra.runtime.", "hydra.job."))):
+        yield (
+            f"{key} holds what looks like a secret, and a config is written down; leave it out and log in instead "
+            "(`hf auth login`, `wandb login`), or give it in the environment (HF_TOKEN, WANDB_API_KEY)"
+        )
+
+
+def _hydra_faults(settings: DictConfig) -> Iterator[str]:
+    """Yield what in Hydra's own section names code to run, or sets the environment of what runs.
+
+    Hydra would import and call it before the config is checked; its own list of forbidden targets lacks `torch.load`.
+    Launchers and sweepers may be Hydra's own, submitit's and Optuna's, with whichever of Optuna's samplers.
+    """
+    for section in ("launcher", "sweeper"):
+        for key, target in _targets(OmegaConf.to_container(settings, resolve=False).get(section), section):
+            is_sampler = re.fullmatch(r"optuna\.samplers\.[A-Z]\w*", str(target)) is not None
+            if not (str(target).startswith(_PLUGINS) if key == section else is_sampler):
+                yield f"hydra.{key}._target_ is {target!r}; no code is called by its name"
+    for key in ("callbacks", "job.env_set", "sweeper.custom_search_space"):
+        if OmegaConf.select(settings, key):
+            yield f"hydra.{key} is set; it could run code, so leave it out"
+    for section in ("hydra_logging", "job_logging"):
+        logged = OmegaConf.to_container(settings, resolve=False).get(section) or {}
+        for key, value in flat(logged, f"{section}."):
+            names_code = key.endswith((".()", ".class")) or any(mark in str(value) for mark in ("://", "${"))
+            if names_code and value not in _TO_THE_TERMINAL:
+                yield f"hydra.{key} is {value!r}; Hydra logs to the terminal alone, so leave it out"
+
+
+def _script_faults(settings: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
+    """Yield what a file, not the command line, would put into the script that a cluster's launcher submits."""
+    if str(settings.launcher.get("_target_")).startswith(_PLUGINS[0]):
+        return
+    named = [override.lstrip("+").partition("=")[0] for override in overrides]
+    for key in (f"hydra.launcher.{key}" for key in _SHELL if settings.launcher.get(key)):
+        if not any(name == key or name.startswith(f"{key}.") for name in named):
+            yield f"{key} is set in a file; it goes into a shell script, so give it on the command line"
+    try:
+        values = OmegaConf.to_container(settings.launcher, resolve=True)
+    except OmegaConfBaseException as error:
+        yield f"hydra.launcher cannot be resolved ({error})"
+        return
+    for key, value in flat(values, "hydra.launcher."):
+        if "\n" in str(value) or "\r" in str(value):
+            yield f"{key} is {value!r}; a line break would begin a line of a shell script"
+
+
+def _setup_faults(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
+    """Yield where a file, not the command line, says shell lines for `launch=slurm`."""
+    is_said = any(override.lstrip("+").startswith(("launch.setup=", "launch.setup@")) for override in overrides)
+    if OmegaConf.select(config, "launch.setup", throw_on_missing=False) and not is_said:
+        yield "launch.setup is set in a file; its lines run in a shell, so give it on the command line"
+    for key in config.hydra.sweeper.get("params") or {}:
+        if str(key).lstrip("+~").startswith("launch.setup"):
+            yield "hydra.sweeper.params has launch.setup; its lines run in a shell, so give it on the command line"
+
+
+def _targets(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Yield what Hydra would instantiate within a value, each with its dotted key; it looks into lists too."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, one in items:
+        if name == "_target_":
+            yield key, one
+        yield from _targets(one, f"{key}.{name}")
+
+
+RULE_KEYS = ("above", "below", "of", "while_rising")  # what a rule of the alarms may have beside what it must
+
+__all__ = ["composition_message", "suggestion"]
+
+
+def composition_message(error: Exception) -> str:
+    """The error's text; for an unknown key, the known ones beside it."""
+    for cause in _causes(error):
+        if (
+            isinstance(cause, OmegaConfBaseException)
+            and isinstance(cause.parent_node, DictConfig)
+            and cause.key is not None
+        ):
+            return _unknown_key(str(cause.full_key), str(cause.key), cause.parent_node) or _text(error)
+    return _text(error)
+
+
+def _text(error: Exception) -> str:
+    """The error's text without the folders that Hydra searched."""
+    return str(error).partition("\nConfig search path:")[0].strip()
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _unknown_key(full_key: str, key: str, parent: DictConfig) -> str | None:
+    known = [str(name) for name in parent if name != "hydra"]
+    if key in known:
+        return None
+    if full_key.startswith("trainer.args."):
+        trainer = parent._get_root().trainer.name
+        if key in trl_fields(trainer):
+            return f"{full_key} is not in the file; add it with a plus: +{full_key}=…"
+        return (
+            f"no field {key!r} in TRL's config; {suggestion(key, trl_fields(trainer))}in the file: {', '.join(known)}"
+        )
+    place = full_key.rpartition(".")[0] or "the config"
+    if place == "alarms.rules":
+        rule = "{metric: …, above: …, action: warn, hint: …}"
+        return f"no alarm {key!r}; {suggestion(key, known)}known: {', '.join(known)}; a new one: '+{full_key}={rule}'"
+    if place == "launch.extra" or (place.startswith("alarms.rules.") and key in RULE_KEYS):
+        return f"{full_key} is not in the file; add it with a plus: +{full_key}=…"
+    return f"{place} has no key {key!r}; {suggestion(key, known)}known: {', '.join(known)}"

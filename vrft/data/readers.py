@@ -1,0 +1,120 @@
+"""Where users' rows lie: JSON, JSON lines, parquet, folders of them, data sets saved by `datasets`, and the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vrft.errors import UserError
+from vrft.files import numbered_rows
+
+FILE_KINDS = (".jsonl", ".json", ".parquet")
+_SAVED_BY_DATASETS = ("dataset_dict.json", "dataset_info.json", "state.json")
+
+Located = tuple[str, int, dict[str, Any]]
+"""A row as it stands: the name of its file, its number there from 1 (JSON lines: its line), and its columns."""
+
+
+def read_hub(name: str, *, split: str, revision: str | None) -> Iterator[Located]:
+    """The rows of a data set on the hub; alone uses the network. Raises `UserError` if it cannot be had."""
+    import datasets
+
+    try:
+        dataset = datasets.load_dataset(name, split=split, revision=revision)
+    except (OSError, ValueError, RuntimeError) as error:  # the last where a script would have to be run
+        raise UserError(
+            f"dataset.hub={name} (split {split}, revision {revision or 'newest'}) cannot be loaded: {error}\n"
+            "Check the name, the split and the network; or download it and give its folder as dataset.path."
+        ) from None
+    return _read_dataset(dataset, f"{name}/{split}")
+
+
+def read_path(path: Path, *, key: str, split: str, faults: list[str]) -> Iterator[Located]:
+    """The rows of a file, or of one split of a folder. Lines that cannot be read are appended to `faults`.
+
+    A folder is one that `datasets` saved, or holds SPLIT.jsonl, .json or .parquet, or SPLIT-*.parquet (also below
+    `data/`, as in a download from the hub). Raises `UserError` naming the config's `key` where there is none of these.
+    """
+    if not path.exists():
+        raise UserError(f"{key} is {str(path)!r}: there is no such file or folder")
+    if path.is_dir() and any((path / name).is_file() for name in _SAVED_BY_DATASETS):
+        yield from _read_saved(path, key=key, split=split)
+        return
+    for file in _files_of(path, key=key, split=split):
+        if file.suffix == ".jsonl":
+            yield from ((file.name, number, row) for number, row in numbered_rows(file, faults))
+        elif file.suffix == ".json":
+            yield from _read_json(file, faults)
+        else:
+            yield from _read_parquet(file)
+
+
+def _files_of(path: Path, *, key: str, split: str) -> list[Path]:
+    if path.is_file() and path.suffix in FILE_KINDS:
+        return [path]
+    if path.is_file():
+        raise UserError(f"{key} is {str(path)!r}; files of rows end in {', '.join(FILE_KINDS)}")
+    files = [path / f"{split}{suffix}" for suffix in FILE_KINDS if (path / f"{split}{suffix}").is_file()]
+    files = files or sorted([*path.glob(f"{split}-*.parquet"), *path.glob(f"data/{split}-*.parquet")])
+    if not files or len({file.suffix for file in files}) > 1:
+        found = ", ".join(file.name for file in files) or "none of them"
+        raise UserError(
+            f"{key} is the folder {str(path)!r}, and of the split {split!r} it holds {found}; right is one of "
+            f"{split}.jsonl, {split}.json, {split}.parquet, {split}-*.parquet, or a folder saved by datasets"
+        )
+    return files
+
+
+def _read_json(file: Path, faults: list[str]) -> Iterator[Located]:
+    try:
+        rows = json.loads(file.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{file}: not JSON ({error}); a list of objects is right, or .jsonl with one on each line"
+        ) from None
+    if not isinstance(rows, list):
+        raise UserError(f"{file} holds a {type(rows).__name__}; a list of objects is right, one for each row")
+    for number, row in enumerate(rows, 1):
+        if isinstance(row, dict):
+            yield file.name, number, row
+        else:
+            faults.append(f"{file.name}, row {number}: {type(row).__name__} found; each row must be one object")
+
+
+def _read_parquet(file: Path) -> Iterator[Located]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=32)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
+            yield file.name, number, row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{file}: not a readable parquet file ({error})") from None
+
+
+def _read_saved(path: Path, *, key: str, split: str) -> Iterator[Located]:
+    import datasets
+
+    try:
+        dataset = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{key} is {str(path)!r}, a folder saved by datasets that cannot be read ({error})") from None
+    if isinstance(dataset, datasets.DatasetDict):
+        if split not in dataset:
+            raise UserError(f"the split is {split!r}; {key} {str(path)!r} has {', '.join(dataset)}")
+        dataset = dataset[split]
+    yield from _read_dataset(dataset, f"{path.name}/{split}")
+
+
+def _read_dataset(dataset, name: str) -> Iterator[Located]:
+    """The rows as stored: images stay `{"bytes", "path"}`, so that a damaged one is named, not raised."""
+    stored = dataset.with_format("arrow")
+    for start in range(0, len(stored), 32):
+        for offset, row in enumerate(stored[start : start + 32].to_pylist(), 1):
+            yield name, start + offset, row

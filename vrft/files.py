@@ -1,0 +1,146 @@
+"""Files that are whole or not there: JSON lines, texts written atomically, folders completed by a manifest."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vrft.errors import UserError, raise_all
+
+MANIFEST = "manifest.json"
+
+
+class DamagedFolderError(UserError):
+    """A folder differs from what its manifest says."""
+
+
+def publish(staging: Path, folder: Path, *, previous: Path | None = None) -> None:
+    """Write the manifest of all files in `staging`, flush it all to the disk and rename it to `folder`.
+
+    What stands in `folder` by then becomes `previous`, if that is given and does not exist, or is removed. After a
+    power cut `folder` is there with every byte, or not at all.
+    """
+    files = {
+        path.relative_to(staging).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(staging.rglob("*"))
+        if path.is_file()
+    }
+    text = json.dumps({"files": files, "sha256": _sha256_of_entries(files)}, indent=1) + "\n"
+    (staging / MANIFEST).write_text(text, encoding="utf-8")
+    for path in [*staging.rglob("*"), staging]:
+        _flush(path)
+    if folder.exists() and previous and not previous.exists():
+        folder.rename(previous)
+    shutil.rmtree(folder, ignore_errors=True)
+    staging.rename(folder)
+    _flush(folder.parent)
+
+
+def check_whole(folder: Path) -> None:
+    """Raise `DamagedFolderError` that names everything in which a published folder differs from its manifest."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files, is_intact = manifest["files"], manifest["sha256"] == _sha256_of_entries(manifest["files"])
+        is_intact &= all({"bytes", "sha256"} <= entry.keys() for entry in files.values())
+    except FileNotFoundError:
+        raise DamagedFolderError(f"{folder} has no {MANIFEST}: it was never completed") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        files, is_intact = {}, False
+    if not is_intact:
+        raise DamagedFolderError(f"{folder}: {MANIFEST} is damaged")
+    faults = [f"{name} {fault}" for name, entry in files.items() if (fault := _fault(folder / name, entry))]
+    if faults:
+        raise DamagedFolderError(f"{folder}: {'; '.join(faults)}")
+
+
+def _fault(path: Path, entry: dict) -> str | None:
+    """What is wrong with one file, or None."""
+    try:
+        if not path.is_file():
+            return "is missing"
+        if (size := path.stat().st_size) != entry["bytes"]:
+            return f"has {size:,} bytes in place of {entry['bytes']:,}"
+        return None if _sha256(path) == entry["sha256"] else "has other bytes than were written"
+    except OSError as error:  # a bad sector
+        return f"cannot be read ({error.strerror})"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256_of_entries(files: dict) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file, blank lines aside. Raises `UserError` naming the lines that are no JSON object."""
+    faults = []
+    rows = [row for _, row in numbered_rows(path, faults)]
+    raise_all(faults, heading=f"{path} has lines that cannot be read:")
+    return rows
+
+
+def numbered_rows(path: Path, faults: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """`(line number, row)` of each line of a JSON-lines file, in UTF-8 with or without a byte order mark.
+
+    A line that is no JSON object is left out, and what is wrong with it is appended to `faults`.
+    """
+    # Not str.splitlines, which also splits at the U+2028 that JSON may hold.
+    for number, line in enumerate(Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            faults.append(f"{path}, line {number}: not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8")
+        except (ValueError, RecursionError) as error:
+            faults.append(f"{path}, line {number}: not JSON ({error}); each line must be one JSON object")
+        else:
+            if isinstance(row, dict):
+                yield number, row
+            else:
+                faults.append(f"{path}, line {number}: {type(row).__name__} found; each line must be one JSON object")
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as JSON lines with sorted keys, so that the same rows give the same bytes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    write_text_atomically(path, "".join(lines))
+
+
+def append_lines(path: Path, entries: Iterable[Any]) -> None:
+    """Append entries to a file of JSON lines and have them on the disk: what is saved later must not outlive them."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(entry, ensure_ascii=False, default=float) + "\n" for entry in entries)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_text_atomically(path: Path, text: str, *, is_lasting: bool = False) -> Path:
+    """Write the whole text or nothing; the path. is_lasting: it also stands after a power cut."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        if is_lasting:
+            file.flush()
+            os.fsync(file.fileno())
+    return partial.replace(path)

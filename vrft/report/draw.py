@@ -1,0 +1,96 @@
+"""Pictures of answers: gold boxes in solid orange, predicted boxes in dashed blue, each with a dark edge.
+
+The two colours differ for every common colour vision (Okabe & Ito 2008), and the dashes tell them apart without colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from vrft.tasks.boxes import clip_to_image
+
+GOLD_COLOUR = "#E69F00"
+PREDICTED_COLOUR = "#56B4E9"
+EDGE_COLOUR = "#10151C"
+
+LabelledBox = tuple[Sequence[float], str]
+"""A box, xyxy in pixels of the original image, and the text beside it ("" for none)."""
+
+
+def draw_boxes(
+    image: Image.Image, *, gold: Sequence[LabelledBox] = (), predicted: Sequence[LabelledBox] = (), min_side: int = 448
+) -> Image.Image:
+    """A copy in RGB with the boxes on it; an image whose longer side is below `min_side` is enlarged by a whole number.
+
+    Boxes are cut to the image; one that keeps no area is drawn as a line or a dot, so that it is seen.
+    """
+    scale = max(1, -(-min_side // max(image.size)))
+    image_wh = image.size
+    picture = image.convert("RGB").resize([side * scale for side in image_wh], Image.Resampling.NEAREST)
+    pen = ImageDraw.Draw(picture)
+    width = max(2, round(max(picture.size) / 150))
+    for boxes, colour, dash in ((gold, GOLD_COLOUR, 0), (predicted, PREDICTED_COLOUR, 4 * width)):
+        for xyxy, label in boxes:
+            corners = [value * scale for value in clip_to_image(_upright(xyxy), image_wh)]
+            _draw_outline(pen, corners, EDGE_COLOUR, width + 2, 0)
+            _draw_outline(pen, corners, colour, width, dash)
+            if label:
+                _draw_label(pen, label, corners, colour, picture.size)
+    return picture
+
+
+def boxes_of(answer: Any) -> list[LabelledBox]:
+    """The boxes of an answer as scored rows hold it, or of a row's gold, with their labels; a point is a box without
+    area. None for a name, a count or an unreadable answer.
+
+    >>> boxes_of([{"xyxy": [0, 0, 9, 9], "confidence": 0.5, "label": ""}]), boxes_of([4, 5])
+    ([([0, 0, 9, 9], '0.50')], [([4, 5, 4, 5], '')])
+    """
+    if not answer or isinstance(answer, str | int):
+        return []
+    if isinstance(answer[0], dict):
+        return [(box["xyxy"], _label_of(box)) for box in answer]
+    if isinstance(answer[0], list | tuple):
+        return [(xyxy, "") for xyxy in answer]
+    return [(list(answer) * 2 if len(answer) == 2 else answer, "")]
+
+
+def _label_of(box: dict) -> str:
+    confidence = f"{box['confidence']:.2f}" if "confidence" in box else ""
+    return f"{box.get('label', '')} {confidence}".strip()
+
+
+def _upright(xyxy: Sequence[float]) -> list[float]:
+    x1, y1, x2, y2 = xyxy
+    return [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
+
+
+def _draw_outline(pen: ImageDraw.ImageDraw, xyxy: Sequence[float], colour: str, width: int, dash: int) -> None:
+    """The four sides; `dash` is the length of dashes and gaps in pixels of the picture, 0 for a solid line."""
+    x1, y1, x2, y2 = xyxy
+    for start, end in (((x1, y1), (x2, y1)), ((x2, y1), (x2, y2)), ((x2, y2), (x1, y2)), ((x1, y2), (x1, y1))):
+        length = abs(end[0] - start[0]) + abs(end[1] - start[1])
+        n_parts = max(1, round(length / dash)) | 1 if dash else 1  # odd: dashes at both ends, so that corners are seen
+        for part in range(0, n_parts, 2):
+            pieces = [
+                tuple(a + (b - a) * share for a, b in zip(start, end, strict=True))
+                for share in (part / n_parts, (part + 1) / n_parts)
+            ]
+            pen.line(pieces, fill=colour, width=width)
+
+
+def _draw_label(
+    pen: ImageDraw.ImageDraw, label: str, xyxy: Sequence[float], colour: str, picture_wh: tuple[int, int]
+) -> None:
+    """Dark text on a plate of the box's colour: above the box, or inside it where there is no room."""
+    font = ImageFont.load_default(size=max(12, round(max(picture_wh) / 32)))
+    left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
+    plate_wh = (right - left + 8, bottom - top + 6)
+    x = max(0, min(xyxy[0], picture_wh[0] - plate_wh[0]))
+    y = xyxy[1] - plate_wh[1] if xyxy[1] >= plate_wh[1] else xyxy[1]
+    y = max(0, min(y, picture_wh[1] - plate_wh[1]))
+    pen.rectangle((x, y, x + plate_wh[0], y + plate_wh[1]), fill=colour)
+    pen.text((x + 4 - left, y + 3 - top), label, fill=EDGE_COLOUR, font=font)

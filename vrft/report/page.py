@@ -1,0 +1,159 @@
+"""The report of a run, and tables of several: self-contained pages, Markdown, CSV and plain text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from vrft.errors import UserError
+from vrft.files import write_text_atomically
+from vrft.report.charts import training_charts
+from vrft.report.confusion import confusion
+from vrft.report.detection import detection_figures
+from vrft.report.draw import EDGE_COLOUR, GOLD_COLOUR, PREDICTED_COLOUR
+from vrft.report.figures import Line, Panel, methods_of, metric_label, panels
+from vrft.report.gallery import make_gallery
+from vrft.report.run_files import CHECKPOINT_NAMES, RunFiles
+from vrft.report.story import duration, facts, headline, number, origin, sentences, share, signed
+
+
+def write_report(run_dir: Path, others: Sequence[Path] = ()) -> Path:
+    """Write `report.html` in the run's directory and return its path; the methods of `others` stand in its table too.
+
+    The page loads nothing from anywhere. Raises `UserError` if a directory holds no finished run.
+    """
+    run = RunFiles(Path(run_dir))
+    shown = panels(methods_of([run, *(RunFiles(Path(other)) for other in others)]))
+    page = render(
+        "report.html.jinja",
+        title=run.config["run"]["name"],
+        headline=headline(run, shown),
+        sentences=sentences(run, shown),
+        facts=facts(run),
+        origin=origin(run),
+        panels=shown,
+        all_metrics=_all_metrics(run),
+        charts=training_charts(run.logs, metric=run.primary_metrics[0], best_step=run.best_step, alarms=run.alarms),
+        alarms=run.alarms,
+        is_trained=run.is_trained,
+        detection=detection_figures(run),
+        confusion=confusion(run),
+        gallery=make_gallery(run),
+    )
+    return write_text_atomically(run.run_dir / "report.html", page)
+
+
+def write_comparison(run_dirs: Sequence[Path], out_dir: Path) -> Path:
+    """Write a table of the runs' methods as `comparison.md`, `.csv` and `.html`, print it, and return the page's path.
+
+    Rows are methods: the base, then each run's checkpoints; figures stand with their n and their 95 % interval. Raises
+    `UserError` if there is no run, or a directory holds no finished run.
+    """
+    if not run_dirs:
+        raise UserError("runs is empty; name the directories of finished runs: runs=[runs/A,runs/B]")
+    shown = panels(methods_of([RunFiles(Path(run_dir)) for run_dir in run_dirs]))
+    out_dir = Path(out_dir)
+    write_text_atomically(out_dir / "comparison.md", markdown_table(shown))
+    write_text_atomically(out_dir / "comparison.csv", csv_table(shown))
+    runs = [str(Path(run_dir).name) for run_dir in run_dirs]
+    page = render("comparison.html.jinja", panels=shown, runs=runs)
+    path = write_text_atomically(out_dir / "comparison.html", page)
+    print(text_table(shown))
+    return path
+
+
+def text_table(shown: Sequence[Panel]) -> str:
+    """The panels for a terminal: a block for each metric, a column for each test set, a line for each method."""
+    lines = []
+    width = max((len(line.label) for panel in shown for line in panel.lines), default=0) + 4
+    for metric, of_metric in _by_metric(shown).items():
+        heads = [f"{panel.title} (n = {panel.n})" for panel in of_metric]
+        column = max(24, *(len(head) + 2 for head in heads))
+        lines += [f"{metric_label(metric):{width}}" + "".join(f"{head:{column}}" for head in heads)]
+        for label in _labels(of_metric):
+            cells = [_cell(panel, label) for panel in of_metric]
+            lines.append(f"  {label:{width - 2}}" + "".join(f"{cell:{column}}" for cell in cells))
+        lines.append("")
+    return "\n".join(line.rstrip() for line in [*lines, "[ ]: 95 % bootstrap interval"])
+
+
+def markdown_table(shown: Sequence[Panel]) -> str:
+    """One table: methods down, test sets and metrics across."""
+    heads = [f"{panel.title}: {panel.label} (n = {panel.n})" for panel in shown]
+    rows = [["", *heads], ["---"] + ["---:"] * len(shown)]
+    rows += [[label, *(_cell(panel, label) for panel in shown)] for label in _labels(shown)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{table}\n\nIn brackets: 95 % bootstrap interval.\n"
+
+
+def csv_table(shown: Sequence[Panel]) -> str:
+    """One line for each figure, with its interval and its change from the base."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    names = ("value", "low", "high", "n", "change", "change_low", "change_high")
+    writer.writerow(["method", "run", "checkpoint", "split", "metric", *names])
+    for panel in shown:
+        for line in panel.lines:
+            change = line.change or {"value": None, "interval": None}
+            numbers = [line.value, *(line.interval or (None, None)), line.n]
+            numbers += [change["value"], *(change["interval"] or (None, None))]
+            writer.writerow([line.label, line.run.run_dir.name, line.kind, panel.split, panel.metric, *numbers])
+    return buffer.getvalue()
+
+
+def _cell(panel: Panel, label: str) -> str:
+    line = next((line for line in panel.lines if line.label == label), None)
+    return "" if line is None else f"{number(line.value)}{_bracket(line)}"
+
+
+def _bracket(line: Line) -> str:
+    return f" [{number(line.interval[0])}, {number(line.interval[1])}]" if line.interval else ""
+
+
+def _labels(shown: Sequence[Panel]) -> list[str]:
+    return list(dict.fromkeys(line.label for panel in shown for line in panel.lines))
+
+
+def _by_metric(shown: Sequence[Panel]) -> dict[str, list[Panel]]:
+    return {metric: [p for p in shown if p.metric == metric] for metric in dict.fromkeys(p.metric for p in shown)}
+
+
+def _all_metrics(run: RunFiles) -> list[tuple[str, list[str], list[tuple[str, list[dict | None]]]]]:
+    """For each test set: its name, the evaluations' names, and every metric with its figures in their order."""
+    tables = []
+    for split in run.splits:
+        by_name = {name: run.metrics(name, split) for name in run.result["test_sets"][split]}
+        metrics = dict.fromkeys(metric for figures in by_name.values() for metric in figures)
+        lines = [(metric, [figures.get(metric) for figures in by_name.values()]) for metric in metrics]
+        tables.append((run.title(split), [CHECKPOINT_NAMES.get(name, name) for name in by_name], lines))
+    return tables
+
+
+def render(template: str, **values) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "signed": signed,
+        "share": share,
+        "duration": duration,
+        "with_faint_tags": _with_faint_tags,
+    }
+    colours = {"gold": GOLD_COLOUR, "predicted": PREDICTED_COLOUR, "edge": EDGE_COLOUR}
+    return environment.get_template(template).render(colours=colours, by_metric=_by_metric, **values)
+
+
+def _with_faint_tags(text: str) -> Markup:
+    """The completion as HTML, everything escaped and the tags of thought and answer set apart."""
+    return Markup(re.sub(r"(&lt;/?(?:think|answer)&gt;)", r"<b>\1</b>", str(escape(text))))

@@ -1,0 +1,184 @@
+"""One run at a time in a run directory: also where a parent process was killed and its workers go on."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import platform
+import subprocess
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+from vrft.config.package_files import PACKAGE
+from vrft.errors import UserError
+from vrft.run import health
+
+LOCK_FILE = ".lock"
+
+
+class OccupiedError(UserError):
+    """Another process works in the run directory."""
+
+
+@contextlib.contextmanager
+def alone_in(run_dir: Path) -> Iterator[None]:
+    """Raises `OccupiedError` if a process works in the run directory by now; keeps others out while the block runs.
+
+    A file system without locks lets everybody in.
+    """
+    with (run_dir / LOCK_FILE).open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            join(file)  # the workers do the same
+        except BlockingIOError:  # the two are not one step, and another parent may come between
+            ids = ", ".join(str(word["pid"]) for word in health.heard(run_dir) if word["state"] != "finished")
+            raise OccupiedError(
+                f"another process works in run.dir={run_dir}"
+                + (f" (processes {ids}, perhaps left behind by one that was killed)" if ids else "")
+                + "; wait for its end, or end it"
+            ) from None
+        except OSError:
+            pass
+        yield
+
+
+def join(file: TextIO) -> None:
+    """Hold the lock together with other processes of the run, until the file is closed."""
+    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+PACKAGES = (
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "deepspeed",
+    "hydra-core",
+    "lvis",
+    "numpy",
+    "omegaconf",
+    "peft",
+    "pillow",
+    "pycocotools",
+    "qwen-vl-utils",
+    "scipy",
+    "torch",
+    "torchvision",
+    "transformers",
+    "trl",
+    "vrft",
+    "wandb",
+)
+
+
+def provenance(
+    config: dict[str, Any], *, choices: dict[str, Any], overrides: list[str], config_hash: str, data_hash: str
+) -> dict[str, Any]:
+    """One flat description of a run, ready for JSON.
+
+    choices: Hydra's resolved choice of each group. data_hash: over the rows of all splits and their images.
+    """
+    model = config["model"]
+    return {
+        **code_state(PACKAGE),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "choices": {group: name for group, name in choices.items() if not group.startswith("hydra/")},
+        "overrides": overrides,
+        "config_hash": config_hash,
+        "data_hash": data_hash,
+        "model_path": model["path"],
+        "model_revision": model["revision"],
+        "model_hash": weight_hash(Path(model["path"])),
+        "seed": config["run"]["seed"],
+    }
+
+
+def code_state(package: Path) -> dict[str, Any]:
+    """`commit` of the checkout that holds the package and whether it `is_dirty`; both None for an installed wheel."""
+    git = ["git", "-C", str(package)]
+    try:
+        commit = subprocess.run(
+            [*git, "log", "-1", "--format=%H", "--", "."], capture_output=True, text=True, check=True
+        )
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "is_dirty": None}
+    if not commit.stdout.strip():  # a wheel installed inside someone else's checkout
+        return {"commit": None, "is_dirty": None}
+    return {"commit": head.stdout.strip(), "is_dirty": bool(status.stdout.strip())}
+
+
+def weight_hash(folder: Path) -> str | None:
+    """SHA-256 over names and bytes of a local model's weight files; None for a model on the hub (see its revision)."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if folder.is_dir() else []
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@contextlib.contextmanager
+def fresh_run_dir(run_dir: Path, *, is_resuming: bool, key: str = "run.dir") -> Iterator[bool]:
+    """Make the run directory; take it away again if what follows fails, so that the same command can be given again.
+
+    Yields True where it held nothing before. The cache of checked images stays, so that one bad row does not cost
+    decoding all images again. key: the config's key that names it. Raises `UserError` if it holds anything else and the
+    run is not resuming.
+    """
+    has_content = run_dir.exists() and (not run_dir.is_dir() or any(_files_but_cache(run_dir)))
+    if has_content and not is_resuming:
+        raise UserError(
+            f"{key} is {run_dir}, which exists and is not empty; choose another, or go on in it with run.resume=true"
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    is_to_stay = has_content
+    try:
+        yield not has_content
+        is_to_stay = True
+    except OccupiedError:
+        is_to_stay = True  # by now it is another's
+        raise
+    finally:
+        if not is_to_stay:
+            remove_all_but_cache(run_dir)
+
+
+def remove_all_but_cache(folder: Path) -> None:
+    """Remove all files but the cache of checked images, and the folders that this leaves empty."""
+    for path in [*folder.rglob(LOCK_FILE), *_files_but_cache(folder)]:
+        path.unlink()
+    for inner in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+        if not any(inner.iterdir()):
+            inner.rmdir()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _files_but_cache(folder: Path) -> list[Path]:
+    """All files below a folder but its lock, the cache of checked images and what it kept of them."""
+    from vrft.data.images import KEPT_FILE
+
+    caches = {path.parent for path in folder.rglob(KEPT_FILE)}
+    return [
+        path
+        for path in folder.rglob("*")
+        if not path.is_dir()
+        and path.name not in (KEPT_FILE, LOCK_FILE)
+        and not any(path.parent == c / "images" for c in caches)
+    ]

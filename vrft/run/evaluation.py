@@ -1,0 +1,139 @@
+"""Evaluations within a run: completions generated, kept and judged, on every test set."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate.utils import gather_object
+
+from vrft.evaluate.completions import generate_completions
+from vrft.evaluate.resume import KeptBatches, OtherEvaluationError
+from vrft.evaluate.score import score_completions
+from vrft.files import write_text_atomically
+from vrft.run import health
+from vrft.run.context import RunContext
+from vrft.run.directory import weight_hash
+from vrft.run.resume import lasting_hash
+from vrft.tasks.rows import Row
+
+
+def evaluate_splits(
+    experiment: RunContext, model, splits: list[str], *, name: str | None, in_step: bool = False
+) -> dict[str, dict]:
+    """`{split: {protocol: metrics}}`; with a name, completions and scores go to `evaluations/NAME/SPLIT/`.
+
+    Every process generates its share of the batches; all of them end with the same metrics. in_step: True where the
+    model's weights lie apart on them (see `generate_completions`).
+    """
+    config, processes = experiment.config, experiment.processes
+    # validation's intervals go unread, and its confidences are those written
+    protocol = config["protocol"] if name else config["protocol"] | {"n_resamples": 1, "score_source": "written"}
+    results = {}
+    for split in splits:
+        folder = experiment.evaluation_dir / (name or "validation") / split
+        completions = _completions(experiment, model, split, folder=folder, name=name, in_step=in_step)
+        scored, metrics = score_completions(
+            experiment.rows[split],
+            completions,
+            task=experiment.task,
+            frame_for_row=experiment.frame_for_row,
+            protocol=protocol,
+            judge=experiment.judge,
+        )
+        results[split] = {experiment.protocol: metrics}
+        if name and processes.is_main_process:
+            _write_lines(folder / "scores.jsonl", scored)
+            write_text_atomically(folder / "metrics.json", json.dumps(results[split], indent=2) + "\n")
+    return results
+
+
+def completions_of(experiment: RunContext, model, rows: Sequence[Row], *, progress: str | None, **options) -> list:
+    """The completions of the rows by all processes together, in the order of the rows and of their samples.
+
+    progress: what the main process's bar says; None for no bar. options: of `generate_completions`.
+    """
+    memory, processes = experiment.config["memory"], experiment.processes
+    shown = progress if processes.is_main_process else None
+    share = generate_completions(
+        rows,
+        root=experiment.data_dir,
+        task=experiment.task,
+        frame_for_row=experiment.frame_for_row,
+        model=model,
+        processor=experiment.processor,
+        max_new_tokens=memory["max_completion_length"],
+        batch_size=memory["evaluation_batch_size"],
+        rank=processes.process_index,
+        world_size=processes.num_processes,
+        progress=shown,
+        on_batch=lambda row_ids: health.say(doing=shown or "evaluate", rows=row_ids),
+        **options,
+    )
+    order = {row["row_id"]: index for index, row in enumerate(rows)}
+    return sorted(gather_object(share), key=lambda one: (order[one["row_id"]], one["sample"]))
+
+
+def _completions(
+    experiment: RunContext, model, split: str, *, folder: Path, name: str | None, in_step: bool
+) -> list[dict]:
+    """The completions of each row of the split, in their order. With a name they are kept batch by batch while they are
+    made, and stand in `folder/completions.jsonl` at the end."""
+    config, processes, rows = experiment.config, experiment.processes, experiment.rows[split]
+    kept = _kept_batches(experiment, folder / "batches", name) if name else None
+    processes.wait_for_everyone()  # before anyone adds to what all have read
+    doing = _doing(experiment, name, split) if name else None
+    sampling = _sampling(config) if name else {}
+    completions = completions_of(experiment, model, rows, progress=doing, kept=kept, in_step=in_step, **sampling)
+    if kept and processes.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_lines(folder / "completions.jsonl", completions)
+        kept.remove()
+    return completions
+
+
+def _doing(experiment: RunContext, name: str | None, split: str) -> str:
+    return f"{name}: {split if experiment.other is None else experiment.other}"
+
+
+def _sampling(config: dict) -> dict:
+    """What the protocol's score_source wants beside the greedy completions."""
+    protocol = config["protocol"]
+    if protocol.get("score_source") == "agreement":
+        n_samples, temperature = protocol["n_samples"], protocol["temperature"]
+        return {"n_samples": n_samples, "temperature": temperature, "seed": config["run"]["seed"]}
+    return {"with_logprobs": protocol.get("score_source") == "token_probability"}
+
+
+def _kept_batches(experiment: RunContext, folder: Path, name: str) -> KeptBatches:
+    """What a killed evaluation of that name has kept; of a checkpoint that training has changed since, nothing."""
+    provenance = json.loads((experiment.run_dir / "provenance.json").read_text(encoding="utf-8"))
+    checkpoint = experiment.run_dir / "checkpoints" / name
+    weights = provenance["model_hash"] if name == "before" else weight_hash(checkpoint)
+    n_rows = experiment.config["memory"]["evaluation_batch_size"]  # a run may go on with smaller batches
+    fingerprint = {"config": lasting_hash(experiment.config), "data": provenance["data_hash"], "model": weights}
+    fingerprint |= {"evaluation_batch_size": n_rows}
+    try:
+        return KeptBatches(folder, fingerprint)
+    except OtherEvaluationError as error:
+        if name == "before" and error.names != ["evaluation_batch_size"]:
+            raise
+    experiment.processes.wait_for_everyone()
+    if experiment.processes.is_main_process:
+        shutil.rmtree(folder)
+    experiment.processes.wait_for_everyone()
+    return KeptBatches(folder, fingerprint)
+
+
+def known_evaluation(experiment: RunContext, name: str) -> dict[str, dict] | None:
+    """An evaluation that a run which is being resumed had finished, as `evaluate_splits` returned it."""
+    paths = {split: experiment.evaluation_dir / name / split / "metrics.json" for split in experiment.test_splits}
+    if not experiment.config["run"]["resume"] or not all(path.is_file() for path in paths.values()):
+        return None
+    return {split: json.loads(path.read_text(encoding="utf-8")) for split, path in paths.items()}
+
+
+def _write_lines(path: Path, entries: list[dict]) -> None:
+    write_text_atomically(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))

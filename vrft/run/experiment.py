@@ -1,0 +1,129 @@
+"""The parent's side of each verb: rows built, config frozen on disk, worker started, report written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR, UserError
+from vrft.files import write_text_atomically
+from vrft.memory.auto import as_begun, fitted
+from vrft.models.prompt_settings import setting_drift
+from vrft.report.write import write_reports
+from vrft.run import directory, health, slurm
+from vrft.run.directory import (
+    alone_in,
+    fresh_run_dir,
+    provenance,
+    remove_all_but_cache,
+)
+from vrft.run.out_of_memory import backed_off, remembered
+from vrft.run.processes import start_worker
+from vrft.run.resume import begun_with, check_same_config, check_same_hashes, config_hash, warn_of_versions
+from vrft.run.rows import build_others, build_rows, data_hash, warn_of_frames, warn_of_questions
+
+_BEFORE_IT_BEGINS = {"config.yaml", "provenance.json", "data", health.FOLDER, directory.LOCK_FILE, slurm.FOLDER}
+
+
+def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides: list[str]) -> int:
+    """Run a frozen config in its run directory; the exit code is 0 when `result.json` and `report.html` are there.
+
+    choices, overrides: what Hydra resolved and what the user said, for the record.
+    Raises `UserError` before the worker starts.
+    """
+    run_dir, launch = Path(config["run"]["dir"]), config["launch"]
+    if launch.get("node_rank"):  # machine 0 checks, prepares and reports; this one waits for it
+        return start_worker(run_dir, config)
+    if launch["name"] == "slurm":
+        slurm.check_cluster(run_dir)
+    else:
+        slurm.check_no_job(run_dir)
+    with contextlib.ExitStack() as held:
+        config = remembered(run_dir, config)
+        config, is_fresh = _prepare(run_dir, config, choices=choices, overrides=overrides, held=held)
+        if launch["name"] != "slurm":
+            code = _run_backing_off(start_worker, run_dir, config)  # whatever ends it, what it has made stays
+    if launch["name"] == "slurm":  # the job takes the lock
+        try:
+            code = _run_backing_off(slurm.run_as_job, run_dir, config)
+        except UserError:
+            if is_fresh and {path.name for path in run_dir.iterdir()} <= _BEFORE_IT_BEGINS:
+                remove_all_but_cache(run_dir)
+            raise
+        if code is None:
+            return 0
+    if code in (0, STOPPED_BY_ALARM):
+        write_reports([run_dir])
+    is_begun = not {path.name for path in run_dir.iterdir()} <= _BEFORE_IT_BEGINS
+    if code not in (0, STOPPED_BY_ALARM, USER_ERROR) or (code == USER_ERROR and is_begun):
+        print(f"vrft: not finished; the same command goes on with run.dir={run_dir} run.resume=true", file=sys.stderr)
+    if code == USER_ERROR and is_fresh and not is_begun:  # refused
+        remove_all_but_cache(run_dir)
+    return code
+
+
+def _run_backing_off(start: Callable[[Path, dict], int | None], run_dir: Path, config: dict[str, Any]) -> int | None:
+    """What `start` returns; after out of memory it starts again with smaller micro-batches while there are any.
+
+    On several machines that torchrun joins the others have ended: there all have to be started again.
+    """
+    code = start(run_dir, config)
+    while code == OUT_OF_MEMORY:
+        # a job may have backed off itself
+        smaller = backed_off(run_dir, yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")))
+        if smaller is None:
+            break
+        if config["launch"]["name"] == "torchrun" and config["launch"].get("nnodes", 1) > 1:
+            print("vrft: start all machines again with run.resume=true: they go on with these", file=sys.stderr)
+            break
+        code = start(run_dir, smaller)
+    return code
+
+
+def _prepare(
+    run_dir: Path, config: dict[str, Any], *, choices: dict[str, Any], overrides: list[str], held: contextlib.ExitStack
+) -> tuple[dict[str, Any], bool]:
+    """Leave all that the worker reads in the run directory, and it locked by `held`.
+
+    Returns the config, with `memory=auto` made to fit, and True where the directory held nothing.
+    """
+    with fresh_run_dir(run_dir, is_resuming=config["run"]["resume"]) as is_fresh:
+        held.enter_context(alone_in(run_dir))
+        if is_fresh and config["run"]["resume"]:
+            print(f"warning: nothing is to be resumed in run.dir={run_dir}, so the run begins", file=sys.stderr)
+        is_auto = bool(config["memory"].get("auto")) and config["evaluate"]["train"]
+        config = as_begun(run_dir, config) if is_auto else config
+        check_same_config(run_dir, config)
+        drift = [] if config["evaluate"]["train"] else setting_drift(config)
+        for difference in drift:
+            print(f"warning: {difference}", file=sys.stderr)
+        rows = build_rows(config, run_dir / "data", is_resuming=not is_fresh)
+        if is_auto and not (run_dir / "config.yaml").is_file():
+            config = fitted(config, rows)
+        warn_of_frames(rows, config)
+        warn_of_questions(rows, config)
+        others = build_others(config, run_dir, is_resuming=not is_fresh)
+        record = provenance(
+            config,
+            choices=choices,
+            overrides=overrides,
+            config_hash=config_hash(config),
+            data_hash=data_hash({**rows, **others}, run_dir / "data"),
+        )
+        begun = begun_with(run_dir)
+        check_same_hashes(run_dir, begun, record)
+        warn_of_versions(begun, record)
+        if begun:
+            record["earlier"] = [*begun.pop("earlier", []), begun]
+        if "wandb_run_id" in begun or "wandb" in config["logging"]["report_to"]:  # W&B goes on in the run that it has
+            record["wandb_run_id"] = begun.get("wandb_run_id") or uuid.uuid4().hex
+        write_text_atomically(run_dir / "provenance.json", json.dumps(record, indent=2) + "\n")
+        write_text_atomically(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    return config, is_fresh

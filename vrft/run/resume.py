@@ -1,0 +1,152 @@
+"""What a run directory was begun with, and whether the same run can go on in it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vrft.config.package_files import TINY_MODEL
+from vrft.config.shapes import flat
+from vrft.errors import UserError, raise_all
+from vrft.files import read_rows
+from vrft.tasks.rows import Row
+
+_MAY_CHANGE = (  # what had ended it; on it goes
+    "alarms.",
+    "memory.completions_per_device",
+    "memory.evaluation_batch_size",
+    "memory.gradient_checkpointing",
+    "reward.options.on_fault",
+    "reward.options.timeout_s",
+)
+_NOT_HASHED = (
+    "run.dir",
+    "run.name",
+    "run.resume",
+    "dataset.n_processes",
+    "logging",
+    "question",
+    "derived",
+)
+_OTHER = (
+    "{0} was begun with another experiment (a new one can start from model.path={0}/checkpoints/last), so "
+    "run.resume=true cannot go on:"
+)
+_NOT_OURS = "run.dir must be one that vrft has made"
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """SHA-256, as a hex string, over everything in a frozen config that can change a result.
+
+    Left out: where the run lies, its name, its logging, and on which path the shipped model is installed.
+    """
+    return _sha256(_that_matters(config))
+
+
+def lasting_hash(config: dict[str, Any]) -> str:
+    """The same over what has to stay as it is when a run goes on: no alarms, no `reward.options.on_fault`."""
+    return _sha256(_that_lasts(config))
+
+
+def config_differences(begun: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two frozen configs and has to stay, as `key: VALUE then, VALUE now`."""
+    before, after = _that_lasts(begun), _that_lasts(now)
+    return [
+        f"{key}: {before.get(key)!r} then, {after.get(key)!r} now"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _that_lasts(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flat(_that_matters(config)) if not key.startswith(_MAY_CHANGE)}
+
+
+def _that_matters(config: dict[str, Any]) -> dict[str, Any]:
+    config = copy.deepcopy(config)
+    for key in _NOT_HASHED:
+        section, _, name = key.partition(".")
+        (config.get(section, {}) if name else config).pop(name or section, None)
+    if config.get("launch"):  # how many processes and of which kind, not by whom they are started
+        kept = {key: value for key, value in config["launch"].items() if key in ("nproc_per_node", "nnodes", "device")}
+        config["launch"] = {"nnodes": 1} | kept
+    if config["model"]["path"] == str(TINY_MODEL):
+        config["model"]["path"] = None
+    return config
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def begun_with(run_dir: Path) -> dict[str, Any]:
+    """The record of provenance with which the run directory was begun, or nothing."""
+    path = run_dir / "provenance.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); {_NOT_OURS}") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{path} is no record; {_NOT_OURS}")
+    return record
+
+
+def check_same_config(run_dir: Path, config: dict[str, Any]) -> None:
+    """Raise `UserError` that names every key in which the run directory's config differs in a way that matters."""
+    path = run_dir / "config.yaml"
+    made = [name for name in ("checkpoints", "evaluations") if (run_dir / name).exists()]
+    if made and not path.is_file():
+        raise UserError(f"{run_dir} has {' and '.join(made)} but no config.yaml to tell of what; {_NOT_OURS}")
+    if path.is_file():
+        try:
+            begun = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not plain YAML ({error}); {_NOT_OURS}") from None
+        if not isinstance(begun, dict) or not isinstance(begun.get("model"), dict):
+            raise UserError(f"{path} is no config; {_NOT_OURS}")
+        raise_all(config_differences(begun, config), heading=_OTHER.format(run_dir))
+
+
+def check_same_rows(data_dir: Path, splits: dict[str, list[Row]]) -> None:
+    """Raise `UserError` that names, for each split, the first row that is not as it lies in `data_dir`."""
+    faults = []
+    for split, rows in splits.items():
+        path = data_dir / f"{split}.jsonl"
+        begun = read_rows(path) if path.is_file() else rows
+        now = json.loads(json.dumps(rows))  # tuples become lists
+        if len(begun) != len(now):
+            faults.append(f"{split}: {len(begun)} rows then, {len(now)} now")
+        elif other := [(old, new) for old, new in zip(begun, now, strict=True) if old != new]:
+            old, new = other[0]
+            keys = ", ".join(key for key in {**old, **new} if old.get(key) != new.get(key))
+            faults.append(f"{split}: {len(other)} rows have changed, row {new['row_id']} first, in {keys}")
+    raise_all(faults, heading=_OTHER.format(data_dir.parent))
+
+
+def check_same_hashes(run_dir: Path, begun: dict[str, Any], record: dict[str, Any]) -> None:
+    """Raise `UserError` if images or model weights have other bytes than those the run directory was begun with."""
+    names = {"data_hash": "an image has other bytes", "model_hash": "the model has other weights"}
+    faults = [
+        f"{what} ({key} {begun.get(key)} then, {record[key]} now)"
+        for key, what in names.items()
+        if begun and begun.get(key) != record[key]
+    ]
+    raise_all(faults, heading=_OTHER.format(run_dir))
+
+
+def warn_of_versions(begun: dict[str, Any], record: dict[str, Any]) -> None:
+    """Print a warning where the code is another than the run was begun with: the bits may then be others too."""
+    before, now = (
+        {"python": one.get("python"), "commit": one.get("commit"), **one.get("versions", {})} for one in (begun, record)
+    )
+    others = [f"{name} {before[name]} then, {now[name]} now" for name in before if before[name] != now.get(name)]
+    if begun and others:
+        print(
+            f"warning: the run was begun with other code, so its bits may differ: {'; '.join(others)}", file=sys.stderr
+        )

@@ -1,0 +1,149 @@
+"""The rows of a run: built by its dataset's builder, checked by its task, written to its data folder."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from vrft.errors import raise_all
+from vrft.evaluate.protocols import questions_not_asked, row_faults
+from vrft.files import write_rows
+from vrft.models.families import FAMILIES
+from vrft.run.resume import check_same_rows
+from vrft.tasks import load_task
+from vrft.tasks.base import Task
+from vrft.tasks.rows import Row, rows_hash
+
+
+def build_rows(
+    config: dict[str, Any], data_dir: Path, *, is_resuming: bool = False, only: tuple[str, ...] = ()
+) -> dict[str, list[Row]]:
+    """Build and check the rows of every split, or of `only` those, and write each to `data_dir/SPLIT.jsonl`.
+
+    Raises `UserError`; with `is_resuming` also, before anything is written, if other rows lie there.
+    """
+    from vrft.data import load_builder
+
+    dataset, task = dict(config["dataset"]), load_task(**config["task"], trust_code=config["trust_code"])
+    build = load_builder(dataset.pop("builder"))
+    splits = build(dataset, task=task, out_dir=data_dir, seed=config["run"]["seed"])
+    if only:
+        splits = {split: splits.get(split, []) for split in only}
+    needed = needed_splits(config) if "evaluate" in config else {}
+    check_rows(splits, task, needed={split: key for split, key in needed.items() if not only or split in only})
+    if "evaluate" in config:
+        judged = [row for split, rows in splits.items() if split != "train" for row in rows]
+        raise_all(row_faults(config["protocol"], judged), heading=f"protocol={config['protocol']['name']} needs more:")
+    if is_resuming:
+        check_same_rows(data_dir, splits)
+    for split, rows in splits.items():
+        write_rows(data_dir / f"{split}.jsonl", rows)
+    return splits
+
+
+def build_others(config: dict[str, Any], run_dir: Path, *, is_resuming: bool = False) -> dict[str, list[Row]]:
+    """Build the test rows of every other task that the run is judged on.
+
+    Returns them by `others/NAME`, their images as seen from the run's own data folder.
+    """
+    found = {}
+    for name in other_names(config):
+        folder = data_folder(run_dir, name)
+        splits = build_rows(with_other(config, name), folder, is_resuming=is_resuming, only=("test",))
+        found[f"others/{name}"] = [
+            {**row, "images": [str(Path("others") / name / path) for path in row["images"]]} for row in splits["test"]
+        ]
+    return found
+
+
+def warn_of_questions(splits: dict[str, list[Row]], config: dict[str, Any]) -> None:
+    """Print a warning if the protocol wants every category asked in every image and the test rows do not."""
+    for split, rows in splits.items():
+        if split not in ("train", "validation") and (n := questions_not_asked(rows, config["protocol"])):
+            print(
+                f"warning: protocol={config['protocol']['name']} wants every category asked in every image, and "
+                f"{n} such questions are not among the rows of {split}, so wrong boxes that they would bring do not "
+                "count. Build the test rows with dataset.negatives=1000, or choose protocol=coco_asked.",
+                file=sys.stderr,
+            )
+
+
+def warn_of_frames(splits: dict[str, list[Row]], config: dict[str, Any]) -> None:
+    """Print a warning if questions taken verbatim speak of boxes in another frame than the model was trained to."""
+    family, frame = FAMILIES[config["model"]["family"]], config["dataset"].get("frame")
+    n_verbatim = sum("problem" in row for rows in splits.values() for row in rows)
+    if frame and not n_verbatim:
+        print(
+            f"warning: dataset.frame={frame} says how rows with a question of their own (`problem`) write boxes; these "
+            "have none, so their boxes are read in pixels of the image",
+            file=sys.stderr,
+        )
+    if n_verbatim and frame not in (None, family.frame):
+        print(
+            f"warning: {n_verbatim} rows bring their own question, with boxes in {frame} (dataset.frame), while "
+            f"{family.name} speaks {family.frame}. Their text is used as it is and answers are read in {frame}; the "
+            "model has to learn that first. Rows with the task's own columns, without `problem`, are asked in the "
+            "model's frame.",
+            file=sys.stderr,
+        )
+
+
+def needed_splits(config: dict[str, Any]) -> dict[str, str]:
+    """The splits that may not be empty, and the key that says so."""
+    evaluate, needed = config["evaluate"], {}
+    if evaluate["train"]:
+        needed["train"] = "evaluate.train=true"
+    if evaluate["train"] and config["trainer"]["eval_steps"]:
+        needed["validation"] = f"trainer.eval_steps={config['trainer']['eval_steps']}"
+    if evaluate["before"] or (evaluate["train"] and evaluate["after"]):
+        needed["test"] = "evaluate.before or evaluate.after"
+    return needed
+
+
+def check_rows(splits: dict[str, list[Row]], task: Task, *, needed: dict[str, str]) -> None:
+    """Raise `UserError` listing every row whose gold the task refuses, and every needed split without rows."""
+    faults = [
+        f"the split {split} has no rows, but {key} needs it; look at dataset.n_validation, dataset.n_test "
+        "and the other keys of `dataset`"
+        for split, key in needed.items()
+        if not splits.get(split)
+    ]
+    for split, rows in splits.items():
+        for row in rows:
+            try:
+                task.check(row)
+            except ValueError as error:
+                faults.append(f"{split}, row {row['row_id']}: {error}")
+    raise_all(faults, heading=f"The rows cannot be used for task={task.name}:")
+
+
+def data_hash(splits: dict[str, list[Row]], root: Path) -> str:
+    """SHA-256 over the names, rows and images of all splits, as a hex string."""
+    digest = hashlib.sha256()
+    for split in sorted(splits):
+        digest.update(f"{split} {rows_hash(splits[split], root)}\n".encode())
+    return digest.hexdigest()
+
+
+def data_folder(run_dir: Path, other: str | None = None) -> Path:
+    """Where the rows and images of a run lie, or those of another task that it is judged on."""
+    return run_dir / "data" if other is None else run_dir / "data" / "others" / other
+
+
+def evaluation_folder(run_dir: Path, other: str | None = None) -> Path:
+    """Where completions and scores go, in a folder for each evaluation and one for each split below it."""
+    return run_dir / "evaluations" if other is None else run_dir / "evaluations" / "others" / other
+
+
+def other_names(config: dict[str, Any]) -> list[str]:
+    """All of `evaluate.others` but the run's own task."""
+    others = config["evaluate"]["others"] or {}
+    return [name for name, other in others.items() if other["task"]["name"] != config["task"]["name"]]
+
+
+def with_other(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The config as that other has it: its task, its rows, its protocol; nothing else to judge."""
+    evaluate = config["evaluate"]
+    return {**config, **evaluate["others"][name], "evaluate": {**evaluate, "titles": {}, "others": None}}

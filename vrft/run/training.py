@@ -1,0 +1,236 @@
+"""The worker's training: from where a run begins to its last checkpoint."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate.utils import broadcast_object_list
+
+from vrft.models.adapters import check_targets, lora_settings
+from vrft.models.families import FAMILIES
+from vrft.models.load import freeze_parts, load_model
+from vrft.models.prompt_settings import make_card, read_card
+from vrft.report.wandb import RolloutPictures, picture
+from vrft.run import health
+from vrft.run.context import RunContext
+from vrft.run.evaluation import evaluate_splits
+from vrft.run.rejection_sampling import rows_with_own_completions
+from vrft.tasks.rows import Row
+
+ALARMS = "alarms.jsonl"
+NON_FINITE = "non_finite"
+
+
+class Interrupted(Exception):
+    """A signal has ended the training; its state is saved."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where training begins: a trainer's checkpoint to go on from, or None, and what was logged until then."""
+
+    checkpoint: Path | None = None
+    log: Sequence[dict] = ()
+    alarms: Sequence[dict] = ()
+
+
+def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict | None]:
+    """Train `model` in place; leaves `checkpoints/last` and, with validation, `checkpoints/best`.
+
+    start: the checkpoint whose weights `model` holds; steps, optimizer and logs go on from there. Returns the
+    validation history, and the alarm that ended the training early or None: after the rule `non_finite` there is no
+    `checkpoints/last`. Raises `Interrupted` once a checkpoint is complete.
+    """
+    from vrft.train.alarms import Alarms, NonFiniteError, agreed_maximum, tell
+    from vrft.train.arguments import trainer_arguments
+    from vrft.train.callbacks import MetricsFile, ProgressBar, StopOnSignal
+    from vrft.train.checkpoints import previous, save_checkpoint
+
+    config, folder, alarm_file = experiment.config, experiment.run_dir / "checkpoints", experiment.run_dir / ALARMS
+    row, metric = experiment.rows["train"][0], experiment.primary_metrics[0]
+    card = make_card(
+        config, task=experiment.task, row=row, frame=experiment.frame_for_row(row), prompt_of=experiment.prompt_of
+    )
+    shown = {"reward": "reward", "loss": "loss", f"validation/{metric}": "validation"}
+    alarms = Alarms(config["alarms"], alarm_file, validation=metric, known=start.log, known_alarms=start.alarms)
+    callbacks = [
+        StopOnSignal(health.received),
+        MetricsFile(experiment.run_dir / "metrics.jsonl"),
+        ProgressBar(shown),
+        alarms,
+    ]
+    callbacks += _rollout_pictures(experiment)
+    validation = _validation(experiment, start, card) if config["trainer"]["eval_steps"] else None
+    trainer = _make_trainer(
+        experiment, model, trainer_arguments(config, folder), [*callbacks, *([validation] if validation else [])]
+    )
+    if validation:
+        validation.trainer, trainer.validation = trainer, validation
+    trainer.stops_on_non_finite = config["alarms"]["non_finite"] != "off"
+    trainer.on_batch = lambda step, rows: health.say(doing="train", step=step, rows=rows)
+    stopped_by = None
+    with health.patience():
+        try:
+            trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
+            (stopped_by,) = broadcast_object_list([alarms.stopped_by])
+            save_checkpoint(trainer, experiment.processor, folder / "last", card | {"step": trainer.state.global_step})
+        except NonFiniteError as error:
+            action, step = config["alarms"]["non_finite"], trainer.state.global_step + 1
+            stopped_by = {"step": step, "rule": NON_FINITE, "action": action, "message": str(error)}
+            if experiment.processes.is_main_process:
+                tell(stopped_by, alarm_file)
+    if agreed_maximum(health.received() is not None, trainer.args):
+        raise Interrupted
+    is_non_finite = stopped_by is not None and stopped_by["rule"] == NON_FINITE  # it may go on from before the best
+    if experiment.processes.is_main_process and not is_non_finite:
+        for name in ("best", "last"):
+            shutil.rmtree(previous(folder / name), ignore_errors=True)
+    experiment.processes.wait_for_everyone()
+    return validation.history if validation else [], stopped_by
+
+
+def _rollout_pictures(experiment: RunContext) -> list[RolloutPictures]:
+    """The callback that sends pictures to W&B, where they are wanted and there is something to send."""
+    logging = experiment.config["logging"]
+    is_wanted = "wandb" in logging["report_to"] and logging.get("pictures_every") and logging.get("pictures")
+    if not is_wanted or experiment.config["trainer"]["name"] != "grpo":
+        return []
+
+    def draw(row: Row, case: dict):
+        frame = experiment.frame_for_row(row)
+        return picture(row, case, task=experiment.task, frame=frame, root=experiment.data_dir)
+
+    rollouts, every = experiment.run_dir / "rollouts", logging["pictures_every"]
+    return [RolloutPictures(experiment.rows["train"], rollouts, draw, n=logging["pictures"], every=every)]
+
+
+def _validation(experiment: RunContext, start: Start, card: dict):
+    """The callback that takes the validation metric, and knows what was taken before."""
+    from vrft.train.callbacks import Validation
+
+    metric, folder = experiment.primary_metrics[0], experiment.run_dir / "checkpoints" / "best"
+    kept = read_card(str(folder))
+    return Validation(
+        lambda policy, in_step: evaluate_splits(experiment, policy, ["validation"], name=None, in_step=in_step)[
+            "validation"
+        ][experiment.protocol],
+        metric=metric,
+        eval_steps=experiment.config["trainer"]["eval_steps"],
+        processor=experiment.processor,
+        folder=folder,
+        card=card,
+        history=[
+            {"step": entry["step"], "value": entry[f"validation/{metric}"], "n": entry["validation/n"]}
+            for entry in start.log
+            if f"validation/{metric}" in entry
+        ],
+        best=kept["validation"][metric]["value"] if kept else -math.inf,
+    )
+
+
+def _make_trainer(experiment: RunContext, model, arguments: dict, callbacks: list):
+    from peft import LoraConfig
+    from transformers import PrinterCallback
+
+    from vrft.train.grpo import grpo_trainer
+    from vrft.train.sft import sft_trainer
+
+    config = experiment.config
+    if config["deepspeed"]["config"] and config["derived"]["device"] == "cpu":
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo")  # accelerate skips its DeepSpeed branch on a CPU
+    settings, family = config["model"], FAMILIES[config["model"]["family"]]
+    freeze_parts(model, settings["freeze"], family)
+    peft = settings["peft"] and lora_settings(settings, family)
+    if peft:
+        check_targets(model, peft)
+    is_own = config["trainer"].get("sft_thought") == "own"
+    shared = {
+        "rows": rows_with_own_completions(experiment, model) if is_own else experiment.training_rows,
+        "root": experiment.data_dir,
+        "task": experiment.task,
+        "frame_for_row": experiment.frame_for_row,
+        "arguments": arguments,
+        "peft_config": LoraConfig(**peft) if peft else None,
+        "callbacks": callbacks,
+    }
+    if config["trainer"]["name"] == "sft":
+        trainer = sft_trainer(model, experiment.processor, thought=config["trainer"]["sft_thought"], **shared)
+    else:
+        trainer = grpo_trainer(
+            model,
+            experiment.processor,
+            judge=experiment.judge,
+            rollouts=experiment.run_dir / "rollouts",
+            sharing=config["rollout"].get("sharing"),
+            **shared,
+        )
+    if settings["quantization"]:
+        for parameter in trainer.model.parameters():  # TRL has them in bfloat16, where small steps round to nothing
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def start_of(experiment: RunContext) -> Start:
+    """Find where training begins, and bring the files of the run directory back to there."""
+    from vrft.train.checkpoints import rewind, rewind_rollouts, settle_best
+    from vrft.train.resume import newest_checkpoint, step_of
+
+    found = [Start()]
+    if experiment.config["evaluate"]["train"] and experiment.processes.is_main_process:
+        folder = experiment.run_dir / "checkpoints"
+        for half_written in folder.glob("*.partial"):
+            shutil.rmtree(half_written)
+        newest = newest_checkpoint(folder) if experiment.config["run"]["resume"] else None
+        step = step_of(newest) if newest else 0
+        settle_best(folder / "best", step)
+        rewind_rollouts(experiment.run_dir / "rollouts", step)
+        log, alarms = (rewind(experiment.run_dir / name, step) for name in ("metrics.jsonl", ALARMS))
+        found = [Start(newest, log, alarms)]
+        if experiment.config["run"]["resume"]:
+            print(
+                f"training goes on from {newest}" if newest else "no whole checkpoint: training begins at step 0",
+                file=sys.stderr,
+            )
+    broadcast_object_list(found)
+    return found[0]
+
+
+def load_policy(experiment: RunContext, path: str):
+    """The model of a folder or hub name, as `config.model` has it, on this process's device."""
+    settings = experiment.config["model"]
+    return load_model(
+        path,
+        family=FAMILIES[settings["family"]],
+        dtype=settings["dtype"],
+        attention=settings["attention"],
+        device=experiment.processes.device,
+        revision=settings["revision"] if path == settings["path"] else None,
+        trust_remote_code=settings["trust_remote_code"],
+        quantization=settings["quantization"],
+    )
+
+
+def open_engine(experiment: RunContext, path: str):
+    """The checkpoint of a folder or hub name in vLLM, to be evaluated."""
+    from vrft.models.vllm import VLLMEngine
+    from vrft.train.arguments import longest
+
+    settings = experiment.config["model"]
+    return VLLMEngine(
+        path,
+        dtype=settings["dtype"],
+        image_token_id=experiment.processor.image_token_id,
+        max_model_len=longest(experiment.config),
+        gpu_memory_utilization=experiment.config["rollout"]["vllm"]["gpu_memory_utilization"],
+        revision=settings["revision"] if path == settings["path"] else None,
+        trust_remote_code=settings["trust_remote_code"],
+    )

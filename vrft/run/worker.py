@@ -1,0 +1,242 @@
+"""The worker: reads a frozen run directory, evaluates, trains, evaluates again, and writes `result.json` last.
+
+Started by `vrft.run.processes` as `python -m vrft.run.worker RUN_DIR [NODE]`, once or under torchrun; NODE is the
+machine's number where there are several. It knows plain values only, no Hydra.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import faulthandler
+import json
+import os
+import resource
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+import transformers
+import yaml
+from accelerate.utils import gather_object, set_seed
+from safetensors import SafetensorError
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR, UserError
+from vrft.files import check_whole, write_text_atomically
+from vrft.models.prompt_settings import read_card, wording_drift
+from vrft.report.wandb import tracked
+from vrft.run import directory, health
+from vrft.run.context import RunContext, open_experiment, open_other
+from vrft.run.evaluation import evaluate_splits, known_evaluation
+from vrft.run.out_of_memory import is_out_of_memory, phase_of
+from vrft.run.rows import other_names
+from vrft.run.training import NON_FINITE, Interrupted, load_policy, open_engine, start_of, train
+from vrft.run.vllm_checks import check_vllm
+
+_LATE_S = 60  # how much later a network's file system may show on one machine what another has written
+
+
+def run(run_dir: Path) -> dict | None:
+    """All parts that the frozen config asks for; `result.json` is written at the very end.
+
+    Returns the alarm that ended the run: after it nothing is judged.
+    """
+    experiment = open_experiment(run_dir)
+    with tracked(run_dir, experiment.config, is_main_process=experiment.processes.is_main_process):
+        return _run_parts(experiment, run_dir)
+
+
+def _run_parts(experiment: RunContext, run_dir: Path) -> dict | None:
+    config, wanted = experiment.config, experiment.config["evaluate"]
+    set_seed(config["run"]["seed"])
+    start = start_of(experiment)
+    drift = wording_drift(read_card(config["model"]["path"]), task=experiment.task, prompt_of=experiment.prompt_of)
+    if experiment.processes.is_main_process and not wanted["train"]:
+        for difference in drift:
+            print(f"warning: {difference}", file=sys.stderr)
+    check_vllm(experiment)
+    is_by_vllm = config["rollout"].get("evaluate", False)
+    model = (open_engine if is_by_vllm else load_policy)(experiment, config["model"]["path"])
+    others = [open_other(experiment, name) for name in other_names(config)]
+    results: dict[str, dict] = {}
+    history, stopped_by = [], None
+    if wanted["before"]:
+        with experiment.timed("evaluate_before"):
+            results["before"] = _evaluate(experiment, others, model, "before")
+    if wanted["train"]:
+        if start.checkpoint and not config["model"]["peft"]:
+            # The trainer itself would keep the base weights in silence: saved and live parameter names differ.
+            model = load_policy(experiment, str(start.checkpoint))
+            model.config._name_or_path = config["model"]["path"]  # from where TRL loads the reference model
+        with experiment.timed("train"):
+            history, stopped_by = train(experiment, model, start)
+        unset_hf_deepspeed_config()  # or a checkpoint would be loaded in parts, one a process
+    judged = wanted["checkpoint"]
+    if stopped_by and stopped_by["action"] == "stop_keep_best":
+        judged = "best"
+    is_non_finite = bool(stopped_by) and stopped_by["rule"] == NON_FINITE
+    is_over = is_non_finite and stopped_by["action"] == "stop"
+    names = list(dict.fromkeys([judged, *([] if is_non_finite else wanted["also"])]))  # then there is no last
+    if is_over or not (wanted["train"] and wanted["after"]):
+        names = []
+    for name in names:
+        is_sharded = ((config["deepspeed"]["config"] or {}).get("zero_optimization") or {}).get("stage") == 3
+        is_whole = name == "last" and not is_sharded
+        policy = model if is_whole else _load_checkpoint(experiment, run_dir / "checkpoints" / name)
+        with experiment.timed(f"evaluate_{name}"):
+            results[name] = _evaluate(experiment, others, policy, name)
+    peak_gib = max(gather_object([_peak_gib(config["derived"]["device"])]))
+    if experiment.processes.is_main_process:
+        _write_result(experiment, others, results, history, judged=judged, peak_gib=peak_gib)
+    return stopped_by if is_over else None
+
+
+def _evaluate(experiment: RunContext, others: list[RunContext], model, name: str) -> dict[str, dict]:
+    """By test set, and by `others/NAME` for each other task: `{protocol: metrics}`."""
+    found = {}
+    for one in (experiment, *others):
+        known = known_evaluation(one, name) if name == "before" else None
+        by_split = known or evaluate_splits(one, model, one.test_splits, name=name)
+        found |= by_split if one.other is None else {f"others/{one.other}": by_split["test"]}
+    return found
+
+
+def _peak_gib(device: str) -> float:
+    """The most memory that this process has held: allocated on the GPU, or resident."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+
+
+def _load_checkpoint(experiment: RunContext, folder: Path):
+    check_whole(folder)
+    return load_policy(experiment, str(folder))
+
+
+def _write_result(
+    experiment: RunContext,
+    others: list[RunContext],
+    results: dict[str, dict],
+    history: list[dict],
+    *,
+    judged: str,
+    peak_gib: float,
+) -> None:
+    """`before` and `after` on the split `test`; every evaluation on every test set under `test_sets`, and on other
+    tasks under `others`, each with the metrics by which it is compared."""
+    provenance = json.loads((experiment.run_dir / "provenance.json").read_text(encoding="utf-8"))
+    after = results.get(judged)
+    result = {
+        "before": results.get("before", {}).get("test"),
+        "after": after and after["test"],
+        "after_is": judged if after else None,
+        "primary_metrics": experiment.primary_metrics,
+        "reward_terms": experiment.judge.columns,
+        "test_sets": {
+            split: {name: by_split[split] for name, by_split in results.items()} for split in experiment.test_splits
+        },
+        "others": {
+            one.other: {
+                "protocol": one.protocol,
+                "primary_metrics": one.primary_metrics,
+                "evaluations": {name: by_split[f"others/{one.other}"] for name, by_split in results.items()},
+            }
+            for one in others
+        },
+        "validation": history,
+        "peak_memory_gib": round(peak_gib, 3),
+        "n_rows": {split: len(rows) for split, rows in experiment.rows.items()},
+        "durations_s": experiment.durations_s,
+        **{key: provenance.get(key) for key in ("config_hash", "data_hash", "commit", "seed")},
+    }
+    write_text_atomically(experiment.run_dir / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def main() -> int:
+    """Entry point of the worker; exit code 2 for a user's mistake."""
+    run_dir, node = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    health.listen()
+    for _ in range(_LATE_S * 10 * bool(node)):  # of several machines another has made the run directory
+        if (run_dir / "config.yaml").is_file():
+            break
+        time.sleep(0.1)
+    rank = int(os.environ.get("RANK", "0"))
+    lock = (run_dir / directory.LOCK_FILE).open("a", encoding="utf-8")  # open to the end of the process
+    with contextlib.suppress(OSError):  # a file system without locks
+        directory.join(lock)
+    health.begin(run_dir, rank, node)
+    _write_stacks_on_request(run_dir, rank)
+    set_environment(run_dir)
+    silence_libraries()
+    code = _outcome(run_dir, is_main=rank == 0)
+    health.say(state="finished", code=code)
+    return code
+
+
+def _outcome(run_dir: Path, *, is_main: bool) -> int:
+    """Run, and turn what a user can act on into a message and an exit code."""
+    try:
+        stopped_by = run(run_dir)
+    except Interrupted:
+        return 128 + (health.received() or signal.SIGTERM)  # it came to another process
+    except UserError as error:
+        if is_main:  # under torchrun every process has the same to say, or this one tells the parent
+            print(f"vrft: {error}", file=sys.stderr)
+        health.say(error=str(error))
+        return USER_ERROR
+    except Exception as error:
+        if isinstance(error, (OSError, SafetensorError)) and os.strerror(errno.ENOSPC) in str(error):
+            print(
+                f"vrft: the disk of run.dir={run_dir} is full; free some space and go on with run.resume=true",
+                file=sys.stderr,
+            )
+            return USER_ERROR
+        if is_out_of_memory(error):
+            health.say(oom=phase_of(error), error=str(error).strip().partition("\n")[0])
+            return OUT_OF_MEMORY
+        health.say(state="failed", error=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    if stopped_by and is_main:
+        print(
+            f"vrft: {stopped_by['message']}; the optimizer has not stepped on it. Lower trainer.learning_rate, or look "
+            "at these rows; alarms.non_finite=stop_keep_best goes on to judge the best checkpoint",
+            file=sys.stderr,
+        )
+    return STOPPED_BY_ALARM if stopped_by else 0
+
+
+def _write_stacks_on_request(run_dir: Path, rank: int) -> None:
+    """SIGUSR1 makes every thread's stack appear in `health/stack_RANK.txt`, also while Python is stuck in C."""
+    file = (run_dir / health.FOLDER / f"stack_{rank}.txt").open("w", encoding="utf-8")
+    faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+
+def set_environment(run_dir: Path) -> None:
+    """What libraries read from the environment, set before they look."""
+    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # also where a library asks for a whole pickle, as DeepSpeed does
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")
+    if config["derived"]["device"] == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+
+
+def silence_libraries() -> None:
+    """Leave the terminal to vrft's own bars; warnings about renames inside transformers and trl are not for its
+    users."""
+    import datasets
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning)

@@ -1,0 +1,84 @@
+"""What a completion earns under a reward preset."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from vrft.errors import UserError
+from vrft.tasks.base import Parsed, Task, Term
+from vrft.tasks.mixed import MixedTask
+from vrft.tasks.reward_terms import RewardOptions
+from vrft.tasks.rows import Row
+from vrft.tasks.user_code import guarded_term, load_own
+
+
+class Judge:
+    """Judges completions by a task and a reward preset; call it with a parsed completion and its row.
+
+    faults: how often each term of the user's own failed and paid 0 (`reward.options.on_fault=zero`).
+    """
+
+    def __init__(
+        self, task: Task | MixedTask, reward: Mapping, *, trust_code: Sequence[str] = (), root: Path | None = None
+    ) -> None:
+        """reward: `{weights, weights_for, options}` as in `conf/reward/`. root: the folder that image paths start from.
+
+        Raises `UserError` if the preset has no term for a task, or a term of the user's own cannot be loaded.
+        """
+        self.task, self.faults = task, Counter()
+        options = RewardOptions(**reward.get("options") or {})
+        tasks = task.tasks.values() if isinstance(task, MixedTask) else [task]
+        self._weights = {one.name: weights_for(one, reward) for one in tasks}
+        own = {
+            name: guarded_term(
+                name,
+                load_own(name, trust_code=trust_code, key="reward.weights"),
+                options=options,
+                root=root,
+                faults=self.faults,
+            )
+            for weights in self._weights.values()
+            for name in filter(is_own, weights)
+        }
+        self._terms = {one.name: _chosen({**one.terms(options), **own}, self._weights[one.name], one) for one in tasks}
+
+    def weights(self, row: Row) -> dict[str, float]:
+        """The weight of each term that judges this row."""
+        return self._weights[self.task.for_row(row).name]
+
+    def __call__(self, parsed: Parsed, row: Row) -> dict:
+        """`{"terms": {name: value in [0, 1]}, "total": float}`: terms unweighted, the total their weighted sum."""
+        name = self.task.for_row(row).name
+        values = {term: function(parsed, row) for term, function in self._terms[name].items()}
+        for term, value in values.items():
+            if not 0 <= value <= 1:  # of a task of the user's own; ours are tested
+                raise UserError(
+                    f"the term {term} of task={name} is {value} on row {row.get('row_id', '?')}; "
+                    "a number in [0, 1] is needed"
+                )
+        return {"terms": values, "total": sum(self._weights[name][term] * value for term, value in values.items())}
+
+    @property
+    def columns(self) -> list[tuple[str, float]]:
+        """Every term with every weight that it has for some task, in order."""
+        return list(dict.fromkeys(pair for weights in self._weights.values() for pair in weights.items()))
+
+
+def weights_for(task: Task, reward: Mapping) -> dict[str, float]:
+    """The preset's weights of the terms that the task has, those of the user's own included, in the task's order."""
+    given = {**reward["weights"], **(reward.get("weights_for") or {}).get(task.name, {})}
+    return {name: given[name] for name in [*task.term_names, *filter(is_own, given)] if name in given}
+
+
+def is_own(term: str) -> bool:
+    """True if the term is code of the user's own, named by its dotted path."""
+    return "." in term
+
+
+def _chosen(terms: Mapping[str, Term], weights: Iterable[str], task: Task) -> dict[str, Term]:
+    chosen = {name: terms[name] for name in weights}
+    if not chosen:
+        raise UserError(f"the reward has no term of task={task.name}; its terms are {', '.join(task.term_names)}")
+    return chosen

@@ -1,0 +1,75 @@
+"""Rows: the training and test examples, as JSON lines.
+
+A row is a plain dict that JSON can hold. Every row has
+
+    row_id    str, unique in its file
+    images    list of paths, relative to the folder of the rows file, or absolute
+    image_wh  [width, height] of the first image, in pixels
+    gold      the right answer in the task's own form (boxes: pixels of the original image)
+
+and its task's columns (see `vrft/tasks/`). Optional: `thought` (the thought that leads to the gold, for supervised
+training), `distractors` (boxes of the objects that were not asked for), `problem` (the question, verbatim).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def image_paths(row: Row, root: Path) -> list[Path]:
+    """The row's images, relative ones taken from `root`."""
+    return [Path(root) / path for path in row["images"]]
+
+
+def rows_hash(rows: Sequence[Row], root: Path) -> str:
+    """SHA-256 over the rows and the bytes of their images, in order, as a hex string."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True).encode())
+        for path in image_paths(row, root):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def labelled_boxes(gold: Sequence) -> list[tuple[Sequence[float], str]]:
+    """The boxes of a detection gold with their labels ("" for a bare box).
+
+    >>> labelled_boxes([[0, 0, 9, 9], {"label": "dog", "xyxy": [1, 1, 5, 5]}])
+    [([0, 0, 9, 9], ''), ([1, 1, 5, 5], 'dog')]
+    """
+    return [(entry["xyxy"], entry["label"]) if isinstance(entry, dict) else (entry, "") for entry in gold]
+
+
+class GoldBoxError(ValueError):
+    """A gold box that cannot be right."""
+
+
+def check_box(xyxy: Any, image_wh: Sequence[int]) -> None:
+    """Raise `GoldBoxError` with what is wrong with a gold box in pixels of its image."""
+    if fault := box_fault(xyxy, image_wh):
+        raise GoldBoxError(fault)
+
+
+def box_fault(xyxy: Any, image_wh: Sequence[int]) -> str | None:
+    """What is wrong with a gold box in pixels of its image, or None.
+
+    >>> box_fault([0, 0, 80, 10], (64, 48))
+    'box [0, 0, 80, 10] lies outside the image of 64 × 48 pixels; give boxes in its pixels'
+    """
+    is_four_numbers = isinstance(xyxy, list | tuple) and len(xyxy) == 4
+    if not is_four_numbers or not all(type(v) in (int, float) and abs(v) < 1e9 for v in xyxy):
+        return f"box {xyxy!r} is not four finite numbers [x1, y1, x2, y2]"
+    x1, y1, x2, y2 = xyxy
+    if x2 <= x1 or y2 <= y1:
+        return f"box {xyxy!r} has no area; [x1, y1, x2, y2] with x1 < x2 and y1 < y2 is right"
+    width, height = image_wh
+    slack = 1e-6 * max(width, height)
+    if min(x1, y1) < -slack or x2 > width + slack or y2 > height + slack:
+        return f"box {xyxy!r} lies outside the image of {width} × {height} pixels; give boxes in its pixels"
+    return None
