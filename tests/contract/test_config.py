@@ -10,14 +10,13 @@ import yaml
 from hydra import compose
 from omegaconf import OmegaConf
 
-from vrft.cli.audit import AuditConfig
-from vrft.cli.judge import JudgeConfig
-from vrft.cli.score import ScoreConfig, config_faults
-from vrft.cli.verbs import VERBS, groups, verb_help
+from vrft.cli.main import VERBS, groups, verb_help
+from vrft.cli.score import config_faults
 from vrft.config import vllm_checks
 from vrft.config.freeze import freeze, freeze_plain, plain
 from vrft.config.package_files import config_folder
 from vrft.config.shapes import shape_faults
+from vrft.config.verb_schema import AuditConfig, JudgeConfig, ScoreConfig
 from vrft.errors import UserError
 from vrft.tasks import load_task, task_names
 from vrft.tasks.reward import Judge, weights_for

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
@@ -16,26 +15,12 @@ from vrft.cli.judge import (
     _free_file,
     _read_cases,
 )
-from vrft.config.schema import Reward
 from vrft.tasks import load_task
 from vrft.tasks.audit import audit
-from vrft.tasks.boxes import FRAMES
 from vrft.tasks.reward import Judge
 
 
-@dataclass
-class AuditConfig:
-    """A resolved config of the verb audit."""
-
-    task: dict
-    reward: Reward
-    trust_code: list[str]
-    rows: str | None
-    out: str | None
-    frame: Literal[FRAMES]
-
-
-def run_audit(config: dict[str, Any]) -> int:
+def run(config: dict[str, Any]) -> int:
     """The verb `audit`: print what each attack would earn; 1 if one succeeds, else 0.
 
     Raises `UserError` for rows that cannot be used.

@@ -12,7 +12,7 @@ from vrft.run.directory import fresh_run_dir
 from vrft.run.rows import build_rows
 
 
-def build(config: dict[str, Any]) -> None:
+def run(config: dict[str, Any]) -> None:
     """The verb `build`: write the rows of every split to `out`, where `dataset=built dataset.path=OUT` finds them."""
     out = Path(config["out"])
     if (out / MANIFEST_FILE).is_file():

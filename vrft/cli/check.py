@@ -1,4 +1,4 @@
-"""The verbs `build` and `check`: rows from annotations, and a look at them before anything is trained."""
+"""`vrft check`: a look at an experiment's rows before anything is trained."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vrft.tasks.rows import Row
 _LOW_IOU = 0.95
 
 
-def check(config: dict[str, Any]) -> None:
+def run(config: dict[str, Any]) -> None:
     """The verb `check`: build the rows, read every gold back, count tokens, and draw a sheet of golds, in `run.dir`.
 
     Raises `UserError` for what training would refuse, and for a gold that its own task cannot read back.

@@ -1,12 +1,11 @@
-"""The verb `export`: a checkpoint as one folder that transformers and vLLM load, an adapter merged into its base."""
+"""`vrft export`: a checkpoint as one folder that transformers and vLLM load, an adapter merged into its base."""
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
@@ -108,25 +107,8 @@ def _merged(path: Path, base: PreTrainedModel) -> PreTrainedModel:
     return PeftModel.from_pretrained(base, path, use_safetensors=True).merge_and_unload(safe_merge=True)
 
 
-@dataclass
-class ExportModel:
-    """path: a checkpoint's folder."""
-
-    path: str
-    trust_remote_code: bool
-
-
-@dataclass
-class ExportConfig:
-    """A resolved config of the verb export. dtype: of the weights written; None leaves it."""
-
-    model: ExportModel
-    dtype: Literal["bfloat16", "float16", "float32"] | None
-    out: str
-
-
-def run_export(config: dict[str, Any]) -> None:
-    """Export as the frozen config says, and tell what was written."""
+def run(config: dict[str, Any]) -> None:
+    """The verb: export as the frozen config says, and print what was written."""
     transformers.logging.disable_progress_bar()
     model, out = config["model"], Path(config["out"])
     made = export(Path(model["path"]), out, dtype=config["dtype"], trust_remote_code=model["trust_remote_code"])

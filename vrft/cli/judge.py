@@ -1,4 +1,4 @@
-"""The verbs `judge` and `audit`: what completions earn, and what every known trick would earn."""
+"""`vrft judge`: what completions of any origin earn, without a model."""
 
 from __future__ import annotations
 
@@ -7,37 +7,23 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import yaml
 from tqdm import tqdm
 
 from vrft.config.package_files import config_folder
-from vrft.config.schema import Reward
 from vrft.errors import UserError, raise_all
 from vrft.evaluate.score import plain
 from vrft.files import numbered_rows
 from vrft.tasks import MixedTask, Task, load_task
-from vrft.tasks.boxes import FRAMES, Frame
+from vrft.tasks.boxes import Frame
 from vrft.tasks.reward import Judge
 from vrft.tasks.rows import GoldBoxError, Row, labelled_boxes
 
 _UNBOUNDED = 10**9  # the side of an image of unknown size in pixels: boxes are not cut
-
-
-@dataclass
-class JudgeConfig:
-    """A resolved config of the verb judge."""
-
-    task: dict
-    reward: Reward
-    trust_code: list[str]
-    cases: str
-    out: str
-    frame: Literal[FRAMES]
 
 
 def judge_cases(
@@ -140,7 +126,7 @@ def verdict_on(case: Mapping, row: Row, task: Task | MixedTask, *, judge: Judge,
     return {**judge(parsed, row), "answer": plain(parsed.answer), "reason": parsed.reason}
 
 
-def judge_file(config: dict[str, Any]) -> None:
+def run(config: dict[str, Any]) -> None:
     """The verb `judge`: read `cases`, write one verdict a line to `out`, print the means.
 
     Everything is read before anything is written. Raises `UserError` that names every line that cannot be used.

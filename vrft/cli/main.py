@@ -1,16 +1,22 @@
-"""The command line: `vrft VERB [overrides]`, each verb a Hydra app whose primary config is `conf/VERB.yaml`."""
+"""The command line: `vrft VERB [overrides]`, each verb a Hydra app whose primary config is `conf/VERB.yaml`.
+
+A verb's work lies in the module of its name, whose `run` takes the frozen config and returns an exit code or None. That
+module is imported once the config has passed all checks: most of them import torch.
+"""
 
 from __future__ import annotations
 
-import functools
+import importlib
 import os
 import re
 import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import hydra
 import yaml
@@ -23,16 +29,68 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import vrft
-from vrft.cli.verbs import VERBS, overview, verb_help
 from vrft.config.freeze import freeze, freeze_plain, plain
-from vrft.config.hydra import careful_environment, careful_hydra, composition_message, suggestion
+from vrft.config.hydra import careful_environment, careful_hydra, composition_message
 from vrft.config.package_files import config_folder
-from vrft.config.schema import BuildConfig
-from vrft.errors import USER_ERROR, UserError
+from vrft.errors import USER_ERROR, UserError, suggestion
 
-GAMED, NOT_READY, TOO_LARGE, INTERRUPTED = 1, 1, 1, 130
-SWEPT = ("train", "evaluate")  # verbs that -m runs many times
+INTERRUPTED = 130
 _ONLY_IN_SWEEPS = re.compile(r"\+*~?hydra\.(launcher|sweeper|sweep)\b")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One line of what it does, and one example.
+
+    schema: in `vrft.config.verb_schema`, what its config may hold; None where that describes a run. options: of
+    `freeze`, where it does. is_swept: True if `-m` may run it many times.
+    """
+
+    summary: str
+    example: str
+    schema: str | None = None
+    options: Mapping[str, bool] = field(default_factory=dict)
+    is_swept: bool = False
+
+
+VERBS = {
+    "build": Verb(
+        "annotations in, checked rows out", "vrft build dataset=coco dataset.path=GT.json out=rows/coco", "BuildConfig"
+    ),
+    "check": Verb(
+        "look at an experiment's rows before it runs",
+        "vrft check experiment=digits_riddles",
+        options={"is_look": True},
+    ),
+    "probe": Verb("what the model earns before it is trained", "vrft probe experiment=digits_riddles"),
+    "plan": Verb(
+        "what it takes of a GPU's memory, and what makes it fit",
+        "vrft plan experiment=virft_coco plan.gpu=a100_80gb",
+        options={"is_elsewhere": True},
+    ),
+    "train": Verb(
+        "one whole experiment: evaluate, train, evaluate, report",
+        "vrft train experiment=digits_riddles",
+        is_swept=True,
+    ),
+    "evaluate": Verb(
+        "judge a model or a checkpoint", "vrft evaluate model.path=runs/NAME/checkpoints/best", is_swept=True
+    ),
+    "predict": Verb("ask about one image", "vrft predict predict.image=scene.png predict.ask='two plus three'"),
+    "judge": Verb(
+        "what completions earn", "vrft judge task=detection cases=completions.jsonl out=verdicts.jsonl", "JudgeConfig"
+    ),
+    "audit": Verb("can the reward be gamed?", "vrft audit task=detection reward=strict", "AuditConfig"),
+    "score": Verb(
+        "figures of any predictions", "vrft score annotations=GT.json detections=DT.json out=scores.json", "ScoreConfig"
+    ),
+    "export": Verb(
+        "a checkpoint as one folder, adapter merged",
+        "vrft export model.path=runs/X/checkpoints/best out=DIR",
+        "ExportConfig",
+    ),
+    "report": Verb("write report.html again", "vrft report runs=runs/NAME", "ReportConfig"),
+}
 
 
 class SweepFiles(SearchPathPlugin):
@@ -67,14 +125,24 @@ def run_verb(verb: str, overrides: list[str]) -> int:
     if rerun := next((override for override in overrides if override.startswith("--e")), None):
         print(f"vrft {verb}: {rerun}: a pickle, which could run code, is never loaded", file=sys.stderr)
         return USER_ERROR
-    if verb not in SWEPT and {"-m", "--multirun"} & set(overrides):
-        print(f"vrft {verb}: -m is for {' and '.join(SWEPT)}; this verb runs once, so leave it out", file=sys.stderr)
+    if not VERBS[verb].is_swept and {"-m", "--multirun"} & set(overrides):
+        swept = " and ".join(name for name, known in VERBS.items() if known.is_swept)
+        print(f"vrft {verb}: -m is for {swept}; this verb runs once, so leave it out", file=sys.stderr)
         return USER_ERROR
     sys.argv = [f"vrft {verb}", *overrides]
     asked, started = os.environ.get("HYDRA_FULL_ERROR"), time.time()
     if SweepFiles not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(SweepFiles)
-    app = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(_JOBS[verb])
+
+    def job(config: DictConfig) -> float | None:
+        """Hydra would print its overrides before a mistake or a full disk, so these end the process here."""
+        try:
+            return _run(verb, config)
+        except (UserError, OSError) as error:
+            print(f"{sys.argv[0]}: {error}", file=sys.stderr)
+            raise SystemExit(USER_ERROR) from None
+
+    app = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(job)
     try:
         with careful_environment(), careful_hydra() as composed:
             app()
@@ -95,45 +163,17 @@ def run_verb(verb: str, overrides: list[str]) -> int:
     return 0
 
 
-def _in_users_words(job: Callable[[DictConfig], float | None]) -> Callable[[DictConfig], float | None]:
-    """The job, with a user's mistake or a full disk as a message and an exit; Hydra would print its overrides first."""
-
-    @functools.wraps(job)
-    def worded(config: DictConfig) -> float | None:
-        try:
-            _refuse_unused_sweep(HydraConfig.get())
-            return job(config)
-        except (UserError, OSError) as error:
-            print(f"{sys.argv[0]}: {error}", file=sys.stderr)
-            raise SystemExit(USER_ERROR) from None
-
-    return worded
-
-
-@_in_users_words
-def _experiment_job(config: DictConfig) -> float | None:
-    from vrft.run.experiment import run_experiment
-    from vrft.run.processes import find_device
-    from vrft.run.slurm import device_of_job
-    from vrft.run.sweep import run_child
-
+def _run(verb: str, config: DictConfig) -> float | None:
+    """Freeze the composed config and run the verb; in a sweep a child, whose figure comes back for a search."""
     settings = HydraConfig.get()
-    overrides = list(settings.overrides.task)
+    _refuse_unused_sweep(settings)
+    overrides, choices = list(settings.overrides.task), dict(settings.runtime.choices)
     if settings.mode == RunMode.MULTIRUN:
-        if config.launch.get("name") == "torchrun" and config.launch.get("nnodes", 1) > 1:
-            raise UserError("a sweep cannot run on several machines that torchrun joins; choose launch=slurm")
-        if not (config.launch.get("wait", True) or settings.sweeper["_target_"].endswith(".BasicSweeper")):
-            raise UserError("a search needs each job's figure before the next; leave out launch.wait=false")
-        return run_child(
-            plain(config),
-            sweep_dir=Path(settings.sweep.dir),
-            choices=dict(settings.runtime.choices),
-            overrides=overrides,
-        )
-    frozen = freeze(config, device=device_of_job(config.launch) or find_device(), overrides=overrides)
-    if frozen["launch"].get("nnodes", 1) > 1 and frozen["launch"]["name"] == "torchrun":
-        _need_one_run_dir(overrides)
-    code = run_experiment(frozen, choices=dict(settings.runtime.choices), overrides=overrides)
+        return _run_child(config, settings, overrides=overrides, choices=choices)
+    frozen = _frozen(verb, config, overrides)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers: nobody here can act
+    record = {"choices": choices, "overrides": overrides} if VERBS[verb].is_swept else {}
+    code = importlib.import_module(f"vrft.cli.{verb}").run(frozen, **record)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code:
@@ -141,114 +181,27 @@ def _experiment_job(config: DictConfig) -> float | None:
     return None
 
 
-@_in_users_words
-def _predict_job(config: DictConfig) -> None:
+def _frozen(verb: str, config: DictConfig, overrides: list[str]) -> dict[str, Any]:
+    """The config as plain values, checked as the verb needs it."""
+    known = VERBS[verb]
+    if known.schema:
+        return freeze_plain(config, getattr(importlib.import_module("vrft.config.verb_schema"), known.schema))
     from vrft.run.processes import find_device
+    from vrft.run.slurm import device_of_job
 
-    frozen = freeze(config, device=find_device(), overrides=list(HydraConfig.get().overrides.task))
-    warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers: nobody here can act
-    from vrft.cli.predict import predict  # torch: after the checks
-
-    predict(frozen)
+    device = (device_of_job(config.launch) if known.is_swept else None) or find_device()
+    return freeze(config, device=device, overrides=overrides, **known.options)
 
 
-@_in_users_words
-def _report_job(config: DictConfig) -> None:
-    from vrft.report.write import write_reports
+def _run_child(config: DictConfig, settings: DictConfig, *, overrides: list[str], choices: dict[str, Any]) -> float:
+    """A child of a sweep; its config is frozen in the child's own process."""
+    from vrft.run.sweep import run_child
 
-    values = plain(config)
-    runs = [values["runs"]] if isinstance(values["runs"], str) else values["runs"]
-    if not runs:
-        raise UserError("runs is empty; name the directories of finished runs: runs=[runs/A,runs/B]")
-    write_reports([Path(folder) for folder in runs], out_dir=values["out"] and Path(values["out"]))
-
-
-@_in_users_words
-def _build_job(config: DictConfig) -> None:
-    from vrft.cli.build import build
-
-    build(freeze_plain(config, BuildConfig))
-
-
-@_in_users_words
-def _check_job(config: DictConfig) -> None:
-    from vrft.run.processes import find_device
-
-    frozen = freeze(config, device=find_device(), is_look=True)
-    warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers: nobody here can act
-    from vrft.cli.check import check  # torch: after the checks
-
-    check(frozen)
-
-
-@_in_users_words
-def _probe_job(config: DictConfig) -> None:
-    from vrft.run.processes import find_device
-
-    frozen = freeze(config, device=find_device())
-    warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers: nobody here can act
-    from vrft.cli.probe import probe  # torch: after the checks
-
-    if not probe(frozen)["is_ready"]:
-        raise SystemExit(NOT_READY)
-
-
-@_in_users_words
-def _plan_job(config: DictConfig) -> None:
-    from vrft.run.processes import find_device
-
-    frozen = freeze(config, device=find_device(), is_elsewhere=True)
-    warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers: nobody here can act
-    from vrft.cli.plan import print_plan  # torch: after the checks
-
-    if not print_plan(frozen):
-        raise SystemExit(TOO_LARGE)
-
-
-@_in_users_words
-def _score_job(config: DictConfig) -> None:
-    from vrft.cli.score import score_file
-
-    score_file(plain(config))
-
-
-@_in_users_words
-def _export_job(config: DictConfig) -> None:
-    warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers: nobody here can act
-    from vrft.cli.export import ExportConfig, run_export  # torch
-
-    run_export(freeze_plain(config, ExportConfig))
-
-
-@_in_users_words
-def _judge_job(config: DictConfig) -> None:
-    from vrft.cli.judge import JudgeConfig, judge_file
-
-    judge_file(freeze_plain(config, JudgeConfig))
-
-
-@_in_users_words
-def _audit_job(config: DictConfig) -> None:
-    from vrft.cli.audit import AuditConfig, run_audit
-
-    if run_audit(freeze_plain(config, AuditConfig)):
-        raise SystemExit(GAMED)
-
-
-_JOBS = {
-    "build": _build_job,
-    "check": _check_job,
-    "probe": _probe_job,
-    "plan": _plan_job,
-    "train": _experiment_job,
-    "evaluate": _experiment_job,
-    "predict": _predict_job,
-    "judge": _judge_job,
-    "audit": _audit_job,
-    "score": _score_job,
-    "export": _export_job,
-    "report": _report_job,
-}
+    if config.launch.get("name") == "torchrun" and config.launch.get("nnodes", 1) > 1:
+        raise UserError("a sweep cannot run on several machines that torchrun joins; choose launch=slurm")
+    if not (config.launch.get("wait", True) or settings.sweeper["_target_"].endswith(".BasicSweeper")):
+        raise UserError("a search needs each job's figure before the next; leave out launch.wait=false")
+    return run_child(plain(config), sweep_dir=Path(settings.sweep.dir), choices=choices, overrides=overrides)
 
 
 def _refuse_unused_sweep(settings: DictConfig) -> None:
@@ -260,15 +213,32 @@ def _refuse_unused_sweep(settings: DictConfig) -> None:
     chosen = [f"{group}={choices[group]}" for group, name in usual.items() if choices.get(group) != name]
     chosen += [one for one in settings.overrides.hydra if _ONLY_IN_SWEEPS.match(one)]
     if chosen:
-        is_swept = sys.argv[0].rpartition(" ")[2] in SWEPT
+        is_swept = VERBS[sys.argv[0].rpartition(" ")[2]].is_swept
         meant = f"you meant: {sys.argv[0]} {shlex.join(['-m', *sys.argv[1:]])}" if is_swept else "leave it out"
         raise UserError(f"{', '.join(chosen)} {'acts' if len(chosen) == 1 else 'act'} only with -m; {meant}")
 
 
-def _need_one_run_dir(overrides: list[str]) -> None:
-    """Raise `UserError` where each of several machines would make up a run directory of its own."""
-    if not any(override.startswith("run.dir=") for override in overrides):
-        raise UserError(
-            "run.dir has the time of day in it, which differs between machines; give all launch.nnodes machines the "
-            "same one, on a file system that they share: run.dir=runs/NAME"
-        )
+def overview() -> str:
+    """The text of `vrft --help`."""
+    lines = ["vrft: visual reinforcement fine-tuning of vision-language models.", ""]
+    lines += ["usage: vrft VERB [GROUP=NAME] [KEY=VALUE] …", ""]
+    for name, verb in VERBS.items():
+        lines += [f"  {name:9} {verb.summary}", f"            {verb.example}"]
+    return "\n".join([*lines, "", "vrft VERB --help lists what the verb's config offers."])
+
+
+def verb_help(verb: str) -> str:
+    """The verb's help text with the groups filled in (Hydra's own listing copies the config once a group: 1.5 s)."""
+    text = yaml.safe_load((config_folder() / f"{verb}.yaml").read_text(encoding="utf-8"))["hydra"]["help"]["template"]
+    listing = "".join(f"  {group}: {', '.join(names)}\n" for group, names in groups().items())
+    return text.replace("$APP_CONFIG_GROUPS", listing)
+
+
+def groups() -> dict[str, list[str]]:
+    """The names that each config group offers."""
+    found: dict[str, list[str]] = {}
+    for top in (config_folder(), config_folder("sweeps")):
+        for path in sorted(top.rglob("*.yaml")):
+            if path.parent != top:
+                found.setdefault(path.parent.relative_to(top).as_posix(), []).append(path.stem)
+    return dict(sorted(found.items()))

@@ -19,8 +19,8 @@ _VARIANTS = (
 _NO_GPU = "no GPU here, so this is the plan for one of any size; plan.gpu=NAME (or GiB) says whether it fits"
 
 
-def print_plan(config: dict[str, Any]) -> bool:
-    """Print what the frozen config takes and, for a GPU, whether it fits; False if it does not.
+def run(config: dict[str, Any]) -> int:
+    """Print what the frozen config takes and, for a GPU, whether it fits; 1 if it does not, else 0.
 
     config: with the section `plan`. Raises `UserError` naming what is wrong.
     """
@@ -53,7 +53,7 @@ def print_plan(config: dict[str, Any]) -> bool:
     if wanted["out"]:
         write_text_atomically(Path(wanted["out"]), json.dumps(record, indent=2) + "\n")
         print(f"written to {wanted['out']}")
-    return does_fit
+    return int(not does_fit)
 
 
 def _print_variants(config: dict[str, Any], options: dict[str, Any]) -> dict[str, int]:

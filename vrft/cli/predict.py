@@ -1,4 +1,4 @@
-"""One image and one question of one's own: the answer as text, and as a picture."""
+"""`vrft predict`: one image and one question of one's own: the answer as text, and as a picture."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ from vrft.report.draw import LabelledBox, boxes_of, draw_boxes
 from vrft.tasks import MixedTask, load_task
 from vrft.tasks.base import Parsed
 from vrft.tasks.boxes import Frame
+
+
+def run(config: dict[str, Any]) -> None:
+    """The verb: ask, print and draw."""
+    predict(config)
 
 
 def predict(config: dict[str, Any]) -> Parsed:

@@ -1,4 +1,4 @@
-"""The verb `probe`: what the model earns before it is trained, and whether there is anything to learn from it."""
+"""`vrft probe`: what the model earns before it is trained, and whether there is anything to learn from it."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ _ORDERS = {
 }
 
 
-def probe(config: dict[str, Any]) -> dict[str, Any]:
+def run(config: dict[str, Any]) -> int:
     """Sample completions of training rows by the untrained model, judge them, print the figures and a verdict.
 
-    Writes `probe.json`, `completions.jsonl` and `probe.png` to `run.dir`; returns what `probe.json` holds. Sampling is
-    at `rollout.temperature`; `top_p` and `top_k` are left out. Raises `UserError` as training would.
+    Writes `probe.json`, `completions.jsonl` and `probe.png` to `run.dir`; returns 1 if something stands in the way,
+    else 0. Sampling is at `rollout.temperature`; `top_p` and `top_k` are left out. Raises `UserError` as training
+    would.
     """
     out, asked = Path(config["run"]["dir"]), config["probe"]
     with fresh_run_dir(out, is_resuming=False):
@@ -56,7 +57,7 @@ def probe(config: dict[str, Any]) -> dict[str, Any]:
     print("\n".join(told(report)))
     print(f"\nverdict: {report['verdict']}")
     print(f"completions: {out / 'completions.jsonl'}; golds (solid) and first answers (dashed): {out / 'probe.png'}")
-    return report
+    return int(not report["is_ready"])
 
 
 def sample(experiment: RunContext, rows: Sequence[Row], *, n_samples: int) -> list[dict]:

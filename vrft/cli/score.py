@@ -1,4 +1,4 @@
-"""The verb `score`: any predictions in, the figures of a named protocol out, without a model."""
+"""`vrft score`: any predictions in, the figures of a named protocol out, without a model."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vrft.config.checks import judging_faults
-from vrft.config.schema import Protocol, Reward
 from vrft.config.shapes import shape_faults
+from vrft.config.verb_schema import ScoreConfig
 from vrft.errors import raise_all
 from vrft.evaluate.protocols import protocol_key, ranking_faults
 from vrft.files import write_text_atomically
@@ -21,28 +20,7 @@ _HEADING = "The config cannot be scored:"
 _FILES = ("annotations", "detections", "exist_map", "cases", "completions", "rows")
 
 
-@dataclass
-class ScoreConfig:
-    """A resolved config of the verb score."""
-
-    protocol: Protocol
-    task: dict
-    reward: Reward
-    trust_code: list[str]
-    out: str
-    annotations: str | None
-    detections: str | list[str] | None
-    exist_map: str | None
-    cases: str | None
-    completions: str | None
-    rows: str | None
-    classes: str | list[str] | None
-    engine: Literal["official", "faster"]
-    frame: Literal["norm1000", "seen_pixels", "pixels", "norm1"]
-    mask_model: str | None
-
-
-def score_file(config: dict[str, Any]) -> None:
+def run(config: dict[str, Any]) -> None:
     """Score what the config names, write `out`, print a table. Raises `UserError` for whatever cannot be scored.
 
     The file holds `{"protocol", "metrics": {name: {"value", "n", "interval"}}, "per_class", "absent_classes", "counts",

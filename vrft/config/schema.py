@@ -267,22 +267,3 @@ class Config:
     predict: Predict | None = None
     probe: Probe | None = None
     plan: Plan | None = None
-
-
-@dataclass
-class BuildRun:
-    """seed: of the draws. resume: True to go on in a folder in which a build was killed."""
-
-    seed: int
-    resume: bool
-
-
-@dataclass
-class BuildConfig:
-    """A resolved config of the verb build; task and dataset keys belong to their own modules."""
-
-    task: dict
-    dataset: dict
-    run: BuildRun
-    trust_code: list[str]
-    out: str

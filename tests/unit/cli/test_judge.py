@@ -9,7 +9,7 @@ import random
 import pytest
 from PIL import Image
 
-from vrft.cli.judge import judge_cases, judge_file, preset
+from vrft.cli.judge import judge_cases, preset, run
 from vrft.cli.main import main
 from vrft.errors import UserError
 
@@ -76,7 +76,7 @@ def test_a_file_is_judged_line_by_line_in_order(tmp_path, capsys):
         "cases": write_lines(tmp_path / "cases.jsonl", cases),
         "out": str(tmp_path / "new" / "out.jsonl"),
     }
-    judge_file(config)
+    run(config)
     verdicts = [json.loads(line) for line in (tmp_path / "new" / "out.jsonl").read_text().splitlines()]
     assert [verdict["total"] for verdict in verdicts] == [2.5, 0.0, 2.5]
     assert verdicts == judge_cases(cases, reward="visual_rft")
@@ -103,7 +103,7 @@ def test_bad_cases_are_named_and_nothing_is_written(tmp_path, lines, words):
     (tmp_path / "cases.jsonl").write_text(lines)
     config = CONFIG | {"cases": str(tmp_path / "cases.jsonl"), "out": str(tmp_path / "out.jsonl")}
     with pytest.raises(UserError) as refused:
-        judge_file(config)
+        run(config)
     assert words in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["cases.jsonl"]
 
@@ -111,7 +111,7 @@ def test_bad_cases_are_named_and_nothing_is_written(tmp_path, lines, words):
 def test_a_gold_box_that_cannot_be_right_is_told_and_judged(tmp_path, capsys):
     cases = [CASE, CASE | {"solution": BOX.replace("500, 500", "0, 0")}, CASE | {"completion": "\ud800"}]
     config = CONFIG | {"cases": write_lines(tmp_path / "cases.jsonl", cases), "out": str(tmp_path / "out.jsonl")}
-    judge_file(config)
+    run(config)
     assert "1 of 3 cases" in (told := capsys.readouterr().err)
     assert "line 2: box [0.0, 0.0, 0.0, 0.0] has no area" in told
     assert [json.loads(line)["terms"]["iou"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [1, 0, 0]
@@ -135,9 +135,9 @@ def test_what_would_be_judged_wrongly_is_refused(case, options, words):
 def test_the_cases_are_not_overwritten(tmp_path):
     path = write_lines(tmp_path / "cases.jsonl", [CASE])
     with pytest.raises(UserError, match="would be lost"):
-        judge_file(CONFIG | {"cases": path, "out": path})
+        run(CONFIG | {"cases": path, "out": path})
     with pytest.raises(UserError, match="a folder; the name of a file"):
-        judge_file(CONFIG | {"cases": path, "out": str(tmp_path)})
+        run(CONFIG | {"cases": path, "out": str(tmp_path)})
 
 
 def many_cases() -> list[dict]:

@@ -8,8 +8,7 @@ import time
 
 import pytest
 
-from vrft.cli.main import main
-from vrft.cli.verbs import VERBS
+from vrft.cli.main import VERBS, main
 
 
 def vrft(*arguments: str, cwd=None) -> subprocess.CompletedProcess:

@@ -1,0 +1,25 @@
+"""`vrft train`: one whole experiment. Evaluate the base, train, evaluate again, report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vrft.errors import UserError
+from vrft.run.experiment import run_experiment
+
+
+def run(config: dict[str, Any], *, choices: dict[str, Any], overrides: list[str]) -> int:
+    """Run the frozen config in its run directory; the exit code. choices, overrides: what Hydra resolved, and the
+    user's own words, for the record."""
+    if config["launch"].get("nnodes", 1) > 1 and config["launch"]["name"] == "torchrun":
+        _need_one_run_dir(overrides)
+    return run_experiment(config, choices=choices, overrides=overrides)
+
+
+def _need_one_run_dir(overrides: list[str]) -> None:
+    """Raise `UserError` where each of several machines would make up a run directory of its own."""
+    if not any(override.startswith("run.dir=") for override in overrides):
+        raise UserError(
+            "run.dir has the time of day in it, which differs between machines; give all launch.nnodes machines the "
+            "same one, on a file system that they share: run.dir=runs/NAME"
+        )
