@@ -271,10 +271,6 @@ def main() -> int:
         return USER_ERROR
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 def trial(values: Mapping[str, Any]) -> dict[str, Any] | None:
     """Which `cell` (a hash) a child's composed config belongs to, with which `knobs` and `seed`, and `is_choosing`:
     True if that is the seed to choose on. None in a sweep without one.
@@ -307,3 +303,7 @@ def _take(config: dict[str, Any], key: str) -> Any:
     if not isinstance(section, dict) or name not in section or isinstance(section[name], dict):
         raise UserError(f"question.choose has {key!r}, which is no value of the config; choose_seed needs such keys")
     return section.pop(name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -218,10 +218,6 @@ def _write_stacks_on_request(run_dir: Path, rank: int) -> None:
     faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 def set_environment(run_dir: Path) -> None:
     """What libraries read from the environment, set before they look."""
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
@@ -240,3 +236,7 @@ def silence_libraries() -> None:
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
