@@ -14,12 +14,13 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from vrft.config.freeze import freeze
 from vrft.config.package_files import config_folder
+from vrft.config.trl_arguments import trainer_arguments
 from vrft.memory.live import LiveBytes
 from vrft.memory.plan import Plan, make_plan
 from vrft.models.families import FAMILIES
 from vrft.models.generate import render_prompt
 from vrft.models.load import freeze_parts, load_model, load_processor
-from vrft.train.arguments import trainer_arguments, training_dataset
+from vrft.train.dataset import training_dataset
 from vrft.train.shared_prefix import SharedPrefixTrainer
 
 sys.path.append(str(Path(__file__).parents[1]))

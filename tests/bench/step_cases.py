@@ -14,7 +14,7 @@ import transformers
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
-from vrft.train.arguments import training_dataset
+from vrft.train.dataset import training_dataset
 from vrft.train.shared_prefix import SharedPrefixTrainer
 
 sys.path.append(str(Path(__file__).parents[1]))

@@ -9,13 +9,13 @@ import pytest
 import yaml
 from hydra import compose
 from omegaconf import OmegaConf
+from vrft.config.shapes import shape_faults
 
-from vrft.cli.main import VERBS, groups, verb_help
 from vrft.cli.score import config_faults
+from vrft.cli.verbs import VERBS, groups, verb_help
 from vrft.config import vllm_checks
 from vrft.config.freeze import freeze, freeze_plain, plain
 from vrft.config.package_files import config_folder
-from vrft.config.shapes import shape_faults
 from vrft.config.verb_schema import AuditConfig, JudgeConfig, ScoreConfig
 from vrft.errors import UserError
 from vrft.tasks import load_task, task_names

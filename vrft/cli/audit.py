@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -15,19 +14,20 @@ from vrft.cli.judge import (
     _free_file,
     _read_cases,
 )
+from vrft.config.verb_schema import AuditConfig
 from vrft.tasks import load_task
 from vrft.tasks.audit import audit
 from vrft.tasks.reward import Judge
 
 
-def run(config: dict[str, Any]) -> int:
+def run(config: AuditConfig) -> int:
     """The verb `audit`: print what each attack would earn; 1 if one succeeds, else 0.
 
     Raises `UserError` for rows that cannot be used.
     """
-    task = load_task(**config["task"], trust_code=config["trust_code"])
-    frame, path, out = config["frame"], config["rows"], config["out"] and _free_file(Path(config["out"]))
-    judge = Judge(task, config["reward"], trust_code=config["trust_code"], root=path and Path(path).parent)
+    task = load_task(**config.task, trust_code=config.trust_code)
+    frame, path, out = config.frame, config.rows, config.out and _free_file(Path(config.out))
+    judge = Judge(task, config.reward.plain(), trust_code=config.trust_code, root=path and Path(path).parent)
     rows = [row for _, row in _read_cases(Path(path), task, frame=frame, completion="")] if path else []
     outcomes = []
     for name, one in getattr(task, "tasks", {task.name: task}).items():
@@ -39,7 +39,7 @@ def run(config: dict[str, Any]) -> int:
         found = audit(one, own, judge=judge, frame_for_row=lambda row: _frame(frame, row)) if own else []
         known = tqdm(found, desc=f"audit {name}", unit="attack", disable=not sys.stderr.isatty(), leave=False)
         outcomes += [{"task": name, **outcome} for outcome in known]
-    print(_audit_table(outcomes, reward=config["reward"]["name"], source=path or "the tasks' own examples"))
+    print(_audit_table(outcomes, reward=config.reward.name, source=path or "the tasks' own examples"))
     if out:
         out.write_text(json.dumps(outcomes, indent=2) + "\n", encoding="utf-8")
         print(f"outcomes: {out}")

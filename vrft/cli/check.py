@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from vrft.config.schema import Config, Memory
 from vrft.errors import raise_all
 from vrft.evaluate.score import plain
 from vrft.files import write_text_atomically
@@ -25,16 +26,16 @@ from vrft.tasks.rows import Row
 _LOW_IOU = 0.95
 
 
-def run(config: dict[str, Any]) -> None:
+def run(config: Config) -> None:
     """The verb `check`: build the rows, read every gold back, count tokens, and draw a sheet of golds, in `run.dir`.
 
     Raises `UserError` for what training would refuse, and for a gold that its own task cannot read back.
     """
-    out = Path(config["run"]["dir"])
+    out = Path(config.run.dir)
     with fresh_run_dir(out, is_resuming=False):
-        splits = build_rows(config, out / "data")
-        warn_of_frames(splits, config)
-        experiment = make_experiment(out, config, splits)
+        splits = build_rows(config.plain(), out / "data")
+        warn_of_frames(splits, config.plain())
+        experiment = make_experiment(out, config.plain(), splits)
         report = {
             "n_rows": {split: len(rows) for split, rows in splits.items()},
             "gold_boxes": gold_figures(experiment.task, splits, experiment.frame_for_row),
@@ -42,7 +43,7 @@ def run(config: dict[str, Any]) -> None:
         }
         write_text_atomically(out / "check.json", json.dumps(report, indent=2) + "\n")
         contact_sheet(splits, root=out / "data").save(out / "golds.png")
-    print("\n".join([*summary(splits), *_told(report, config["memory"])]))
+    print("\n".join([*summary(splits), *_told(report, config.memory)]))
     print(f"golds drawn: {out / 'golds.png'}")
 
 
@@ -104,7 +105,7 @@ def token_figures(experiment: RunContext) -> dict[str, Any]:
     }
 
 
-def _told(report: Mapping[str, Any], memory: Mapping[str, Any]) -> Iterator[str]:
+def _told(report: Mapping[str, Any], memory: Memory) -> Iterator[str]:
     gold = report["gold_boxes"]
     if gold["n"]:
         yield (
@@ -116,6 +117,6 @@ def _told(report: Mapping[str, Any], memory: Mapping[str, Any]) -> Iterator[str]
     for name, figures in report["tokens"].items():
         yield (
             f"{name + ' tokens':12} median {figures['median']:g}, most {figures['max']}; {figures['n_above']} rows "
-            f"exceed {keys[name]}={figures['limit']} (memory.max_pixels={memory['max_pixels']})"
+            f"exceed {keys[name]}={figures['limit']} (memory.max_pixels={memory.max_pixels})"
             + (", and would be refused" if figures["n_above"] and name == "question" else "")
         )

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.utils import cached_file
 
+from vrft.config.verb_schema import ExportConfig
 from vrft.errors import UserError
 from vrft.files import publish
 from vrft.models.adapters import read_adapter
@@ -107,11 +108,11 @@ def _merged(path: Path, base: PreTrainedModel) -> PreTrainedModel:
     return PeftModel.from_pretrained(base, path, use_safetensors=True).merge_and_unload(safe_merge=True)
 
 
-def run(config: dict[str, Any]) -> None:
+def run(config: ExportConfig) -> None:
     """The verb: export as the frozen config says, and print what was written."""
     transformers.logging.disable_progress_bar()
-    model, out = config["model"], Path(config["out"])
-    made = export(Path(model["path"]), out, dtype=config["dtype"], trust_remote_code=model["trust_remote_code"])
+    model, out = config.model, Path(config.out)
+    made = export(Path(model.path), out, dtype=config.dtype, trust_remote_code=model.trust_remote_code)
     how = "the adapter merged into its base" if made["is_merged"] else "all weights"
     size = f"{made['n_bytes'] / 1e6:,.0f} MB in {made['dtype']}"
     print(f"exported: {out} ({how}: {made['n_weights']} tensors, {size}); for from_pretrained, vLLM and model.path=")

@@ -15,6 +15,7 @@ import yaml
 from tqdm import tqdm
 
 from vrft.config.package_files import config_folder
+from vrft.config.verb_schema import JudgeConfig
 from vrft.errors import UserError, raise_all
 from vrft.evaluate.score import plain
 from vrft.files import numbered_rows
@@ -126,22 +127,22 @@ def verdict_on(case: Mapping, row: Row, task: Task | MixedTask, *, judge: Judge,
     return {**judge(parsed, row), "answer": plain(parsed.answer), "reason": parsed.reason}
 
 
-def run(config: dict[str, Any]) -> None:
+def run(config: JudgeConfig) -> None:
     """The verb `judge`: read `cases`, write one verdict a line to `out`, print the means.
 
     Everything is read before anything is written. Raises `UserError` that names every line that cannot be used.
     """
-    path, out = Path(config["cases"]), _free_file(Path(config["out"]))
+    path, out = Path(config.cases), _free_file(Path(config.out))
     if out.resolve() == path.resolve():
         raise UserError(f"cases and out are both {path}; give out another name, or the cases would be lost")
-    task = load_task(**config["task"], trust_code=config["trust_code"])
-    judge = Judge(task, config["reward"], trust_code=config["trust_code"], root=path.parent)
-    cases = _read_cases(path, task, frame=config["frame"])
+    task = load_task(**config.task, trust_code=config.trust_code)
+    judge = Judge(task, config.reward.plain(), trust_code=config.trust_code, root=path.parent)
+    cases = _read_cases(path, task, frame=config.frame)
     partial = out.with_name(out.name + ".partial")
     verdicts = []
     with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:  # lone surrogates as JSON has them
         for case, row in tqdm(cases, desc="judge", unit="case", disable=not sys.stderr.isatty()):
-            verdicts.append(verdict_on(case, row, task, judge=judge, frame=config["frame"]))
+            verdicts.append(verdict_on(case, row, task, judge=judge, frame=config.frame))
             file.write(json.dumps(verdicts[-1], ensure_ascii=False, allow_nan=False) + "\n")
     partial.replace(out)
     print(_summary(verdicts, judge))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import transformers
 
+from vrft.config.schema import Config
 from vrft.data.images import load_image
 from vrft.errors import UserError
 from vrft.evaluate.score import plain
@@ -20,44 +20,42 @@ from vrft.tasks.base import Parsed
 from vrft.tasks.boxes import Frame
 
 
-def run(config: dict[str, Any]) -> None:
+def run(config: Config) -> None:
     """The verb: ask, print and draw."""
     predict(config)
 
 
-def predict(config: dict[str, Any]) -> Parsed:
+def predict(config: Config) -> Parsed:
     """Ask the model about the image, print question, completion and answer, and save a picture where boxes are drawn.
 
     config: a frozen config with `predict: {image, ask, out}`.
     Raises `UserError` for an image or a model that cannot be read.
     """
-    asked, memory, model_config = config["predict"], config["memory"], config["model"]
-    image = load_image(Path(asked["image"]), what="predict.image")
-    limits = {"min_pixels": memory["min_pixels"], "max_pixels": memory["max_pixels"]}
-    trusted = {name: model_config[name] for name in ("revision", "trust_remote_code")}
+    asked, memory, model_config = config.predict, config.memory, config.model
+    image = load_image(Path(asked.image), what="predict.image")
+    limits = {"min_pixels": memory.min_pixels, "max_pixels": memory.max_pixels}
+    trusted = {"revision": model_config.revision, "trust_remote_code": model_config.trust_remote_code}
     transformers.logging.disable_progress_bar()
-    processor = load_processor(model_config["path"], **limits, **trusted)
+    processor = load_processor(model_config.path, **limits, **trusted)
     model = load_model(
-        model_config["path"],
-        family=FAMILIES[model_config["family"]],
-        dtype=model_config["dtype"],
-        attention=model_config["attention"],
-        device=config["derived"]["device"],
+        model_config.path,
+        family=FAMILIES[model_config.family],
+        dtype=model_config.dtype,
+        attention=model_config.attention,
+        device=config.derived.device,
         **trusted,
     )
-    task = load_task(**config["task"], trust_code=config["trust_code"])
+    task = load_task(**config.task, trust_code=config.trust_code)
     if isinstance(task, MixedTask):
         raise UserError(f"task=mixed cannot ask one question; choose one of its tasks: {', '.join(task.tasks)}")
     set_thought_opening(processor, is_prefilled=task.is_prefilled)
-    frame = frame_for(FAMILIES[model_config["family"]], image.size, **limits)
-    row = {"image_wh": list(image.size), **task.asked(asked["ask"])}
+    frame = frame_for(FAMILIES[model_config.family], image.size, **limits)
+    row = {"image_wh": list(image.size), **task.asked(asked.ask)}
     question = task.question(row, frame)
-    [completion] = generate_texts(
-        model, processor, [question], [[image]], max_new_tokens=memory["max_completion_length"]
-    )
+    [completion] = generate_texts(model, processor, [question], [[image]], max_new_tokens=memory.max_completion_length)
     parsed = task.parse(completion["text"], row, frame, is_truncated=completion["is_truncated"])
     boxes = boxes_of(plain(parsed.answer))
-    picture_path = Path(asked["out"])
+    picture_path = Path(asked.out)
     picture_path.parent.mkdir(parents=True, exist_ok=True)
     draw_boxes(image, predicted=boxes).save(picture_path)
     print(told(question, parsed, boxes, frame))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vrft.config.schema import Config
 from vrft.errors import UserError
 from vrft.evaluate.score import plain
 from vrft.files import write_rows, write_text_atomically
@@ -31,25 +32,25 @@ _ORDERS = {
 }
 
 
-def run(config: dict[str, Any]) -> int:
+def run(config: Config) -> int:
     """Sample completions of training rows by the untrained model, judge them, print the figures and a verdict.
 
     Writes `probe.json`, `completions.jsonl` and `probe.png` to `run.dir`; returns 1 if something stands in the way,
     else 0. Sampling is at `rollout.temperature`; `top_p` and `top_k` are left out. Raises `UserError` as training
     would.
     """
-    out, asked = Path(config["run"]["dir"]), config["probe"]
+    out, asked = Path(config.run.dir), config.probe
     with fresh_run_dir(out, is_resuming=False):
-        splits = build_rows(config, out / "data")
-        warn_of_frames(splits, config)
-        experiment = make_experiment(out, config, splits)
+        splits = build_rows(config.plain(), out / "data")
+        warn_of_frames(splits, config.plain())
+        experiment = make_experiment(out, config.plain(), splits)
         check_question_lengths(experiment)
-        rows = _spread(experiment.training_rows, asked["rows"])
+        rows = _spread(experiment.training_rows, asked.rows)
         if not rows:
             raise UserError("the split train has no rows to probe; look at the keys of `dataset`")
-        cases = sample(experiment, rows, n_samples=asked["completions"])
+        cases = sample(experiment, rows, n_samples=asked.completions)
         report = figures(experiment, rows, cases)
-        report |= {"is_ready": (fault := obstacle(report, config)) is None, "verdict": fault or _ready(report)}
+        report |= {"is_ready": (fault := obstacle(report, config.plain())) is None, "verdict": fault or _ready(report)}
         write_rows(out / "completions.jsonl", cases)
         write_text_atomically(out / "probe.json", json.dumps(report, indent=2) + "\n")
         predicted = {case["row_id"]: boxes_of(case["answer"]) for case in reversed(cases)}

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from vrft.config.verb_schema import ReportConfig
 from vrft.errors import UserError
 from vrft.report.write import write_reports
 
 
-def run(config: dict[str, Any]) -> None:
+def run(config: ReportConfig) -> None:
     """Write and print the report of the run directories that the config names."""
-    runs = [config["runs"]] if isinstance(config["runs"], str) else config["runs"]
+    runs = [config.runs] if isinstance(config.runs, str) else config.runs
     if not runs:
         raise UserError("runs is empty; name the directories of finished runs: runs=[runs/A,runs/B]")
-    write_reports([Path(folder) for folder in runs], out_dir=config["out"] and Path(config["out"]))
+    write_reports([Path(folder) for folder in runs], out_dir=config.out and Path(config.out))

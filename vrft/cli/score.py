@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from vrft.config.checks import judging_faults
-from vrft.config.shapes import shape_faults
 from vrft.config.verb_schema import ScoreConfig
 from vrft.errors import raise_all
 from vrft.evaluate.protocols import protocol_key, ranking_faults
@@ -20,15 +19,20 @@ _HEADING = "The config cannot be scored:"
 _FILES = ("annotations", "detections", "exist_map", "cases", "completions", "rows")
 
 
-def run(config: dict[str, Any]) -> None:
+def run(config: ScoreConfig) -> None:
     """Score what the config names, write `out`, print a table. Raises `UserError` for whatever cannot be scored.
 
     The file holds `{"protocol", "metrics": {name: {"value", "n", "interval"}}, "per_class", "absent_classes", "counts",
     "settings", "inputs": {file: SHA-256}}`, masks also `cases`. It is written in one piece, after all else has gone
     well. Completions that are scored by annotations also give a results file: OUT, but ending in `.detections.json`.
     """
-    raise_all(list(shape_faults(config, ScoreConfig)), heading=_HEADING)
-    raise_all(list(config_faults(config)), heading=_HEADING)
+    faults = config_faults(config.plain())
+    faults += judging_faults(config.task, config.reward, config.trust_code) if config.completions else []
+    raise_all(faults, heading=_HEADING)
+    _score(config.plain())
+
+
+def _score(config: dict[str, Any]) -> None:
     mask_of = lazy_mask_model(config["mask_model"])
     found = None
     if config["completions"]:
@@ -63,8 +67,6 @@ def config_faults(config: Mapping) -> list[str]:
         for key in given
         if key not in (*needed, *optional)
     ]
-    if protocol["n_resamples"] < 1:
-        faults.append(f"protocol.n_resamples is {protocol['n_resamples']}; at least 1 is needed")
     if config["engine"] == "faster" and "annotations" not in given:
         faults.append("engine is 'faster', which scores detections by annotations; leave it out")
     if config["mask_model"] and protocol["scorer"] != "masks":
@@ -76,8 +78,7 @@ def config_faults(config: Mapping) -> list[str]:
         for path in written
         if path.is_dir() or path.resolve() in inputs
     ]
-    faults += ranking_faults(protocol)
-    return faults + (list(judging_faults(dict(config))) if config["completions"] else [])
+    return faults + ranking_faults(protocol)
 
 
 def table(report: Mapping) -> str:

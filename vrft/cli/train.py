@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from vrft.config.schema import Config
 from vrft.errors import UserError
 from vrft.run.experiment import run_experiment
 
 
-def run(config: dict[str, Any], *, choices: dict[str, Any], overrides: list[str]) -> int:
+def run(config: Config, *, choices: dict[str, Any], overrides: list[str]) -> int:
     """Run the frozen config in its run directory; the exit code. choices, overrides: what Hydra resolved, and the
     user's own words, for the record."""
-    if config["launch"].get("nnodes", 1) > 1 and config["launch"]["name"] == "torchrun":
+    if config.launch.name == "torchrun" and config.launch.nnodes > 1:
         _need_one_run_dir(overrides)
-    return run_experiment(config, choices=choices, overrides=overrides)
+    return run_experiment(config.plain(), choices=choices, overrides=overrides)
 
 
 def _need_one_run_dir(overrides: list[str]) -> None:

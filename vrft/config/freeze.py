@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vrft.config.batch_sizes import batch_sizes
+from vrft.config.batch_sizes import derive, uneven_share
 from vrft.config.checks import judging_faults, model_faults, pair_faults, range_faults
-from vrft.config.launch_checks import launch_faults, launch_shape_faults
+from vrft.config.launch_checks import launch_faults
 from vrft.config.package_files import TINY_MODEL
 from vrft.config.schema import Config
-from vrft.config.shapes import flat, shape_faults
+from vrft.config.section import Section, flat, with_values
 from vrft.config.vllm_checks import vllm_faults
-from vrft.errors import CANNOT_RUN, UserError, raise_all
+from vrft.errors import CANNOT_RUN, UserError, raise_all, shape_faults
+
+S = TypeVar("S", bound=Section)
 
 
 def freeze(
@@ -25,13 +27,13 @@ def freeze(
     overrides: Sequence[str] = (),
     is_look: bool = False,
     is_elsewhere: bool = False,
-) -> dict[str, Any]:
-    """The config as plain values, with the section `derived` that the worker needs; `composed` is left alone.
+) -> Config:
+    """The frozen config, with the section `derived` that the worker needs; `composed` is left alone.
 
     device: what `launch.device=auto` becomes. overrides: the user's own words; where nothing is trained, a checkpoint's
-    card (`vrft.json`) sets what they do not. is_look: True where nothing will be trained, whatever the config says, so
-    that what only a training needs may be missing. is_elsewhere: True where it is to run on another machine, so that
-    packages and devices may be missing on this one. Raises `UserError` that lists all faults found.
+    `vrft.json` sets what they do not. is_look: True to skip checks that only matter for training. is_elsewhere: True
+    where the run is for another machine, so that packages and devices may be missing on this one. Raises `UserError`
+    that lists all faults found.
     """
     return freeze_values(
         plain(composed), device=device, overrides=overrides, is_look=is_look, is_elsewhere=is_elsewhere
@@ -39,41 +41,47 @@ def freeze(
 
 
 def freeze_values(
-    config: dict[str, Any],
+    values: dict[str, Any],
     *,
     device: str = "cpu",
     overrides: Sequence[str] = (),
     is_look: bool = False,
     is_elsewhere: bool = False,
-) -> dict[str, Any]:
+) -> Config:
     """`freeze` of what `plain` has returned."""
-    raise_all([*shape_faults(config, Config), *launch_shape_faults(config.get("launch"))], heading=CANNOT_RUN)
-    if not config["evaluate"]["train"] or "predict" in config:
-        from vrft.models.prompt_settings import with_card
+    config = checked(values, Config)
+    if not config.is_training:
+        from vrft.models.prompt_settings import with_prompt_settings  # numpy: not for --help
 
-        config = with_card(config, overrides)
-        raise_all(list(shape_faults(config, Config)), heading=CANNOT_RUN)  # a card is a file like any other
-    looked_at = {**config, "evaluate": {**config["evaluate"], "train": False}} if is_look else config
-    faults = [*range_faults(looked_at), *launch_faults(looked_at)]
-    faults += model_faults(looked_at, is_elsewhere=is_elsewhere)
-    if "predict" not in config:  # one's own image is neither rewarded nor scored
+        config = checked(with_prompt_settings(values, overrides), Config)  # vrft.json is a file like any other
+    looked_at = with_values(config, {"evaluate.train": False}) if is_look else config
+    faults = [*range_faults(looked_at), *launch_faults(looked_at.launch, run_dir=looked_at.run.dir)]
+    faults += model_faults(
+        looked_at.model, looked_at.deepspeed, is_training=looked_at.evaluate.train, is_elsewhere=is_elsewhere
+    )
+    if config.predict is None:  # one's own image is neither rewarded nor scored
         faults += pair_faults(looked_at)
-    chosen = config["launch"]["device"]
-    device = device if chosen == "auto" else chosen
+    device = device if config.launch.device == "auto" else config.launch.device
     faults += vllm_faults(looked_at, device=device, is_elsewhere=is_elsewhere)
+    if fault := uneven_share(config.trainer, config.memory, config.launch):
+        faults.append(fault)
     raise_all(faults, heading=CANNOT_RUN)
-    config["model"]["path"] = config["model"]["path"] or str(TINY_MODEL)
-    config["derived"] = {"device": device, **batch_sizes(config)}
+    return derive(with_values(config, {"model.path": config.model.path or str(TINY_MODEL)}), device=device)
+
+
+def freeze_plain(composed: DictConfig, schema: type[S]) -> S:
+    """The frozen config of a verb that needs no model. Raises `UserError` that lists all faults."""
+    config = checked(plain(composed), schema)
+    if getattr(config, "reward", None) and "completions" not in schema.model_fields:  # which `vrft score` may lack
+        faults = judging_faults(config.task, config.reward, config.trust_code)
+        raise_all(list(faults), heading=CANNOT_RUN)
     return config
 
 
-def freeze_plain(composed: DictConfig, schema: type) -> dict[str, Any]:
-    """The config of a verb that needs no model, as plain values. Raises `UserError` that lists all faults."""
-    config = plain(composed)
-    raise_all(list(shape_faults(config, schema)), heading=CANNOT_RUN)
-    if "reward" in config:
-        raise_all(list(judging_faults(config)), heading=CANNOT_RUN)
-    return config
+def checked(values: dict[str, Any], schema: type[S]) -> S:
+    """The values as their schema has them. Raises `UserError` that lists all that it refuses."""
+    raise_all(shape_faults(values, schema), heading=CANNOT_RUN)
+    return schema.model_validate(values)
 
 
 def plain(composed: DictConfig) -> dict[str, Any]:
@@ -85,7 +93,7 @@ def plain(composed: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UserError(f"The config cannot be resolved: {error}") from None
     targets = [key for key, _ in flat(values) if key.rpartition(".")[2] == "_target_"]
-    raise_all([f"{key}: no code is called by its name" for key in targets], heading=CANNOT_RUN)
+    raise_all([f"{key} is not allowed: a config calls no code by its name" for key in targets], heading=CANNOT_RUN)
     if isinstance(weights := values.get("reward", {}).get("weights"), dict):
         values["reward"]["weights"] = dict(flat(weights))  # an override of a.b.term arrives nested
     if values.get("rollout", {}).get("sharing") is True:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import vrft
 from vrft.config.secrets import secret_keys
-from vrft.config.shapes import flat
+from vrft.config.section import flat
 from vrft.config.trl_fields import trl_fields
 from vrft.errors import CANNOT_RUN, UserError, raise_all, suggestion
 

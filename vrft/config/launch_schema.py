@@ -1,53 +1,63 @@
-"""What `launch` may hold in a resolved config: one dataclass a way of starting."""
+"""What `launch` may hold in a resolved config: one model a way of starting, told apart by its name."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from vrft.config.section import AboveZero, AtLeastOne, AtLeastZero, Section
 
 
-@dataclass
-class Launch:
-    """threads: of one worker; None leaves them as they are. watchdog_s: seconds of silence that end a run, or None."""
+class _Start(Section):
+    """What every way of starting has."""
 
-    name: Literal["local", "torchrun", "slurm"]
-    nproc_per_node: int
-    threads: int | None
-    watchdog_s: float | None
+    name: str
+    nproc_per_node: AtLeastOne
+    threads: AtLeastOne | None  # of one worker; None leaves them as they are
+    watchdog_s: AboveZero | None  # seconds of silence that end a run
     device: Literal["auto", "cpu", "cuda"]
 
-
-@dataclass
-class TorchrunLaunch(Launch):
-    """nnodes: machines. node_rank: this one's number, from 0. rdzv_endpoint: HOST:PORT of the first, where they meet.
-
-    rdzv_id: the same on all, another for each run at that endpoint. rdzv_timeout_s: how long they wait for each other.
-    """
-
-    nnodes: int
-    node_rank: int
-    rdzv_endpoint: str | None
-    rdzv_id: str
-    rdzv_timeout_s: int
+    @property
+    def n_processes(self) -> int:
+        """Worker processes on all machines together."""
+        return self.nproc_per_node * getattr(self, "nnodes", 1)
 
 
-@dataclass
-class SlurmLaunch(Launch):
-    """See `conf/launch/slurm.yaml`; None leaves a setting to the cluster."""
+class LocalLaunch(_Start):
+    """One worker process on this machine."""
 
-    nnodes: int
+    name: Literal["local"]
+
+
+class TorchrunLaunch(_Start):
+    """Several worker processes, on one machine or on several that share a file system."""
+
+    name: Literal["torchrun"]
+    nnodes: AtLeastOne  # machines
+    node_rank: int  # this machine's number, from 0
+    rdzv_endpoint: str | None  # HOST:PORT of the first machine, where they meet
+    rdzv_id: str  # the same on all machines, another for each run at that endpoint
+    rdzv_timeout_s: AtLeastOne  # how long they wait for each other
+
+
+class SlurmLaunch(_Start):
+    """A job of SLURM; see `conf/launch/slurm.yaml`. None leaves a setting to the cluster."""
+
+    name: Literal["slurm"]
+    nnodes: AtLeastOne
     partition: str | None
     account: str | None
     time: str | int | None
-    gpus_per_node: int | None
-    cpus_per_task: int | None
+    gpus_per_node: AtLeastOne | None
+    cpus_per_task: AtLeastOne | None
     mem: str | int | None
-    extra: dict
-    setup: list[str]
-    signal_delay_s: int
-    max_requeues: int
-    rdzv_timeout_s: int
+    extra: dict[str, Any]  # further options of sbatch
+    setup: list[str]  # shell lines before the run
+    signal_delay_s: AtLeastOne
+    max_requeues: AtLeastZero
+    rdzv_timeout_s: AtLeastOne
     wait: bool
 
 
-LAUNCHES = {"local": Launch, "torchrun": TorchrunLaunch, "slurm": SlurmLaunch}
+Launch = Annotated[LocalLaunch | TorchrunLaunch | SlurmLaunch, Field(discriminator="name")]

@@ -6,45 +6,42 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
+from vrft.config.schema import DeepSpeed, Model
+
 PARTS = ("vision", "projector", "language")
 
 
-def part_faults(config: dict[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each fault; the config's shape is known to be right."""
-    model, deepspeed = config["model"], config["deepspeed"]["config"] or {}
-    frozen, peft = set(model["freeze"]), model["peft"]
-    if frozen >= set(PARTS):
+def part_faults(model: Model, deepspeed: DeepSpeed) -> Iterator[str]:
+    """Yield why nothing could be trained, or no checkpoint saved."""
+    if set(model.freeze) >= set(PARTS):
         yield "model.freeze has vision, projector and language, so nothing would be trained; leave one of them out"
-    if peft:
-        yield from _adapter_faults(model)
-    yield from _stage_faults(deepspeed.get("zero_optimization") or {})
-
-
-def _stage_faults(zero: dict[str, Any]) -> Iterator[str]:
-    key = "deepspeed.config.zero_optimization"
+    if model.peft:
+        yield from _adapter_faults(model.peft, model)
+    key, zero = "deepspeed.config.zero_optimization", deepspeed.zero
     if zero.get("stage", 0) not in (0, 1, 2, 3):
         yield f"{key}.stage is {zero['stage']!r}; 1, 2 or 3 is needed, or deepspeed=none"
     if zero.get("stage") == 3 and zero.get("stage3_gather_16bit_weights_on_model_save") is not True:
         yield f"{key}.stage3_gather_16bit_weights_on_model_save must be true, or checkpoints would hold no weights"
 
 
-def quantization_faults(config: dict[str, Any], *, is_elsewhere: bool = False) -> Iterator[str]:
+def quantization_faults(
+    model: Model, deepspeed: DeepSpeed, *, is_training: bool, is_elsewhere: bool = False
+) -> Iterator[str]:
     """Yield why weights of 4 bits are not to be had, or not to be trained so.
 
     is_elsewhere: True where another machine is meant, so that its packages need not be here.
     """
-    model, zero = config["model"], (config["deepspeed"]["config"] or {}).get("zero_optimization") or {}
-    if not model["quantization"]:
+    if not model.quantization:
         return
     if not is_elsewhere and not has_four_bits():
         yield (
             "model.quantization is nf4, which needs bitsandbytes: pip install 'vrft[qlora]', or choose model/peft=lora"
         )
-    if config["evaluate"]["train"] and not model["peft"]:
+    if is_training and not model.peft:
         yield "model.quantization is nf4, and weights of 4 bits cannot be trained; choose model/peft=qlora"
-    if config["evaluate"]["train"] and zero.get("stage") == 3:
+    if is_training and deepspeed.zero.get("stage") == 3:
         yield (
-            "model.quantization=nf4 does not go with ZeRO-3, which would share out packed numbers; choose "
+            "model.quantization=nf4 is incompatible with ZeRO-3, which would partition packed numbers; choose "
             "deepspeed=zero2 or none, or model/peft=lora with deepspeed=zero3"
         )
 
@@ -54,15 +51,15 @@ def has_four_bits() -> bool:
     return importlib.util.find_spec("bitsandbytes") is not None
 
 
-def _adapter_faults(model: dict[str, Any]) -> Iterator[str]:
+def _adapter_faults(peft: dict[str, Any], model: Model) -> Iterator[str]:
     from vrft.models.adapters import parts_adapted
     from vrft.models.families import FAMILIES
 
-    peft, frozen = model["peft"], set(model["freeze"])
+    frozen = set(model.freeze)
     if frozen and peft.get("exclude_modules"):
         yield "model.peft.exclude_modules and model.freeze are both set; say in one of them what gets no adapter"
-    if model["family"] in FAMILIES:
-        adapted = parts_adapted(peft.get("target_modules"), FAMILIES[model["family"]])
+    if model.family in FAMILIES:
+        adapted = parts_adapted(peft.get("target_modules"), FAMILIES[model.family])
         if adapted and adapted <= frozen < set(PARTS):
             yield (
                 f"model.peft.target_modules has layers of {', '.join(sorted(adapted))} alone, and model.freeze leaves "

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vrft.config.shapes import flat
+from vrft.config.section import flat
 
 REMOVED = "(secret)"
 _NAMES = re.compile(

@@ -9,8 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vrft.config.shapes import describe, fits
-from vrft.errors import suggestion
+from vrft.errors import describe, suggestion
 
 _SOURCES = {
     "grpo": (("trl", "trainer/grpo_config.py", "GRPOConfig"),),
@@ -92,7 +91,7 @@ def argument_faults(trainer: str, args: dict[str, Any]) -> Iterator[str]:
             free = [field for field in known if field not in OWN_KEYS and field not in FIXED]
             hint = _owner(trainer, name) or suggestion(name, free) or "its fields are listed in TRL's documentation"
             yield f"trainer.args.{name} is no field of {_CLASS_NAMES[trainer]}; {hint.strip()}"
-        elif not any(fits(value, option) for option in known[name]):
+        elif not any(_fits(value, option) for option in known[name]):
             wanted = " or ".join(describe(option) for option in known[name])
             yield f"trainer.args.{name} is {value!r}; {wanted} is needed"
 
@@ -135,3 +134,10 @@ def _read_annotation(annotation: ast.expr) -> tuple:
         annotation = annotation.value
     name = annotation.id if isinstance(annotation, ast.Name) else str(getattr(annotation, "value", ""))
     return (_SIMPLE_TYPES.get(name, Any),)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """True if the value is of that simple type; an int fits a float, and a bool fits neither."""
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return kind is Any or isinstance(value, kind)

@@ -1,18 +1,17 @@
-"""What the resolved configs of verbs hold that describe no run: one dataclass a verb."""
+"""What the resolved configs of verbs hold that describe no run: one model a verb."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from vrft.config.schema import Protocol, Reward
+from vrft.config.section import AtLeastZero, Section
 
 
-@dataclass
-class JudgeConfig:
+class JudgeConfig(Section):
     """A resolved config of the verb judge."""
 
-    task: dict
+    task: dict[str, Any]
     reward: Reward
     trust_code: list[str]
     cases: str
@@ -20,11 +19,10 @@ class JudgeConfig:
     frame: Literal["norm1000", "seen_pixels", "pixels", "norm1"]
 
 
-@dataclass
-class AuditConfig:
+class AuditConfig(Section):
     """A resolved config of the verb audit."""
 
-    task: dict
+    task: dict[str, Any]
     reward: Reward
     trust_code: list[str]
     rows: str | None
@@ -32,16 +30,14 @@ class AuditConfig:
     frame: Literal["norm1000", "seen_pixels", "pixels", "norm1"]
 
 
-@dataclass
-class ExportModel:
+class ExportModel(Section):
     """path: a checkpoint's folder."""
 
     path: str
     trust_remote_code: bool
 
 
-@dataclass
-class ExportConfig:
+class ExportConfig(Section):
     """A resolved config of the verb export. dtype: of the weights written; None leaves it."""
 
     model: ExportModel
@@ -49,12 +45,11 @@ class ExportConfig:
     out: str
 
 
-@dataclass
-class ScoreConfig:
+class ScoreConfig(Section):
     """A resolved config of the verb score."""
 
     protocol: Protocol
-    task: dict
+    task: dict[str, Any]
     reward: Reward
     trust_code: list[str]
     out: str
@@ -70,27 +65,24 @@ class ScoreConfig:
     mask_model: str | None
 
 
-@dataclass
-class BuildRun:
+class BuildRun(Section):
     """seed: of the draws. resume: True to go on in a folder in which a build was killed."""
 
-    seed: int
+    seed: AtLeastZero
     resume: bool
 
 
-@dataclass
-class BuildConfig:
+class BuildConfig(Section):
     """A resolved config of the verb build; task and dataset keys belong to their own modules."""
 
-    task: dict
-    dataset: dict
+    task: dict[str, Any]
+    dataset: dict[str, Any]
     run: BuildRun
     trust_code: list[str]
     out: str
 
 
-@dataclass
-class ReportConfig:
+class ReportConfig(Section):
     """A resolved config of the verb report. runs: run directories, or a sweep's folder or kept figures."""
 
     runs: str | list[str]

@@ -6,41 +6,41 @@ import importlib.util
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+
+from vrft.config.schema import VLLM, Config
 
 
-def uses_vllm(config: dict[str, Any]) -> bool:
+def uses_vllm(config: Config) -> bool:
     """True if a run with this config generates by vLLM: GRPO's training, or `rollout.evaluate`."""
-    if "predict" in config or "probe" in config:
+    if config.predict or config.probe:
         return False
-    is_sampling = config["evaluate"]["train"] and config["trainer"]["name"] == "grpo"
-    return config["rollout"]["name"].startswith("vllm") and (is_sampling or bool(config["rollout"].get("evaluate")))
+    is_sampling = config.evaluate.train and config.trainer.name == "grpo"
+    return config.rollout.name.startswith("vllm") and (is_sampling or config.rollout.evaluate)
 
 
-def vllm_faults(config: dict[str, Any], *, device: str, is_elsewhere: bool = False) -> Iterator[str]:
+def vllm_faults(config: Config, *, device: str, is_elsewhere: bool = False) -> Iterator[str]:
     """Yield what is wrong with the settings of vLLM, and what is missing on this machine.
 
     device: `cpu` or `cuda`. is_elsewhere: True where another machine is meant.
     """
-    rollout, name = config["rollout"], config["rollout"]["name"]
-    settings = rollout.get("vllm") or {}
+    rollout, name = config.rollout, config.rollout.name
     if not name.startswith("vllm"):
-        if rollout.get("evaluate"):
+        if rollout.evaluate:
             yield f"rollout.evaluate=true, but rollout={name} generates by transformers; choose rollout=vllm_colocate"
         return
-    if rollout.get("evaluate"):
+    if rollout.evaluate:
         yield from _evaluation_faults(config)
     if not uses_vllm(config):
         return
-    if config["model"].get("quantization") and config["evaluate"]["train"]:
+    if config.model.quantization and config.evaluate.train:
         yield f"rollout={name} cannot be given weights of 4 bits; choose rollout=shared_prefix or model/peft=lora"
     if not is_elsewhere:
         yield from _missing(name, device)
-    share, n_processes = settings.get("gpu_memory_utilization"), config["launch"]["nproc_per_node"]
+    settings, n_processes = rollout.vllm or VLLM(), config.launch.nproc_per_node
+    share, n_parallel = settings.gpu_memory_utilization, settings.tensor_parallel_size
     if share is not None and not 0 < share <= 1:
         yield f"rollout.vllm.gpu_memory_utilization is {share}; a share of a GPU's memory above 0, at most 1, is needed"
-    n_parallel = settings.get("tensor_parallel_size") or 1
-    if n_parallel < 1 or n_processes % n_parallel:
+    if n_parallel is not None and (n_parallel < 1 or n_processes % n_parallel):
         yield (
             f"rollout.vllm.tensor_parallel_size={n_parallel} does not divide launch.nproc_per_node={n_processes}; "
             "1 lets every process have a copy of its own"
@@ -55,18 +55,18 @@ def _missing(name: str, device: str) -> Iterator[str]:
         yield f"rollout={name} needs a GPU, or vLLM's build for CPUs; choose rollout=shared_prefix"
 
 
-def _evaluation_faults(config: dict[str, Any]) -> Iterator[str]:
-    if config["evaluate"]["train"]:
+def _evaluation_faults(config: Config) -> Iterator[str]:
+    if config.evaluate.train:
         yield (
             "rollout.evaluate=true is for `vrft evaluate`; a training run evaluates the weights that it holds, "
             "by transformers: leave it out"
         )
-    if config["rollout"]["name"] == "vllm_server":
+    if config.rollout.name == "vllm_server":
         yield "rollout.evaluate=true needs an engine in the process itself; choose rollout=vllm_colocate"
-    if config["rollout"]["vllm"].get("tensor_parallel_size", 1) != 1:
+    if config.rollout.vllm and config.rollout.vllm.tensor_parallel_size not in (None, 1):
         yield "rollout.evaluate=true evaluates on one GPU a process; leave out rollout.vllm.tensor_parallel_size"
-    if (Path(str(config["model"]["path"])) / "adapter_config.json").is_file():
-        yield f"rollout.evaluate=true cannot load the adapter model.path={config['model']['path']}; leave it out"
+    if (Path(str(config.model.path)) / "adapter_config.json").is_file():
+        yield f"rollout.evaluate=true cannot load the adapter model.path={config.model.path}; leave it out"
 
 
 def _is_cpu_build() -> bool:

@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
+from vrft.config.schema import Model
 from vrft.errors import UserError
 from vrft.memory.four_bits import pack
 from vrft.models.adapters import lora_settings
@@ -55,18 +56,16 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 layers, heads, heads of keys."""
 
 
-def architecture(model: dict[str, Any]) -> PreTrainedConfig:
+def architecture(model: Model) -> PreTrainedConfig:
     """The config of `model.path`: of a published model as known here, else from its folder or the hub.
 
     model: the section of a frozen config. Raises `UserError` if there is none to be had.
     """
-    path = model["path"]
+    path = model.path
     if path in PUBLISHED and not Path(path).is_dir():
         return _published(PUBLISHED[path])
     try:
-        found = AutoConfig.from_pretrained(
-            path, revision=model["revision"], trust_remote_code=model["trust_remote_code"]
-        )
+        found = AutoConfig.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(f"model.path={path}: no config.json to plan by ({first_line})") from None
@@ -91,24 +90,25 @@ def _published(known: dict[str, Any]) -> PreTrainedConfig:
     )
 
 
-def make_model(model: dict[str, Any], found: PreTrainedConfig) -> PreTrainedModel:
+def make_model(model: Model, found: PreTrainedConfig) -> PreTrainedModel:
     """The policy on the meta device, its parts frozen and its adapter in place as the trainer would have them."""
     register_attention()
     with torch.device("meta"):
         made = AutoModelForImageTextToText.from_config(
-            found, dtype=getattr(torch, model["dtype"]), attn_implementation=_attention(model)
+            found, dtype=getattr(torch, model.dtype), attn_implementation=_attention(model)
         )
         made.generation_config = GenerationConfig()
-        freeze_parts(made, model["freeze"], FAMILIES[model["family"]])
-        if model["quantization"]:
+        freeze_parts(made, model.freeze, FAMILIES[model.family])
+        if model.quantization:
             pack(made.model.language_model)  # `load_model` leaves out the vision tower and the head
         add_fused_lm_head(made, outputs=("log_probs", "entropy"))  # as TRL does, before the adapter is put on
-        if model["peft"]:
-            settings = lora_settings(model, FAMILIES[model["family"]])
+        if model.peft:
+            family = FAMILIES[model.family]
+            settings = lora_settings(model.peft, family, frozen=model.freeze, revision=model.revision)
             made = get_peft_model(made, LoraConfig(**settings))
     return made
 
 
-def _attention(model: dict[str, Any]) -> str:
+def _attention(model: Model) -> str:
     """flash_attention_2 keeps what sdpa's fused kernels keep, and its package need not be here."""
-    return "eager" if model["attention"] == "eager" else "sdpa"
+    return "eager" if model.attention == "eager" else "sdpa"

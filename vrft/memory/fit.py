@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from vrft.config.batch_sizes import batch_sizes, n_processes
+from vrft.config.batch_sizes import batch_sizes, uneven_share
 from vrft.config.checks import generation_faults, model_faults
 from vrft.config.package_files import config_folder
-from vrft.errors import UserError
+from vrft.config.schema import DeepSpeed, Trainer
+from vrft.config.section import S, with_values
+from vrft.memory.setup import Setup
 
 KNOBS = (
     "memory.evaluation_batch_size",
@@ -38,17 +39,9 @@ class Change:
     words: str
     price: str
 
-    def applied(self, config: dict[str, Any]) -> dict[str, Any]:
-        """A copy of the frozen config with the change in it, its batches derived again."""
-        changed = copy.deepcopy(config)
-        for key, value in self.values.items():
-            *path, name = key.split(".")
-            section = changed
-            for part in path:
-                section = section[part]
-            section[name] = copy.deepcopy(value)
-        changed["derived"] = changed["derived"] | batch_sizes(changed)
-        return changed
+    def applied(self, section: S) -> S:
+        """A copy of a setup, or of a whole config, with the change in it."""
+        return with_values(section, self.values)
 
 
 def room(gpu_bytes: int) -> int:
@@ -56,64 +49,67 @@ def room(gpu_bytes: int) -> int:
     return int(gpu_bytes * (1 - HEADROOM))
 
 
-def changes_that_fit(config: dict[str, Any], fits: Callable[[dict[str, Any]], bool]) -> list[Change] | None:
-    """The changes after which a config fits, the cheapest first; none if it fits as it is, None if nothing helps.
+def changes_that_fit(setup: Setup, fits: Callable[[Setup], bool]) -> list[Change] | None:
+    """The changes after which a setup fits, the cheapest first; none if it fits as it is, None if nothing helps.
 
-    fits: of a frozen config. Knobs are turned in the order evaluation batch, micro-batch, checkpointing, ZeRO stage,
+    fits: of a setup. Knobs are turned in the order evaluation batch, micro-batch, checkpointing, ZeRO stage,
     `max_pixels`, LoRA and, last, `num_generations`; those that turn out not to be needed are turned back.
     """
-    if fits(config):
+    if fits(setup):
         return []
     taken: list[Change] = []
     for steps in _IN_ORDER:
         chosen: Change | None = None
-        for change in steps(_with(config, taken)):
-            if not _is_allowed(config, [*taken, change]):
+        for change in steps(_with(setup, taken)):
+            if not _is_allowed(setup, [*taken, change]):
                 continue
             chosen = change
-            if fits(_with(config, [*taken, change])):
-                return _pruned(config, [*taken, change], fits)
+            if fits(_with(setup, [*taken, change])):
+                return _pruned(setup, [*taken, change], fits)
         taken += [chosen] if chosen else []
     return None
 
 
-def first_changes(config: dict[str, Any]) -> dict[str, Change]:
+def first_changes(setup: Setup) -> dict[str, Change]:
     """The mildest change of each knob that is left to turn and allowed, by the knob's name."""
     found = {}
     for knob, steps in _KNOBS_BY_NAME.items():
-        allowed = (change for change in steps(config) if _is_allowed(config, [change]))
+        allowed = (change for change in steps(setup) if _is_allowed(setup, [change]))
         if change := next(allowed, None):
             found[knob] = change
     return found
 
 
-def _with(config: dict[str, Any], changes: Sequence[Change]) -> dict[str, Any]:
+def _with(setup: Setup, changes: Sequence[Change]) -> Setup:
     for change in changes:
-        config = change.applied(config)
-    return config
+        setup = change.applied(setup)
+    return setup
 
 
-def _is_allowed(config: dict[str, Any], changes: Sequence[Change]) -> bool:
+def _is_allowed(setup: Setup, changes: Sequence[Change]) -> bool:
     """Whether the changed config would pass the checks that these knobs can break."""
-    try:
-        changed = _with(config, changes)
-    except UserError:  # processes cannot share the step
+    changed = _with(setup, changes)
+    if uneven_share(changed.trainer, changed.memory, changed.launch):
         return False
-    return not [*model_faults(changed, is_elsewhere=True), *generation_faults(changed)]
+    is_training = changed.evaluate.train
+    faults = [*model_faults(changed.model, changed.deepspeed, is_training=is_training, is_elsewhere=True)]
+    if is_training:
+        faults += generation_faults(changed.trainer, changed.memory, changed.launch)
+    return not faults
 
 
-def _pruned(config: dict[str, Any], taken: list[Change], fits: Callable[[dict[str, Any]], bool]) -> list[Change]:
+def _pruned(setup: Setup, taken: list[Change], fits: Callable[[Setup], bool]) -> list[Change]:
     """Without what the later changes have made needless, and the others no further than needed."""
 
     def is_enough(changes: Sequence[Change]) -> bool:
-        return _is_allowed(config, changes) and fits(_with(config, changes))
+        return _is_allowed(setup, changes) and fits(_with(setup, changes))
 
     for change in taken[-2::-1]:  # the dearest first; the last one is needed
         others = [one for one in taken if one is not change]
         if is_enough(others):
             taken = others
             continue
-        steps = _KNOBS_BY_NAME[change.knob](config)
+        steps = _KNOBS_BY_NAME[change.knob](setup)
         place = taken.index(change)
         for milder in steps:
             if milder.values == change.values:
@@ -124,28 +120,28 @@ def _pruned(config: dict[str, Any], taken: list[Change], fits: Callable[[dict[st
     return taken
 
 
-def _evaluation_batch(config: dict[str, Any]) -> Iterator[Change]:
-    size = config["memory"]["evaluation_batch_size"]
+def _evaluation_batch(setup: Setup) -> Iterator[Change]:
+    size = setup.memory.evaluation_batch_size
     while size > 4:
         size = max(size // 2, 4)
         yield _memory("evaluation batch", "evaluation_batch_size", size, "evaluations take a little longer")
 
 
-def _micro_batch(config: dict[str, Any]) -> Iterator[Change]:
-    if config["trainer"]["args"].get("steps_per_generation"):
+def _micro_batch(setup: Setup) -> Iterator[Change]:
+    if setup.trainer.args.get("steps_per_generation"):
         return  # it counts micro-batches, so a generation would shrink with them
-    now = batch_sizes(config)["per_device_train_batch_size"]
-    is_shared = config["trainer"]["name"] == "grpo" and bool(config["rollout"].get("sharing"))
-    least = 2 if config["rollout"].get("sharing") == "on" else 1
-    group = config["memory"]["num_generations"]
+    now = batch_sizes(setup.trainer, setup.memory, setup.launch)["per_device_train_batch_size"]
+    is_shared = setup.trainer.name == "grpo" and bool(setup.rollout.sharing)
+    least = 2 if setup.rollout.sharing == "on" else 1
+    group = setup.memory.num_generations
     size = now
     while size > least:
-        size = _halved(config, size)
+        size = _halved(setup, size)
         parts = -(-group // size)
         price = "none: the same step in more pieces"
         if is_shared and parts > 1:
             price = f"each prompt is computed {parts} times in training; the results stay the same"
-        if weighs_by_micro_batch(config):
+        if weighs_by_micro_batch(setup.trainer):
             price = f"the result, a little: {BY_MICRO_BATCH}"
         yield _memory("micro-batch", "completions_per_device", size, price)
 
@@ -153,60 +149,73 @@ def _micro_batch(config: dict[str, Any]) -> Iterator[Change]:
 BY_MICRO_BATCH = "trainer.args.loss_type=bnpo divides by a micro-batch's tokens, so its size changes the loss"
 
 
-def weighs_by_micro_batch(config: dict[str, Any]) -> bool:
+def weighs_by_micro_batch(trainer: Trainer) -> bool:
     """True if the loss depends on how a step is cut into micro-batches."""
-    return config["trainer"]["name"] == "grpo" and config["trainer"]["args"].get("loss_type") == "bnpo"
+    return trainer.name == "grpo" and trainer.args.get("loss_type") == "bnpo"
 
 
-def _halved(config: dict[str, Any], size: int) -> int:
+def _halved(setup: Setup, size: int) -> int:
     """The micro-batch that the next lower limit gives."""
-    tried = copy.deepcopy(config)
-    tried["memory"]["completions_per_device"] = max(size // 2, 1)
-    return batch_sizes(tried)["per_device_train_batch_size"]
+    limited = with_values(setup.memory, {"completions_per_device": max(size // 2, 1)})
+    return batch_sizes(setup.trainer, limited, setup.launch)["per_device_train_batch_size"]
 
 
-def _checkpointing(config: dict[str, Any]) -> Iterator[Change]:
-    if not config["memory"]["gradient_checkpointing"]:
+def _checkpointing(setup: Setup) -> Iterator[Change]:
+    if not setup.memory.gradient_checkpointing:
         yield _memory("checkpointing", "gradient_checkpointing", True, "training steps take about a third longer")
 
 
-def _stage(config: dict[str, Any]) -> Iterator[Change]:
+def _stage(setup: Setup) -> Iterator[Change]:
     known = {name: _file("deepspeed", name)["config"] for name in _STAGES}
-    now = next((name for name, value in known.items() if value == config["deepspeed"]["config"]), None)
+    now = _stage_of(setup.deepspeed)
     prices = {
         "zero2": "gradients and optimizer shared out: little",
         "zero3": "weights gathered at every layer: time, more the slower the network",
         "zero3_offload": "the optimizer works in main memory: much time, and that memory",
     }
     names = _STAGES[_STAGES.index(now) + 1 :] if now else _STAGES
-    if config["model"]["quantization"]:
+    if setup.model.quantization:
         names = [name for name in names if name == "zero2"]  # weights of 4 bits cannot be cut up
-    if n_processes(config) == 1:
+    if setup.launch.n_processes == 1:
         names = [name for name in names if name == "zero3_offload"]  # alone there is nobody to share with
-    for name in names:
-        yield Change("ZeRO stage", {"deepspeed.config": known[name]}, f"deepspeed={name}", prices[name])
+    own = setup.deepspeed.config or {}
+    for name in names:  # what the user has set beside the stage stays
+        stock = known[name]["zero_optimization"]
+        turned = {key: value for key, value in stock.items() if key == "stage" or key.startswith("offload_")}
+        zero = stock | setup.deepspeed.zero | turned
+        settings = known[name] | own | {"zero_optimization": zero}
+        yield Change("ZeRO stage", {"deepspeed.config": settings}, f"deepspeed={name}", prices[name])
 
 
-def _pixels(config: dict[str, Any]) -> Iterator[Change]:
-    pixels = config["memory"]["max_pixels"]
-    least = max(_LEAST_PIXELS, config["memory"]["min_pixels"])
+def _stage_of(deepspeed: DeepSpeed) -> str | None:
+    """Which of `_STAGES` it is, told by its stage and by what is offloaded: other keys may be the user's own."""
+    stage = deepspeed.zero.get("stage", 0)
+    if stage == 3:
+        offload = deepspeed.zero.get("offload_optimizer") or {}
+        return "zero3_offload" if offload.get("device", "none") != "none" else "zero3"
+    return "zero2" if stage == 2 else None
+
+
+def _pixels(setup: Setup) -> Iterator[Change]:
+    pixels = setup.memory.max_pixels
+    least = max(_LEAST_PIXELS, setup.memory.min_pixels)
     while pixels // 2 >= least:
         pixels //= 2
         yield _memory("max_pixels", "max_pixels", pixels, "smaller images: small objects get harder to see")
 
 
-def _lora(config: dict[str, Any]) -> Iterator[Change]:
-    if not config["model"]["peft"]:
+def _lora(setup: Setup) -> Iterator[Change]:
+    if not setup.model.peft:
         yield Change(
             "LoRA", {"model.peft": _file("model/peft", "lora")}, "model/peft=lora",
             "another method: adapters of the language model are trained in place of all weights",
         )  # fmt: skip
 
 
-def _group(config: dict[str, Any]) -> Iterator[Change]:
-    if config["trainer"]["name"] != "grpo":
+def _group(setup: Setup) -> Iterator[Change]:
+    if setup.trainer.name != "grpo":
         return
-    first = size = config["memory"]["num_generations"]
+    first = size = setup.memory.num_generations
     while size // 2 >= _LEAST_GROUP:
         size //= 2
         noise = (first / size) ** 0.5

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from vrft.config.batch_sizes import n_processes
 from vrft.memory.four_bits import loaded_bytes
 
 FLOAT32 = 4
@@ -62,17 +61,16 @@ class Sharding:
     sub_group: int = _SUB_GROUP
 
     @classmethod
-    def of(cls, config: dict[str, Any], hidden_size: int) -> Sharding:
-        """config: a frozen one."""
-        deepspeed = config["deepspeed"]["config"]
+    def of(cls, deepspeed: dict[str, Any] | None, *, n_processes: int, hidden_size: int) -> Sharding:
+        """deepspeed: its own config."""
         if not deepspeed:
-            return cls(None, n_processes(config))
+            return cls(None, n_processes)
         zero = deepspeed.get("zero_optimization") or {}
         bucket, live = zero.get("reduce_bucket_size", _BUCKET), zero.get("stage3_max_live_parameters", _MAX_LIVE)
         dtype = (deepspeed.get("data_types") or {}).get("grad_accum_dtype")
         return cls(
             zero.get("stage", 0),
-            n_processes(config),
+            n_processes,
             offloads_optimizer=_is_offloaded(zero, "offload_optimizer"),
             offloads_weights=_is_offloaded(zero, "offload_param"),
             overlaps=bool(zero.get("overlap_comm")),

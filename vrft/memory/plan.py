@@ -1,20 +1,21 @@
-"""A frozen config's memory per GPU, by part and phase, before anything is loaded."""
+"""A run's memory per GPU, by part and phase, before anything is loaded."""
 
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from vrft.config.batch_sizes import batch_sizes, n_processes
+from vrft.config.batch_sizes import batch_sizes
+from vrft.config.schema import Model
 from vrft.errors import UserError
 from vrft.memory.architectures import architecture, make_model
 from vrft.memory.batch import Shapes, most_prompts
 from vrft.memory.dry_run import rollout_bytes, step_bytes
 from vrft.memory.parts import Counts, Sharding, States, bytes_of_optimizer, states
+from vrft.memory.setup import Setup
 from vrft.models.families import FAMILIES, seen_size
 
 LARGE_IMAGE = (4032, 3024)  # pixels: a photograph, larger than any max_pixels in use
@@ -50,7 +51,7 @@ class Plan:
 
 
 def make_plan(
-    config: dict[str, Any],
+    setup: Setup,
     *,
     target: str,
     gpu_bytes: int | None = None,
@@ -59,37 +60,38 @@ def make_plan(
     text_tokens: int | None = None,
     completion_tokens: int | None = None,
 ) -> Plan:
-    """What one process of a frozen config takes.
+    """What one process of a setup takes.
 
     target: `cuda` or `cpu`. gpu_bytes: of the GPU, of which vLLM takes a share. image_wh: the size of an image before
     it is resized. prompt_tokens: of the longest prompt, image included; None for `memory.max_prompt_length`.
     text_tokens: in place of it, of its text alone, so that a smaller image makes a shorter prompt. completion_tokens:
     of every completion; None for `memory.max_completion_length`.
     """
-    seen = image_size(config, image_wh)
+    seen = image_size(setup, image_wh)
     if text_tokens is None:
-        text_tokens = text_length(config, image_wh, prompt_tokens)
-    shapes = _shapes(config, seen, text_tokens, completion_tokens)
-    known, sharding, lasting = _lasting(config)
+        text_tokens = text_length(setup, image_wh, prompt_tokens)
+    shapes = _shapes(setup, seen, text_tokens, completion_tokens)
+    known, sharding, lasting = _lasting(setup)
     counts = known.counts
     is_wide = sharding.stage is not None and sharding.stage >= 2
     shapes = replace(shapes, sheds_gradients=is_wide)
     always = {name: size for name, size in lasting.gpu.items() if name != "gradients"}
-    if not config["rollout"].get("vllm", {}).get("sleep", True):
-        always |= _vllm_bytes(config, gpu_bytes)
-    sampling = always | {"buffers": max(always["buffers"], _gathered(config, sharding, counts, lasting))}
+    vllm = setup.rollout.vllm
+    if vllm and vllm.sleep is False:
+        always |= _vllm_bytes(setup, gpu_bytes)
+    sampling = always | {"buffers": max(always["buffers"], _gathered(setup, sharding, counts, lasting))}
     images = _image_bytes(known.model, shapes)
-    autocast = torch.bfloat16 if config["model"]["dtype"] == "bfloat16" and sharding.stage is None else None
+    autocast = torch.bfloat16 if setup.model.dtype == "bfloat16" and sharding.stage is None else None
     phases: dict[str, dict[str, int]] = {}
     options = {"model": known, "target": target, "autocast": autocast}
-    if _evaluates(config):
-        n = config["memory"]["evaluation_batch_size"]
-        alone = replace(shapes, rollout_prompts=n, rollout_rows=n, shares=config["model"]["attention"] != "eager")
+    if _evaluates(setup):
+        n = setup.memory.evaluation_batch_size
+        alone = replace(shapes, rollout_prompts=n, rollout_rows=n, shares=setup.model.attention != "eager")
         most = max(_rollout(alone, **options), key=lambda parts: sum(parts.values()))
         alone_bytes = {"weights": counts.weight_bytes}  # judged before and after, without the trainer's states
-        phases["evaluation"] = (sampling if config["trainer"]["eval_steps"] else alone_bytes) | most
+        phases["evaluation"] = (sampling if setup.trainer.eval_steps else alone_bytes) | most
     if shapes.trainer == "grpo":
-        for name, parts in _sampling(config, shapes, gpu_bytes, options).items():
+        for name, parts in _sampling(setup, shapes, gpu_bytes, options).items():
             phases[name] = sampling | parts | {"images": images + parts.get("images", 0)}  # of the step before, too
     own = _step(shapes, **options)
     if is_wide:
@@ -104,25 +106,29 @@ def make_plan(
         n_trained=counts.n_trained,
         shapes=shapes,
         image_wh=seen,
-        image_tokens=_image_tokens(seen, config),
+        image_tokens=_image_tokens(seen, setup),
         target=target,
     )
 
 
-def peak_or_more(config: dict[str, Any], n_bytes: int, **options: Any) -> int:
-    """The peak of a frozen config, or a part of it that alone exceeds `n_bytes`. options: those of `make_plan`."""
-    lasting = _lasting(config)[2]
+def peak_or_more(setup: Setup, n_bytes: int, **options: Any) -> int:
+    """The peak of a frozen setup, or a part of it that alone exceeds `n_bytes`. options: those of `make_plan`."""
+    lasting = _lasting(setup)[2]
     if lasting.least > n_bytes:  # known at once, without a dry run
         return lasting.least
-    return make_plan(config, **options).peak
+    return make_plan(setup, **options).peak
 
 
-def _lasting(config: dict[str, Any]) -> tuple[_Known, Sharding, States]:
+def _lasting(setup: Setup) -> tuple[_Known, Sharding, States]:
     """The model, how its states are shared out, and what they take."""
-    known = _known_model(_as_key(config["model"]))
-    arguments = config["trainer"]["args"]
-    sharding = Sharding.of(config, known.model.config.get_text_config().hidden_size)
-    has_reference = config["trainer"]["name"] == "grpo" and arguments.get("beta", 0.0) and not config["model"]["peft"]
+    known = _known_model(setup.model.model_dump_json())
+    arguments = setup.trainer.args
+    sharding = Sharding.of(
+        setup.deepspeed.config,
+        n_processes=setup.launch.n_processes,
+        hidden_size=known.model.config.get_text_config().hidden_size,
+    )
+    has_reference = setup.trainer.name == "grpo" and arguments.get("beta", 0.0) and not setup.model.peft
     lasting = states(
         known.counts,
         sharding,
@@ -132,67 +138,65 @@ def _lasting(config: dict[str, Any]) -> tuple[_Known, Sharding, States]:
     return known, sharding, lasting
 
 
-def _gathered(config: dict[str, Any], sharding: Sharding, counts: Counts, lasting: States) -> int:
+def _gathered(setup: Setup, sharding: Sharding, counts: Counts, lasting: States) -> int:
     """Weights of other processes that ZeRO-3 brings together to sample: all of them, unless TRL is told not to."""
-    if sharding.stage != 3 or not config["trainer"]["args"].get("ds3_gather_for_generation", True):
+    if sharding.stage != 3 or not setup.trainer.args.get("ds3_gather_for_generation", True):
         return 0
     return counts.weight_bytes - lasting.gpu["weights"]
 
 
-def image_size(config: dict[str, Any], image_wh: tuple[int, int] = LARGE_IMAGE) -> tuple[int, int]:
+def image_size(setup: Setup, image_wh: tuple[int, int] = LARGE_IMAGE) -> tuple[int, int]:
     """(width, height) to which an image is brought under `memory.max_pixels`. Raises `UserError` for a thin one."""
-    family, memory = FAMILIES[config["model"]["family"]], config["memory"]
+    family, memory = FAMILIES[setup.model.family], setup.memory
     try:
-        return seen_size(image_wh, family, min_pixels=memory["min_pixels"], max_pixels=memory["max_pixels"])
+        return seen_size(image_wh, family, min_pixels=memory.min_pixels, max_pixels=memory.max_pixels)
     except ValueError as error:
         raise UserError(f"plan.image_wh is {list(image_wh)}, which the image processor refuses: {error}") from None
 
 
-def text_length(
-    config: dict[str, Any], image_wh: tuple[int, int] = LARGE_IMAGE, prompt_tokens: int | None = None
-) -> int:
+def text_length(setup: Setup, image_wh: tuple[int, int] = LARGE_IMAGE, prompt_tokens: int | None = None) -> int:
     """Tokens of the longest prompt beside its image's.
 
     prompt_tokens: with them; None for `memory.max_prompt_length`.
     """
-    longest = prompt_tokens or config["memory"]["max_prompt_length"]
-    return max(longest - _image_tokens(image_size(config, image_wh), config), _QUESTION)
+    longest = prompt_tokens or setup.memory.max_prompt_length
+    return max(longest - _image_tokens(image_size(setup, image_wh), setup), _QUESTION)
 
 
-def _image_tokens(seen_wh: tuple[int, int], config: dict[str, Any]) -> int:
-    return seen_wh[0] * seen_wh[1] // FAMILIES[config["model"]["family"]].pixel_factor ** 2
+def _image_tokens(seen_wh: tuple[int, int], setup: Setup) -> int:
+    return seen_wh[0] * seen_wh[1] // FAMILIES[setup.model.family].pixel_factor ** 2
 
 
-def _shapes(config: dict[str, Any], seen: tuple[int, int], text_tokens: int, completion_tokens: int | None) -> Shapes:
+def _shapes(setup: Setup, seen: tuple[int, int], text_tokens: int, completion_tokens: int | None) -> Shapes:
     """What one process computes on. seen: the (width, height) that an image is brought to."""
-    memory, trainer, arguments = config["memory"], config["trainer"], config["trainer"]["args"]
-    sizes = batch_sizes(config)
+    memory, trainer, arguments = setup.memory, setup.trainer, setup.trainer.args
+    sizes = batch_sizes(setup.trainer, setup.memory, setup.launch)
     per_device, accumulation = sizes["per_device_train_batch_size"], sizes["gradient_accumulation_steps"]
-    is_grpo = trainer["name"] == "grpo"
-    group = memory["num_generations"] if is_grpo else 1
+    is_grpo = trainer.name == "grpo"
+    group = memory.num_generations if is_grpo else 1
     rows = per_device * (arguments.get("steps_per_generation") or accumulation) if is_grpo else per_device
     n_prompts, rollout_prompts = most_prompts(
-        per_device, group, n_steps=rows // per_device, n_processes=n_processes(config)
+        per_device, group, n_steps=rows // per_device, n_processes=setup.launch.n_processes
     )
-    cell = _patch(config)
+    cell = _patch(setup)
     return Shapes(
         n_prompts=n_prompts,
         n_completions=per_device,
         rollout_prompts=rollout_prompts,
         rollout_rows=rows,
-        prompt=_image_tokens(seen, config) + text_tokens,
-        completion=completion_tokens or memory["max_completion_length"],
+        prompt=_image_tokens(seen, setup) + text_tokens,
+        completion=completion_tokens or memory.max_completion_length,
         image_grid=(1, seen[1] // cell, seen[0] // cell),
-        shares=is_grpo and bool(config["rollout"].get("sharing")) and config["model"]["attention"] != "eager",
-        trainer=trainer["name"],
-        checkpointing=memory["gradient_checkpointing"],
+        shares=is_grpo and bool(setup.rollout.sharing) and setup.model.attention != "eager",
+        trainer=trainer.name,
+        checkpointing=memory.gradient_checkpointing,
         accumulates=accumulation > 1,
     )
 
 
-def _patch(config: dict[str, Any]) -> int:
+def _patch(setup: Setup) -> int:
     """Pixels of a patch's side: a token is 2 × 2 patches in every family."""
-    return FAMILIES[config["model"]["family"]].pixel_factor // 2
+    return FAMILIES[setup.model.family].pixel_factor // 2
 
 
 def _image_bytes(model, shapes: Shapes) -> int:
@@ -203,26 +207,24 @@ def _image_bytes(model, shapes: Shapes) -> int:
     return shapes.rollout_rows * shapes.images * n_patches * channels * vision.patch_size**2 * 4
 
 
-def _evaluates(config: dict[str, Any]) -> bool:
-    wanted = config["evaluate"]
-    return wanted["before"] or wanted["after"] or bool(config["trainer"]["eval_steps"])
+def _evaluates(setup: Setup) -> bool:
+    wanted = setup.evaluate
+    return wanted.before or wanted.after or bool(setup.trainer.eval_steps)
 
 
-def _sampling(
-    config: dict[str, Any], shapes: Shapes, gpu_bytes: int | None, options: dict
-) -> dict[str, dict[str, int]]:
+def _sampling(setup: Setup, shapes: Shapes, gpu_bytes: int | None, options: dict) -> dict[str, dict[str, int]]:
     """What sampling takes by phase: of torch, of vLLM on the same GPU, or nothing where a server does it."""
-    rollout = config["rollout"]
-    if rollout["name"] == "vllm_server":
+    rollout = setup.rollout
+    if rollout.name == "vllm_server":
         return {}
-    if rollout["name"] == "vllm_colocate":
-        return {"sampling": _vllm_bytes(config, gpu_bytes)}
+    if rollout.name == "vllm_colocate":
+        return {"sampling": _vllm_bytes(setup, gpu_bytes)}
     return dict(zip(("prefill", "sampling"), _rollout(shapes, **options), strict=True))
 
 
-def _vllm_bytes(config: dict[str, Any], gpu_bytes: int | None) -> dict[str, int]:
+def _vllm_bytes(setup: Setup, gpu_bytes: int | None) -> dict[str, int]:
     """The share of a GPU that vLLM takes whole: while it samples, or always where it does not sleep."""
-    return {"vLLM": int(config["rollout"]["vllm"]["gpu_memory_utilization"] * (gpu_bytes or 0))}
+    return {"vLLM": int(setup.rollout.vllm.gpu_memory_utilization * (gpu_bytes or 0))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,13 +235,9 @@ class _Known:
     counts: Counts
 
 
-def _as_key(section: dict[str, Any]) -> str:
-    return json.dumps(section, sort_keys=True)
-
-
 @functools.lru_cache(maxsize=4)
 def _known_model(section: str) -> _Known:
-    settings = json.loads(section)
+    settings = Model.model_validate_json(section)
     model = make_model(settings, architecture(settings))
     return _Known(model, Counts.of(model))
 

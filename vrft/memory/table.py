@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vrft.config.batch_sizes import n_processes
 from vrft.memory.fit import Change, room
 from vrft.memory.plan import Plan
+from vrft.memory.setup import Setup
 
 _PARTS = (
     ("weights", "weights"),
@@ -52,14 +52,14 @@ def plan_table(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def what_is_planned(plan: Plan, config: dict[str, Any]) -> str:
+def what_is_planned(plan: Plan, setup: Setup) -> str:
     """The model and the shapes, in two lines."""
-    shapes, memory = plan.shapes, config["memory"]
+    shapes, max_pixels = plan.shapes, setup.memory.max_pixels
     share = plan.n_trained / plan.n_weights
     lines = [
-        f"{config['model']['path']}: {plan.n_weights:,} parameters, {share:.1%} of them trained; "
-        f"{n_processes(config)} process(es)",
-        f"an image at memory.max_pixels={memory['max_pixels']}: {plan.image_wh[0]} x {plan.image_wh[1]} pixels, "
+        f"{setup.model.path}: {plan.n_weights:,} parameters, {share:.1%} of them trained; "
+        f"{setup.launch.n_processes} process(es)",
+        f"an image at memory.max_pixels={max_pixels}: {plan.image_wh[0]} x {plan.image_wh[1]} pixels, "
         f"{plan.image_tokens} tokens; a prompt of {shapes.prompt} tokens, completions of {shapes.completion}",
         f"a micro-batch: {shapes.n_completions} {'completions' if shapes.trainer == 'grpo' else 'rows'} "
         f"of {shapes.n_prompts} prompt(s); a rollout: {shapes.rollout_rows} of {shapes.rollout_prompts}"
@@ -93,10 +93,10 @@ def advice(changes: Sequence[Change] | None, peak: int) -> str:
     return "\n".join([*lines, f"  then it takes {size(peak)}"])
 
 
-def as_json(plan: Plan, config: dict[str, Any]) -> dict[str, Any]:
+def as_json(plan: Plan, model_path: str) -> dict[str, Any]:
     """Everything in bytes."""
     return {
-        "model": config["model"]["path"],
+        "model": model_path,
         "n_parameters": plan.n_weights,
         "n_trained": plan.n_trained,
         "image_wh": list(plan.image_wh),

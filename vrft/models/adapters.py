@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,12 @@ def parts_adapted(target_modules: Any, family: Family) -> set[str]:
     return {part_of(f"{name}.weight", family) for name in hit}
 
 
-def lora_settings(model: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """The fields of `peft.LoraConfig` from `config.model`: frozen parts left out, the base's revision kept."""
-    frozen = {"exclude_modules": pattern_of(model["freeze"], family)} if model["freeze"] else {}
-    return {**model["peft"], **frozen, "revision": model["revision"]}
+def lora_settings(
+    peft: Mapping[str, Any], family: Family, *, frozen: Sequence[str], revision: str | None
+) -> dict[str, Any]:
+    """The fields of `peft.LoraConfig`: those of `model.peft`, without frozen parts, and with the base's revision."""
+    left_out = {"exclude_modules": pattern_of(frozen, family)} if frozen else {}
+    return {**peft, **left_out, "revision": revision}
 
 
 def read_adapter(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,25 @@ _PLACEHOLDER = "{question}"
 _NOT_ASKED = ("images", "row_id", "gold", "thought", "distractors")
 
 
-def make_card(config: dict[str, Any], *, task: Task | MixedTask, row: Row, frame: Frame, prompt_of) -> dict[str, Any]:
-    """The card of a checkpoint trained under a frozen config.
+def make_card(
+    settings: Mapping[str, Any],
+    *,
+    base: str,
+    trainer: str,
+    task: Task | MixedTask,
+    row: Row,
+    frame: Frame,
+    prompt_of: Callable[[str], str],
+) -> dict[str, Any]:
+    """The card of a checkpoint.
 
-    row, frame: one training row and its frame, whose question is kept as an example of the wording.
+    settings: by the names of `FROM_CARD`. base: the model that was trained, a folder or hub name. trainer: `grpo` or
+    `sft`. row, frame: one training row and its frame, whose question is kept as an example of the wording.
     prompt_of: a function of a question to the whole prompt, the system's text included.
     """
-    settings = {name: _at(config, key) for name, key in FROM_CARD.items()}
     return {
-        "base": config["model"]["path"],
-        "trainer": config["trainer"]["name"],
+        "base": base,
+        "trainer": trainer,
         **settings,
         "prompt": prompt_of(_PLACEHOLDER),
         "example": {
@@ -58,12 +67,13 @@ def read_card(model_path: str | None) -> dict[str, Any]:
     return card
 
 
-def with_card(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The config with what the card of `model.path` says, but for keys that one of the user's own overrides sets."""
-    card = read_card(config["model"]["path"])
+def with_prompt_settings(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The nested values of a config with what the card of `model.path` says, but for keys that one of the user's own
+    overrides sets."""
+    card = read_card(values["model"]["path"])
     chosen = {override.lstrip("+~").partition("=")[0] for override in overrides}
     chosen |= {"task"} if "experiment" in chosen else set()  # an experiment names its task
-    merged = {section: dict(values) if isinstance(values, dict) else values for section, values in config.items()}
+    merged = {section: dict(inner) if isinstance(inner, dict) else inner for section, inner in values.items()}
     for name, key in FROM_CARD.items():
         dotted = ".".join(key)
         is_chosen = any(one == dotted or dotted.startswith(f"{one}.") or one.startswith(f"{dotted}.") for one in chosen)
@@ -72,13 +82,16 @@ def with_card(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
     return merged
 
 
-def setting_drift(config: dict[str, Any]) -> list[str]:
-    """One sentence for each setting in which the config differs from the card of `model.path`."""
-    card = read_card(config["model"]["path"])
+def setting_drift(settings: Mapping[str, Any], model_path: str | None) -> list[str]:
+    """One sentence for each setting in which a run differs from the card of its model.
+
+    settings: by the names of `FROM_CARD`.
+    """
+    card = read_card(model_path)
     return [
-        f"{'.'.join(key)} is {_at(config, key)}; the checkpoint was trained with {card[name]}"
+        f"{'.'.join(key)} is {settings[name]}; the checkpoint was trained with {card[name]}"
         for name, key in FROM_CARD.items()
-        if name in card and card[name] != _at(config, key)
+        if name in card and card[name] != settings[name]
     ]
 
 
@@ -97,7 +110,3 @@ def wording_drift(card: dict[str, Any], *, task: Task | MixedTask, prompt_of) ->
         if question != card["example"]["question"]:
             found.append(f"a question is worded {question!r}; it was {card['example']['question']!r}")
     return found
-
-
-def _at(config: dict[str, Any], key: tuple[str, ...]) -> Any:
-    return config[key[0]] if len(key) == 1 else config[key[0]][key[1]]

@@ -23,8 +23,8 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from vrft.config.shapes import flat
-from vrft.config.sweep_question import Question
+from vrft.config.schema import Question
+from vrft.config.section import flat
 from vrft.errors import UserError
 from vrft.report.run_files import RunFiles
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from vrft.config.schema import Logging
 from vrft.config.secrets import is_secret_name, without_secrets
 from vrft.data.images import decode_upright
 from vrft.errors import UserError
@@ -33,43 +34,40 @@ _CONFIDENCE = re.compile(r" ?\b[01]\.\d\d$")
 
 
 @contextmanager
-def tracked(run_dir: Path, config: dict[str, Any], *, is_main_process: bool) -> Iterator[None]:
-    """Within, W&B has a run if the config asks for one; it ends with the figures of `result.json`, where there is one.
+def tracked(run_dir: Path, logging: Logging, values: dict[str, Any], *, job_type: str) -> Iterator[None]:
+    """Within, W&B has a run; it ends with the figures of `result.json`, where there is one.
 
-    Raises `UserError` where W&B cannot be reached or knows no login.
+    values: the run's config, to be shown. job_type: `grpo`, `sft` or `evaluate`. Raises `UserError` where W&B cannot be
+    reached or knows no login.
     """
-    if "wandb" not in config["logging"]["report_to"] or not is_main_process:
-        yield
-        return
     import wandb
 
-    run = _begin(run_dir, config)
+    run = _begin(run_dir, logging, values, job_type=job_type)
     code = 1
     try:
         yield
         run.summary.update(_result_figures(run_dir / "result.json"))
         code = 0
     finally:
-        parts = Path(run.settings.sync_dir).parent / "offline-run-*"  # one for each time that it was gone on with
+        parts = Path(run.settings.sync_dir).parent / "offline-run-*"  # one for each time that it was resumed
         wandb.finish(exit_code=code)
-        if config["logging"]["mode"] == "offline":
+        if logging.mode == "offline":
             print(f"W&B: offline; with a network, upload it by: wandb sync {parts}", file=sys.stderr)
 
 
-def _begin(run_dir: Path, config: dict[str, Any]):
+def _begin(run_dir: Path, logging: Logging, values: dict[str, Any], *, job_type: str):
     import wandb
 
-    logging = config["logging"]
     provenance = json.loads((run_dir / "provenance.json").read_text(encoding="utf-8"))
     try:
         with _without_job_secrets():
             return wandb.init(
-                **run_fields(run_dir, config, provenance["choices"]),
+                **run_fields(run_dir, logging, provenance["choices"], job_type=job_type),
                 # below a key of its own: TRL adds its arguments, of which `deepspeed` has our name
-                config={"vrft": without_secrets(config, os.environ), "origin": _origin(provenance)},
-                project=logging["project"],
-                entity=logging.get("entity"),
-                mode=logging["mode"],
+                config={"vrft": without_secrets(values, os.environ), "origin": _origin(provenance)},
+                project=logging.project,
+                entity=logging.entity,
+                mode=logging.mode,
                 dir=str(run_dir),
                 id=provenance["wandb_run_id"],
                 resume="allow",
@@ -78,27 +76,25 @@ def _begin(run_dir: Path, config: dict[str, Any]):
             )
     except wandb.errors.Error as error:
         raise UserError(
-            f"logging.mode={logging['mode']}, but W&B cannot be reached ({error}); log in once with `wandb login`, or "
+            f"logging.mode={logging.mode}, but W&B cannot be reached ({error}); log in once with `wandb login`, or "
             "choose logging=wandb_offline and upload later with `wandb sync`"
         ) from None
 
 
-def run_fields(run_dir: Path, config: dict[str, Any], choices: dict[str, Any]) -> dict[str, Any]:
+def run_fields(run_dir: Path, logging: Logging, choices: dict[str, Any], *, job_type: str) -> dict[str, Any]:
     """Name, group, tags and job type of a run. group: the folder of the sweep that the run directory lies in.
 
     choices: of each config group, as in `provenance.json`.
     """
-    logging = config["logging"]
     folder = run_dir.absolute()
     sweep = next((one for one in folder.parents[:3] if (one / CHILDREN).is_dir()), None)
-    is_training = config["evaluate"]["train"]
-    told = (choices.get(group) for group in _TAGS if group != "trainer" or is_training)
-    tags = [*told, *(logging.get("tags") or [])]
+    chosen = (choices.get(group) for group in _TAGS if group != "trainer" or job_type != "evaluate")
+    tags = [*chosen, *(logging.tags or [])]
     return {
         "name": folder.name,
-        "group": logging.get("group") or (sweep and sweep.name),
+        "group": logging.group or (sweep and sweep.name),
         "tags": list(dict.fromkeys(str(tag)[:_LONGEST_TAG] for tag in tags if tag)),
-        "job_type": config["trainer"]["name"] if is_training else "evaluate",
+        "job_type": job_type,
     }
 
 

@@ -12,9 +12,14 @@ from typing import Any
 
 import yaml
 
+from vrft.config.batch_sizes import derive
+from vrft.config.schema import Config
+from vrft.config.section import with_values
 from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR, UserError
 from vrft.files import write_text_atomically
-from vrft.memory.auto import as_begun, fitted
+from vrft.memory.auto import fitting_changes, turned_knobs
+from vrft.memory.setup import Setup
+from vrft.models.families import FAMILIES, frame_for
 from vrft.models.prompt_settings import setting_drift
 from vrft.report.write import write_reports
 from vrft.run import directory, health, slurm
@@ -28,6 +33,7 @@ from vrft.run.out_of_memory import backed_off, remembered
 from vrft.run.processes import start_worker
 from vrft.run.resume import begun_with, check_same_config, check_same_hashes, config_hash, warn_of_versions
 from vrft.run.rows import build_others, build_rows, data_hash, warn_of_frames, warn_of_questions
+from vrft.tasks import load_task
 
 _BEFORE_IT_BEGINS = {"config.yaml", "provenance.json", "data", health.FOLDER, directory.LOCK_FILE, slurm.FOLDER}
 
@@ -99,14 +105,14 @@ def _prepare(
         if is_fresh and config["run"]["resume"]:
             print(f"warning: nothing is to be resumed in run.dir={run_dir}, so the run begins", file=sys.stderr)
         is_auto = bool(config["memory"].get("auto")) and config["evaluate"]["train"]
-        config = as_begun(run_dir, config) if is_auto else config
+        config = _with_values(config, turned_knobs(run_dir)) if is_auto else config
         check_same_config(run_dir, config)
-        drift = [] if config["evaluate"]["train"] else setting_drift(config)
+        drift = [] if config["evaluate"]["train"] else _drift(config)
         for difference in drift:
             print(f"warning: {difference}", file=sys.stderr)
         rows = build_rows(config, run_dir / "data", is_resuming=not is_fresh)
         if is_auto and not (run_dir / "config.yaml").is_file():
-            config = fitted(config, rows)
+            config = _fitted(config, rows)
         warn_of_frames(rows, config)
         warn_of_questions(rows, config)
         others = build_others(config, run_dir, is_resuming=not is_fresh)
@@ -127,3 +133,30 @@ def _prepare(
         write_text_atomically(run_dir / "provenance.json", json.dumps(record, indent=2) + "\n")
         write_text_atomically(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     return config, is_fresh
+
+
+def _with_values(config: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The config with values at their dotted keys, its batches derived again."""
+    changed = with_values(Config.model_validate(config), values)
+    return derive(changed, device=changed.derived.device).plain()
+
+
+def _fitted(config: dict[str, Any], rows: dict[str, list]) -> dict[str, Any]:
+    """The config with the changes of `memory=auto`."""
+    typed = Config.model_validate(config)
+    task, limits = load_task(**typed.task, trust_code=typed.trust_code), typed.memory
+    family, every = FAMILIES[typed.model.family], [row for of_split in rows.values() for row in of_split]
+    pixels = {"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
+    changes = fitting_changes(
+        typed.part(Setup),
+        device=typed.derived.device,
+        questions=(task.question(row, frame_for(family, row["image_wh"], **pixels)) for row in every),
+        image_sizes=[row["image_wh"] for row in every if row.get("image_wh")],
+    )
+    for change in changes:
+        config = _with_values(config, change.values)
+    return config
+
+
+def _drift(config: dict[str, Any]) -> list[str]:
+    return setting_drift(Config.model_validate(config).prompt_settings, config["model"]["path"])

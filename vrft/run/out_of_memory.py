@@ -10,9 +10,11 @@ from typing import Any
 
 import yaml
 
-from vrft.config.batch_sizes import batch_sizes, n_processes
+from vrft.config.batch_sizes import batch_sizes
+from vrft.config.schema import Config
 from vrft.files import append_lines, write_text_atomically
-from vrft.memory.fit import BY_MICRO_BATCH, first_changes, weighs_by_micro_batch
+from vrft.memory.fit import BY_MICRO_BATCH, Change, first_changes, weighs_by_micro_batch
+from vrft.memory.setup import Setup
 from vrft.run import health
 
 RECORD = "oom.jsonl"
@@ -82,7 +84,7 @@ def backed_off(run_dir: Path, config: dict[str, Any]) -> dict[str, Any] | None:
 def _price(changed: dict[str, Any]) -> str:
     """What smaller micro-batches change, and what they leave."""
     n_pieces = changed["derived"]["gradient_accumulation_steps"]
-    warning = f"; {BY_MICRO_BATCH}" if weighs_by_micro_batch(changed) else ""
+    warning = f"; {BY_MICRO_BATCH}" if weighs_by_micro_batch(Config.model_validate(changed).trainer) else ""
     return f" and {n_pieces} micro-batches a step; G and the prompts of a step stay{warning}"
 
 
@@ -90,7 +92,7 @@ def _size(config: dict[str, Any], key: str | None) -> int:
     """The batch that a key limits, as it is."""
     if key == _EVALUATION:
         return config["memory"]["evaluation_batch_size"]
-    return batch_sizes(config)["per_device_train_batch_size"]
+    return _batch_sizes(config)["per_device_train_batch_size"]
 
 
 def remembered(run_dir: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +112,7 @@ def with_limit(config: dict[str, Any], limit: int, *, key: str = _MICRO_BATCH) -
     rows in a batch of an evaluation."""
     changed = copy.deepcopy(config)
     changed["memory"][key.partition(".")[2]] = limit
-    changed["derived"] |= batch_sizes(changed)
+    changed["derived"] |= _batch_sizes(changed)
     return changed
 
 
@@ -129,8 +131,8 @@ def _where(word: dict[str, Any]) -> str:
 def _knobs(config: dict[str, Any], phase: str) -> str:
     """What is left to turn: what the planner would turn, and what it leaves alone for it makes another experiment."""
     trainer, vllm = config["trainer"], config["rollout"].get("vllm")
-    changes = {knob: change for knob, change in first_changes(config).items() if phase in _HELPS[knob]}
-    if config["derived"]["device"] == "cpu" and n_processes(config) == 1:
+    changes = {knob: change for knob, change in _first_changes(config).items() if phase in _HELPS[knob]}
+    if config["derived"]["device"] == "cpu" and Config.model_validate(config).launch.n_processes == 1:
         changes.pop("ZeRO stage", None)  # it would move states to main memory, which is what ran out
     ways = []
     if phase == "step" and trainer["args"].get("steps_per_generation"):
@@ -143,3 +145,12 @@ def _knobs(config: dict[str, Any], phase: str) -> str:
     if phase != "step" or trainer["name"] == "grpo":
         ways.append(f"memory.max_completion_length (now {config['memory']['max_completion_length']})")
     return f"smaller batches cannot help; left to turn in a new run are {', '.join(ways)}; see vrft plan"
+
+
+def _batch_sizes(config: dict[str, Any]) -> dict[str, int]:
+    typed = Config.model_validate(config)
+    return batch_sizes(typed.trainer, typed.memory, typed.launch)
+
+
+def _first_changes(config: dict[str, Any]) -> dict[str, Change]:
+    return first_changes(Config.model_validate(config).part(Setup))

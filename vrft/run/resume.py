@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from vrft.config.package_files import TINY_MODEL
-from vrft.config.shapes import flat
+from vrft.config.section import flat
 from vrft.errors import UserError, raise_all
 from vrft.files import read_rows
 from vrft.tasks.rows import Row

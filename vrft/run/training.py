@@ -11,6 +11,7 @@ from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 
+from vrft.config.schema import Config
 from vrft.models.adapters import check_targets, lora_settings
 from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts, load_model
@@ -46,15 +47,22 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
     validation history, and the alarm that ended the training early or None: after the rule `non_finite` there is no
     `checkpoints/last`. Raises `Interrupted` once a checkpoint is complete.
     """
+    from vrft.config.trl_arguments import trainer_arguments
     from vrft.train.alarms import Alarms, NonFiniteError, agreed_maximum, tell
-    from vrft.train.arguments import trainer_arguments
     from vrft.train.callbacks import MetricsFile, ProgressBar, StopOnSignal
     from vrft.train.checkpoints import previous, save_checkpoint
 
     config, folder, alarm_file = experiment.config, experiment.run_dir / "checkpoints", experiment.run_dir / ALARMS
     row, metric = experiment.rows["train"][0], experiment.primary_metrics[0]
+    typed = Config.model_validate(config)
     card = make_card(
-        config, task=experiment.task, row=row, frame=experiment.frame_for_row(row), prompt_of=experiment.prompt_of
+        typed.prompt_settings,
+        base=typed.model.path,
+        trainer=typed.trainer.name,
+        task=experiment.task,
+        row=row,
+        frame=experiment.frame_for_row(row),
+        prompt_of=experiment.prompt_of,
     )
     shown = {"reward": "reward", "loss": "loss", f"validation/{metric}": "validation"}
     alarms = Alarms(config["alarms"], alarm_file, validation=metric, known=start.log, known_alarms=start.alarms)
@@ -67,7 +75,7 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
     callbacks += _rollout_pictures(experiment)
     validation = _validation(experiment, start, card) if config["trainer"]["eval_steps"] else None
     trainer = _make_trainer(
-        experiment, model, trainer_arguments(config, folder), [*callbacks, *([validation] if validation else [])]
+        experiment, model, trainer_arguments(typed, folder), [*callbacks, *([validation] if validation else [])]
     )
     if validation:
         validation.trainer, trainer.validation = trainer, validation
@@ -147,7 +155,9 @@ def _make_trainer(experiment: RunContext, model, arguments: dict, callbacks: lis
         deepspeed.init_distributed(dist_backend="gloo")  # accelerate skips its DeepSpeed branch on a CPU
     settings, family = config["model"], FAMILIES[config["model"]["family"]]
     freeze_parts(model, settings["freeze"], family)
-    peft = settings["peft"] and lora_settings(settings, family)
+    peft = settings["peft"] and lora_settings(
+        settings["peft"], family, frozen=settings["freeze"], revision=settings["revision"]
+    )
     if peft:
         check_targets(model, peft)
     is_own = config["trainer"].get("sft_thought") == "own"
@@ -221,15 +231,15 @@ def load_policy(experiment: RunContext, path: str):
 
 def open_engine(experiment: RunContext, path: str):
     """The checkpoint of a folder or hub name in vLLM, to be evaluated."""
+    from vrft.config.trl_arguments import vllm_length
     from vrft.models.vllm import VLLMEngine
-    from vrft.train.arguments import longest
 
-    settings = experiment.config["model"]
+    settings, typed = experiment.config["model"], Config.model_validate(experiment.config)
     return VLLMEngine(
         path,
         dtype=settings["dtype"],
         image_token_id=experiment.processor.image_token_id,
-        max_model_len=longest(experiment.config),
+        max_model_len=vllm_length(typed.rollout, typed.memory),
         gpu_memory_utilization=experiment.config["rollout"]["vllm"]["gpu_memory_utilization"],
         revision=settings["revision"] if path == settings["path"] else None,
         trust_remote_code=settings["trust_remote_code"],

@@ -7,6 +7,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from vrft.config.schema import Config
 from vrft.config.vllm_checks import uses_vllm
 from vrft.errors import UserError
 from vrft.models.families import FAMILIES, seen_size
@@ -18,7 +19,7 @@ _BEGIN = "start it by launch/vllm_server.sh"
 def check_vllm(experiment: RunContext) -> None:
     """Raise `UserError` where vLLM would see other images than the model is asked about, or its server is not there."""
     config = experiment.config
-    if not uses_vllm(config):
+    if not uses_vllm(Config.model_validate(config)):
         return
     _check_images(experiment)
     if config["rollout"]["name"] == "vllm_server" and experiment.processes.is_main_process:

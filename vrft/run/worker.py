@@ -25,6 +25,7 @@ from accelerate.utils import gather_object, set_seed
 from safetensors import SafetensorError
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from vrft.config.schema import Config
 from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR, UserError
 from vrft.files import check_whole, write_text_atomically
 from vrft.models.prompt_settings import read_card, wording_drift
@@ -46,7 +47,11 @@ def run(run_dir: Path) -> dict | None:
     Returns the alarm that ended the run: after it nothing is judged.
     """
     experiment = open_experiment(run_dir)
-    with tracked(run_dir, experiment.config, is_main_process=experiment.processes.is_main_process):
+    config = Config.model_validate(experiment.config)
+    if "wandb" not in config.logging.report_to or not experiment.processes.is_main_process:
+        return _run_parts(experiment, run_dir)
+    job_type = config.trainer.name if config.evaluate.train else "evaluate"
+    with tracked(run_dir, config.logging, config.plain(), job_type=job_type):
         return _run_parts(experiment, run_dir)
 
 

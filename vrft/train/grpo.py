@@ -22,7 +22,7 @@ from vrft.tasks.boxes import Frame
 from vrft.tasks.reward import Judge
 from vrft.tasks.reward_terms import without_repetition
 from vrft.tasks.rows import Row
-from vrft.train.arguments import training_dataset
+from vrft.train.dataset import training_dataset
 from vrft.train.resume import Resumable
 from vrft.train.shared_prefix import SharedPrefixTrainer
 

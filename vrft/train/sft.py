@@ -13,7 +13,7 @@ from vrft.errors import UserError
 from vrft.tasks.base import Task
 from vrft.tasks.boxes import Frame
 from vrft.tasks.rows import Row
-from vrft.train.arguments import training_dataset
+from vrft.train.dataset import training_dataset
 from vrft.train.resume import Resumable
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from vrft.cli.main import VERBS, main
+from vrft.cli.verbs import VERBS, main
 
 
 def vrft(*arguments: str, cwd=None) -> subprocess.CompletedProcess:

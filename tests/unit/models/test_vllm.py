@@ -22,6 +22,7 @@ from trl import GRPOConfig
 
 from vrft.config import vllm_checks
 from vrft.config.package_files import TINY_MODEL
+from vrft.config.trl_arguments import trainer_arguments
 from vrft.errors import UserError
 from vrft.evaluate.completions import generate_completions
 from vrft.models import families
@@ -30,7 +31,6 @@ from vrft.models.vllm import VLLMEngine, as_seen, is_kept
 from vrft.run.vllm_checks import check_server
 from vrft.tasks import load_task
 from vrft.tasks.boxes import Frame
-from vrft.train.arguments import trainer_arguments
 from vrft.train.grpo import ResumableSharingVLLM, ResumableVLLM
 
 SIZES = [(640, 427), (33, 250), (112, 84), (1000, 999)]

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from vrft.config.sweep_question import Question
+from vrft.config.schema import Question
 from vrft.errors import UserError
 from vrft.report.sweep import averaged, chosen, read_sweep, to_csv
 from vrft.report.sweep_pages import write_sweep_report
