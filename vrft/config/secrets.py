@@ -14,7 +14,8 @@ _NAMES = re.compile(
 )
 _ORDINARY = {"eos_token", "pad_token", "bos_token", "unk_token", "sep_token", "cls_token", "mask_token", "image_token"}
 _FORMS = re.compile(
-    r"\b(hf_|gh[opsur]_|github_pat_|wandb_v\d_|sk-|AKIA)[\w-]{16,}"  # Hugging Face, GitHub, W&B, OpenAI, AWS
+    # Hugging Face, GitHub, W&B, OpenAI, AWS: long runs of letters and digits, as no folder is called
+    r"\b((hf_|gh[opsur]_)[A-Za-z0-9]{30,}|(github_pat_|wandb_v\d_[\w-]*|sk-(?:[a-z0-9]+-)*|AKIA)[A-Za-z0-9]{16,})"
     r"|://[^/\s:@]*:[^/\s@]+@"  # an address with a password
 )
 _SHORTEST = 8  # characters of an environment's secret that is looked for; shorter ones may be words

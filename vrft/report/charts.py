@@ -13,6 +13,7 @@ _SIZE_INCHES = (3.9, 2.3)
 # matplotlib draws with these stand-ins; each becomes a colour of the page's style sheet
 _INK, _MUTED, _RULE = "#010203", "#020304", "#030405"
 _SERIES = ("#040501", "#040502", "#040503", "#040504")
+_DASHES = ("solid", (0, (4, 2)), (0, (1, 1.5)))
 _PAGE_COLOURS = {_INK: "var(--ink)", _MUTED: "var(--muted)", _RULE: "var(--rule)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, 1)
 }
@@ -133,14 +134,16 @@ def plan_chart(plan: ChartPlan, logs: Sequence[dict], *, alarms_at: Sequence[int
     figure, axes = _empty_chart(is_share=plan.is_share, has_end_labels=len(curves) > 1, marks=alarms_at)
     ends = []
     note = plan.note
-    for curve, colour in zip(curves, _SERIES, strict=False):
+    for number, curve in enumerate(curves):
+        colour = _SERIES[number % len(_SERIES)]
+        dashes = _DASHES[number // len(_SERIES) % len(_DASHES)]  # more curves than colours: dashed, then dotted
         is_long = len(curve.values) >= 12
         window = max(3, len(curve.values) // 10) if is_long else 1
         smooth = moving_mean(curve.values, window)
         if is_long:
             axes.plot(curve.steps, curve.values, color=colour, linewidth=0.8, alpha=0.35)
         marker = "o" if len(curve.values) < 4 else ""
-        axes.plot(curve.steps, smooth, color=colour, linewidth=1.8, marker=marker, markersize=4)
+        axes.plot(curve.steps, smooth, color=colour, linewidth=1.8, linestyle=dashes, marker=marker, markersize=4)
         ends.append((smooth[-1], curve.label, colour))
     if any(len(curve.values) >= 12 for curve in curves):
         note += f"; bold: mean of {max(3, len(curves[0].values) // 10)} logs"

@@ -94,7 +94,7 @@ def make_gallery(run: RunFiles, *, n_items: int = 60, split: str = "test") -> Ga
     if not rows or not names:
         return None
     scores = [run.scores(name, split) for name in names]
-    metric = row_metric(run, scores[-1])
+    metric = row_metric(run.primary_metrics, scores[-1])
     labels = TAGS if len(names) > 1 else TAGS_OF_ONE
     if not any(is_judged_by_iou(row, one) for row, one in zip(rows, scores[-1], strict=True)):
         labels = {tag: label for tag, label in labels.items() if tag not in BOX_TAGS}
@@ -118,10 +118,15 @@ def make_gallery(run: RunFiles, *, n_items: int = 60, split: str = "test") -> Ga
     return Gallery(items, len(rows), labels, counts, shown, metric)
 
 
-def row_metric(run: RunFiles, scores: Sequence[dict]) -> str:
-    """The metric by which one row is better or worse: the first, primary ones before others, that every row has."""
-    names = [*run.primary_metrics, *scores[0]["metrics"]]
-    return next(name for name in names if all(one["metrics"].get(name) is not None for one in scores))
+def row_metric(primary: Sequence[str], scores: Sequence[dict]) -> str:
+    """The metric by which one row is better or worse: that which most rows have, of several the first, primary ones
+    before others.
+
+    >>> row_metric(["AP"], [{"metrics": {"iou": 0.5, "count": None}}, {"metrics": {"iou": None, "count": None}}])
+    'iou'
+    """
+    names = [*primary, *scores[0]["metrics"]]
+    return max(names, key=lambda name: sum(one["metrics"].get(name) is not None for one in scores), default="")
 
 
 def tags_of(sides: Sequence[dict], metric: str) -> list[str]:
