@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vrft.cli.judge import judge_cases
+from vrft.cli.reward import judge_cases
 from vrft.tasks import load_task
 
 ROOT = Path(__file__).parents[2]

@@ -9,11 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vrft.cli.judge import (
-    _frame,
-    _free_file,
-    _read_cases,
-)
+from vrft.cli.reward import _frame, _free_file, _read_cases
 from vrft.config.verb_schema import AuditConfig
 from vrft.tasks import load_task
 from vrft.tasks.audit import audit

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 import vrft
-from vrft.cli.verbs import VERBS, overview, verb_help
+from vrft.cli.verbs import FORMER_NAMES, VERBS, overview, verb_help
 from vrft.errors import USER_ERROR, suggestion
 
 
@@ -23,6 +23,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"vrft {vrft.__version__}")
         return 0
     verb, *overrides = arguments
+    if verb in FORMER_NAMES:
+        print(
+            f"vrft: {verb} is now called {FORMER_NAMES[verb]}; the old name goes with the next version", file=sys.stderr
+        )
+        verb = FORMER_NAMES[verb]
     if verb not in VERBS:
         print(f"vrft: no verb {verb!r}; {suggestion(verb, VERBS)}known: {', '.join(VERBS)}", file=sys.stderr)
         return USER_ERROR

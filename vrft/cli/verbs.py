@@ -49,8 +49,10 @@ VERBS = {
         "judge a model or a checkpoint", "vrft evaluate model.path=runs/NAME/checkpoints/best", is_swept=True
     ),
     "predict": Verb("ask about one image", "vrft predict predict.image=scene.png predict.ask='two plus three'"),
-    "judge": Verb(
-        "what completions earn", "vrft judge task=detection cases=completions.jsonl out=verdicts.jsonl", "JudgeConfig"
+    "reward": Verb(
+        "what completions earn",
+        "vrft reward task=detection cases=completions.jsonl out=out.jsonl",
+        "RewardCasesConfig",
     ),
     "audit": Verb("can the reward be gamed?", "vrft audit task=detection reward=strict", "AuditConfig"),
     "score": Verb(
@@ -63,6 +65,8 @@ VERBS = {
     ),
     "report": Verb("write report.html again", "vrft report runs=runs/NAME", "ReportConfig"),
 }
+
+FORMER_NAMES = {"judge": "reward"}  # the old names serve until the next version
 
 
 def overview() -> str:

@@ -8,8 +8,8 @@ from vrft.config.schema import Protocol, Reward
 from vrft.config.section import AtLeastZero, Section
 
 
-class JudgeConfig(Section):
-    """A resolved config of the verb judge."""
+class RewardCasesConfig(Section):
+    """A resolved config of the verb reward."""
 
     task: dict[str, Any]
     reward: Reward

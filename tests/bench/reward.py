@@ -1,6 +1,6 @@
 """How long reading and judging take, as two tables; nothing is asserted (`tests/unit/test_growth.py` does that).
 
-    python tests/bench/judge.py
+    python tests/bench/reward.py
 
 The first table: completions of 16,000 characters (about 4,000 tokens: a long thought and a right answer), read and
 judged by the preset `strict`; milliseconds of wall time a completion, median and 99th percentile of 2,000 calls. The

@@ -9,8 +9,8 @@ import random
 import pytest
 from PIL import Image
 
-from vrft.cli.judge import judge_cases, preset, run
 from vrft.cli.main import main
+from vrft.cli.reward import judge_cases, preset, run
 from vrft.errors import UserError
 
 BOX = "[{'Position': [0, 0, 500, 500], 'Confidence': 0.5}]"

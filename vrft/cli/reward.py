@@ -1,4 +1,4 @@
-"""`vrft judge`: what completions of any origin earn, without a model."""
+"""`vrft reward`: what completions of any origin earn, without a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import yaml
 from tqdm import tqdm
 
 from vrft.config.package_files import config_folder
-from vrft.config.verb_schema import JudgeConfig
+from vrft.config.verb_schema import RewardCasesConfig
 from vrft.errors import UserError, raise_all
 from vrft.evaluate.score import plain
 from vrft.files import numbered_rows
@@ -27,7 +27,7 @@ from vrft.tasks.rows import GoldBoxError, Row, labelled_boxes
 _UNBOUNDED = 10**9  # the side of an image of unknown size in pixels: boxes are not cut
 
 
-def judge_cases(
+def reward_cases(
     cases: Iterable[Mapping],
     *,
     task: str | Task | MixedTask = "detection",
@@ -47,7 +47,7 @@ def judge_cases(
     Raises ValueError naming the first case that lacks something.
 
     >>> gold = "<answer>[{'Position': [0, 0, 500, 500], 'Confidence': 1}]</answer>"
-    >>> judge_cases([{"completion": gold, "solution": gold}], reward="visual_rft")[0]["terms"]
+    >>> reward_cases([{"completion": gold, "solution": gold}], reward="visual_rft")[0]["terms"]
     {'iou': 1.0, 'confidence': 1.0, 'format': 0.0}
     """
     task = load_task(task, trust_code=trust_code) if isinstance(task, str) else task
@@ -62,6 +62,9 @@ def judge_cases(
             warnings.warn(f"case {number}: {doubt}", stacklevel=2)
         verdicts.append(verdict_on(case, row, task, judge=judge, frame=frame))
     return verdicts
+
+
+judge_cases = reward_cases  # its former name, until the next version
 
 
 def preset(name: str) -> dict[str, Any]:
@@ -121,14 +124,14 @@ def _with_size(case: Mapping, *, frame: str, root: Path) -> tuple[Row, bool]:
 
 
 def verdict_on(case: Mapping, row: Row, task: Task | MixedTask, *, judge: Judge, frame: str) -> dict:
-    """The verdict on one case, as `judge_cases` returns it."""
+    """The verdict on one case, as `reward_cases` returns it."""
     is_truncated = bool(case.get("is_truncated", False))
     parsed = task.parse(case["completion"], row, _frame(frame, row), is_truncated=is_truncated)
     return {**judge(parsed, row), "answer": plain(parsed.answer), "reason": parsed.reason}
 
 
-def run(config: JudgeConfig) -> None:
-    """The verb `judge`: read `cases`, write one verdict a line to `out`, print the means.
+def run(config: RewardCasesConfig) -> None:
+    """The verb: read `cases`, write one verdict a line to `out`, print the means.
 
     Everything is read before anything is written. Raises `UserError` that names every line that cannot be used.
     """
