@@ -316,13 +316,13 @@ def test_the_examples_of_plan_are_of_trainings_that_can_run(monkeypatch):
     examples = [VERBS["plan"].example, *lines]
     assert len(examples) == 4
     for example in examples:
-        assert freeze(compose("plan", example.split()[2:]), is_elsewhere=True)["evaluate"]["train"]
+        assert freeze(compose("plan", example.split()[2:]), is_remote=True)["evaluate"]["train"]
 
 
 def test_a_plan_refuses_what_a_training_refuses_but_for_what_another_machine_has(monkeypatch):
     monkeypatch.setattr("vrft.config.model_checks.has_four_bits", lambda: False)
     monkeypatch.setattr(vllm_checks.importlib.util, "find_spec", lambda package: None)
-    plan = {"device": "cpu", "is_elsewhere": True}
+    plan = {"device": "cpu", "is_remote": True}
     large = ["model=qwen2_vl_7b", "trainer.max_steps=1"]
     for elsewhere in (["model/peft=qlora"], ["deepspeed=zero2", "rollout=vllm_colocate"]):
         config = compose("train", [*large, *elsewhere])

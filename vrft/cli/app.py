@@ -44,7 +44,7 @@ class SweepFiles(SearchPathPlugin):
 
 
 def run_verb(verb: str, overrides: list[str]) -> int:
-    """Compose the verb's config with Hydra and do its job; every mistake becomes a message on stderr."""
+    """Compose the verb's config with Hydra and run the verb; every mistake becomes a message on stderr."""
     if rerun := next((override for override in overrides if override.startswith("--e")), None):
         print(f"vrft {verb}: {rerun}: a pickle, which could run code, is never loaded", file=sys.stderr)
         return USER_ERROR
@@ -58,7 +58,7 @@ def run_verb(verb: str, overrides: list[str]) -> int:
         Plugins.instance().register(SweepFiles)
 
     def job(config: DictConfig) -> float | None:
-        """Hydra would print its overrides before a mistake or a full disk, so these end the process here."""
+        """The task function of Hydra, which would print all overrides above an error: so errors exit here."""
         try:
             return _run(verb, config)
         except (UserError, OSError) as error:
@@ -87,7 +87,7 @@ def run_verb(verb: str, overrides: list[str]) -> int:
 
 
 def _run(verb: str, config: DictConfig) -> float | None:
-    """Freeze the composed config and run the verb; in a sweep a child, whose figure comes back for a search."""
+    """Freeze the composed config and run the verb. In a sweep run a child, and return its objective for a search."""
     settings = HydraConfig.get()
     _refuse_unused_sweep(settings)
     overrides, choices = list(settings.overrides.task), dict(settings.runtime.choices)
@@ -117,18 +117,18 @@ def _frozen(verb: str, config: DictConfig, overrides: list[str]) -> Section:
 
 
 def _run_child(config: DictConfig, settings: DictConfig, *, overrides: list[str], choices: dict[str, Any]) -> float:
-    """A child of a sweep; its config is frozen in the child's own process."""
+    """Run a child of a sweep, in a process of its own, which also freezes its config."""
     from vrft.run.sweep import run_child
 
     if config.launch.get("name") == "torchrun" and config.launch.get("nnodes", 1) > 1:
         raise UserError("a sweep cannot run on several machines that torchrun joins; choose launch=slurm")
     if not (config.launch.get("wait", True) or settings.sweeper["_target_"].endswith(".BasicSweeper")):
-        raise UserError("a search needs each job's figure before the next; leave out launch.wait=false")
+        raise UserError("a search needs each job's result before the next; leave out launch.wait=false")
     return run_child(plain(config), sweep_dir=Path(settings.sweep.dir), choices=choices, overrides=overrides)
 
 
 def _refuse_unused_sweep(settings: DictConfig) -> None:
-    """Raise `UserError` if a sweep, sweeper or launcher was chosen without -m: Hydra would ignore it in silence."""
+    """Raise `UserError` if a sweep, sweeper or launcher was chosen without -m: Hydra would ignore it silently."""
     if settings.mode == RunMode.MULTIRUN:
         return
     usual = {"sweep": None, "hydra/sweeper": "basic", "hydra/launcher": "basic"}

@@ -32,13 +32,13 @@ VERBS = {
     "check": Verb(
         "look at an experiment's rows before it runs",
         "vrft check experiment=digits_riddles",
-        options={"is_look": True},
+        options={"skips_training_checks": True},
     ),
     "probe": Verb("what the model earns before it is trained", "vrft probe experiment=digits_riddles"),
     "plan": Verb(
         "what it takes of a GPU's memory, and what makes it fit",
         "vrft plan experiment=virft_coco plan.gpu=a100_80gb",
-        options={"is_elsewhere": True},
+        options={"is_remote": True},
     ),
     "train": Verb(
         "one whole experiment: evaluate, train, evaluate, report",

@@ -1,4 +1,4 @@
-"""How one step is dealt out to processes and micro-batches."""
+"""How one step is split over processes and micro-batches (gradient accumulation)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vrft.errors import CANNOT_RUN, UserError
 
 
 def batch_sizes(trainer: Trainer, memory: Memory, launch: Launch) -> dict[str, int]:
-    """The per-device batch and the accumulation that make one step of `prompts_per_step` prompts.
+    """The per-device batch and the gradient accumulation that make one step of `prompts_per_step` prompts.
 
     TRL counts completions for GRPO and rows for SFT. The per-device batch is the largest that divides a process's share
     and does not exceed `memory.completions_per_device`. Raises `UserError` if processes cannot share a step evenly.

@@ -21,7 +21,7 @@ from vrft.errors import UserError, suggestion
 
 
 def range_faults(config: Config) -> Iterator[str]:
-    """Yield numbers that do not go with each other."""
+    """Yield numbers that contradict each other."""
     memory, trainer = config.memory, config.trainer
     if memory.min_pixels > memory.max_pixels:
         yield (
@@ -37,8 +37,8 @@ def range_faults(config: Config) -> Iterator[str]:
         )
 
 
-def model_faults(model: Model, deepspeed: DeepSpeed, *, is_training: bool, is_elsewhere: bool = False) -> Iterator[str]:
-    """Yield what is wrong with the model and with which of its weights are trained; is_elsewhere: as in `freeze`."""
+def model_faults(model: Model, deepspeed: DeepSpeed, *, is_training: bool, is_remote: bool = False) -> Iterator[str]:
+    """Yield what is wrong with the model, and with which of its weights are trained. is_remote: as in `freeze`."""
     from vrft.models.families import FAMILIES  # numpy: not for --help
 
     if model.family not in FAMILIES:
@@ -55,7 +55,7 @@ def model_faults(model: Model, deepspeed: DeepSpeed, *, is_training: bool, is_el
     if is_training:
         yield from _training_faults(model, path, has_deepspeed=bool(deepspeed.config))
         yield from part_faults(model, deepspeed)
-    yield from quantization_faults(model, deepspeed, is_training=is_training, is_elsewhere=is_elsewhere)
+    yield from quantization_faults(model, deepspeed, is_training=is_training, is_remote=is_remote)
 
 
 def _training_faults(model: Model, path: str, *, has_deepspeed: bool) -> Iterator[str]:
@@ -72,7 +72,7 @@ def _training_faults(model: Model, path: str, *, has_deepspeed: bool) -> Iterato
 
 
 def _is_local(path: str) -> bool:
-    """True unless the path can only be a hub name: one slash, and nothing of that name lies here."""
+    """True unless the path must be a hub name: it has one slash, and no folder here has that name."""
     return path.count("/") != 1 or path.startswith((".", "/", "~")) or Path(path.partition("/")[0]).exists()
 
 
@@ -147,7 +147,7 @@ def pair_faults(config: Config) -> Iterator[str]:
 
 
 def _sharing_faults(config: Config) -> Iterator[str]:
-    """Yield why prompts could not be shared as `rollout.sharing` says."""
+    """Yield why prompts cannot be shared as `rollout.sharing` asks."""
     rollout = config.rollout
     if rollout.name == "transformers" and rollout.sharing:
         yield f"rollout.sharing is {rollout.sharing}, which only rollout=shared_prefix reads; leave it out"

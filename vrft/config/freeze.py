@@ -1,4 +1,4 @@
-"""From a composed config to a frozen one: checked in full, batch sizes derived, plain values only."""
+"""From a composed config to a frozen `Config`: checked in full, batch sizes derived."""
 
 from __future__ import annotations
 
@@ -25,18 +25,22 @@ def freeze(
     *,
     device: str = "cpu",
     overrides: Sequence[str] = (),
-    is_look: bool = False,
-    is_elsewhere: bool = False,
+    skips_training_checks: bool = False,
+    is_remote: bool = False,
 ) -> Config:
     """The frozen config, with the section `derived` that the worker needs; `composed` is left alone.
 
-    device: what `launch.device=auto` becomes. overrides: the user's own words; where nothing is trained, a checkpoint's
-    `vrft.json` sets what they do not. is_look: True to skip checks that only matter for training. is_elsewhere: True
-    where the run is for another machine, so that packages and devices may be missing on this one. Raises `UserError`
-    that lists all faults found.
+    device: what `launch.device=auto` becomes. overrides: of the command line; if nothing is trained, a checkpoint's
+    `vrft.json` sets what they do not. skips_training_checks: True to skip checks that only matter for training.
+    is_remote: True if the run is for another machine, so packages and devices may be missing on this one. Raises
+    `UserError` that lists all faults.
     """
     return freeze_values(
-        plain(composed), device=device, overrides=overrides, is_look=is_look, is_elsewhere=is_elsewhere
+        plain(composed),
+        device=device,
+        overrides=overrides,
+        skips_training_checks=skips_training_checks,
+        is_remote=is_remote,
     )
 
 
@@ -45,24 +49,22 @@ def freeze_values(
     *,
     device: str = "cpu",
     overrides: Sequence[str] = (),
-    is_look: bool = False,
-    is_elsewhere: bool = False,
+    skips_training_checks: bool = False,
+    is_remote: bool = False,
 ) -> Config:
     """`freeze` of what `plain` has returned."""
     config = checked(values, Config)
     if not config.is_training:
         from vrft.models.prompt_settings import with_prompt_settings  # numpy: not for --help
 
-        config = checked(with_prompt_settings(values, overrides), Config)  # vrft.json is a file like any other
-    looked_at = with_values(config, {"evaluate.train": False}) if is_look else config
-    faults = [*range_faults(looked_at), *launch_faults(looked_at.launch, run_dir=looked_at.run.dir)]
-    faults += model_faults(
-        looked_at.model, looked_at.deepspeed, is_training=looked_at.evaluate.train, is_elsewhere=is_elsewhere
-    )
-    if config.predict is None:  # one's own image is neither rewarded nor scored
-        faults += pair_faults(looked_at)
+        config = checked(with_prompt_settings(values, overrides), Config)  # vrft.json may hold anything
+    examined = with_values(config, {"evaluate.train": False}) if skips_training_checks else config
+    faults = [*range_faults(examined), *launch_faults(examined.launch, run_dir=examined.run.dir)]
+    faults += model_faults(examined.model, examined.deepspeed, is_training=examined.evaluate.train, is_remote=is_remote)
+    if config.predict is None:  # a single image has no reward and no protocol
+        faults += pair_faults(examined)
     device = device if config.launch.device == "auto" else config.launch.device
-    faults += vllm_faults(looked_at, device=device, is_elsewhere=is_elsewhere)
+    faults += vllm_faults(examined, device=device, is_remote=is_remote)
     if fault := uneven_share(config.trainer, config.memory, config.launch):
         faults.append(fault)
     raise_all(faults, heading=CANNOT_RUN)
@@ -79,7 +81,7 @@ def freeze_plain(composed: DictConfig, schema: type[S]) -> S:
 
 
 def checked(values: dict[str, Any], schema: type[S]) -> S:
-    """The values as their schema has them. Raises `UserError` that lists all that it refuses."""
+    """The values as a model of the schema. Raises `UserError` that lists every fault."""
     raise_all(shape_faults(values, schema), heading=CANNOT_RUN)
     return schema.model_validate(values)
 
@@ -95,7 +97,7 @@ def plain(composed: DictConfig) -> dict[str, Any]:
     targets = [key for key, _ in flat(values) if key.rpartition(".")[2] == "_target_"]
     raise_all([f"{key} is not allowed: a config calls no code by its name" for key in targets], heading=CANNOT_RUN)
     if isinstance(weights := values.get("reward", {}).get("weights"), dict):
-        values["reward"]["weights"] = dict(flat(weights))  # an override of a.b.term arrives nested
+        values["reward"]["weights"] = dict(flat(weights))  # an override of a.b.term comes nested
     if values.get("rollout", {}).get("sharing") is True:
         values["rollout"]["sharing"] = "on"  # YAML reads a bare on as true
     return values

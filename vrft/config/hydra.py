@@ -1,4 +1,4 @@
-"""A start in which neither a config nor the environment can have Hydra, torch or Python run code."""
+"""Hydra, guarded: no config and no environment variable can make it, torch or Python run code. Its errors, reworded."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _TO_THE_TERMINAL = ("logging.StreamHandler", "ext://sys.stdout", "ext://sys.stde
 
 @contextmanager
 def careful_environment() -> Iterator[None]:
-    """What this process and those that it starts read from the environment; afterwards it is as before."""
+    """Within, the environment is safe for this process and its children; afterwards it is restored."""
     before = dict(os.environ)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print with a stack, and we word it
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises the error, instead of printing it, and we reword it
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # also where a library asks for a whole pickle, as DeepSpeed does
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # also where a library asks for a full pickle, as DeepSpeed does
     if Path(vrft.__file__).parents[1] != Path.cwd():  # a checkout that is not installed
-        os.environ["PYTHONSAFEPATH"] = "1"  # or a json.py in the current folder would stand in for Python's own
+        os.environ["PYTHONSAFEPATH"] = "1"  # or Python would import a json.py of the current folder
     try:
         yield
     finally:
@@ -48,14 +48,14 @@ def careful_environment() -> Iterator[None]:
 
 @dataclass
 class Composed:
-    """What Hydra has composed first. sweep_dir: the folder of the sweep, or None for a single run."""
+    """What Hydra composed first. sweep_dir: the folder of the sweep, or None for a single run."""
 
     sweep_dir: str | None = None
 
 
 @contextmanager
 def careful_hydra() -> Iterator[Composed]:
-    """Hydra, but a config cannot have it run code or read the environment: it looks at the files before it acts."""
+    """Within, Hydra checks every composed config before it acts: it runs no code and reads no environment variable."""
     load, composed = ConfigLoaderImpl.load_configuration, Composed()
 
     def load_checked(self, config_name, overrides, *args, **kwargs) -> DictConfig:
@@ -67,7 +67,7 @@ def careful_hydra() -> Iterator[Composed]:
             *_setup_faults(config, overrides),
         ]
         raise_all(faults, heading=CANNOT_RUN)
-        if config.hydra.mode == RunMode.MULTIRUN:  # one folder for all children, whatever theirs would be called
+        if config.hydra.mode == RunMode.MULTIRUN:  # one folder for all children
             composed.sweep_dir = config.hydra.sweep.dir = composed.sweep_dir or config.hydra.sweep.dir
         return config
 
@@ -84,28 +84,28 @@ def _refuse_environment(name: str, default: str = "") -> str:
 
 
 def _secret_faults(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
-    """Yield each key whose value looks like a secret: configs go to run directories, sweep folders and W&B."""
+    """Yield each key whose value looks like a secret: configs are saved in run directories, sweep folders and W&B."""
     said = {key.lstrip("+~"): value for key, _, value in (override.partition("=") for override in overrides)}
     values = OmegaConf.to_container(config, resolve=False)
     found = dict.fromkeys([*secret_keys(said, os.environ), *secret_keys(values, os.environ)])
     for key in (key for key in found if not key.startswith(("hydra.overrides.", "hydra.runtime.", "hydra.job."))):
         yield (
-            f"{key} holds what looks like a secret, and a config is written down; leave it out and log in instead "
+            f"{key} holds what looks like a secret, and a config is saved to disk; leave it out and log in instead "
             "(`hf auth login`, `wandb login`), or give it in the environment (HF_TOKEN, WANDB_API_KEY)"
         )
 
 
 def _hydra_faults(settings: DictConfig) -> Iterator[str]:
-    """Yield what in Hydra's own section names code to run, or sets the environment of what runs.
+    """Yield what in Hydra's own section would run code, or set environment variables.
 
-    Hydra would import and call it before the config is checked; its own list of forbidden targets lacks `torch.load`.
-    Launchers and sweepers may be Hydra's own, submitit's and Optuna's, with whichever of Optuna's samplers.
+    Hydra would import and call it before the config is checked, and its own list of forbidden targets lacks
+    `torch.load`. Allowed are the launchers and sweepers of Hydra, submitit and Optuna, with any of Optuna's samplers.
     """
     for section in ("launcher", "sweeper"):
         for key, target in _targets(OmegaConf.to_container(settings, resolve=False).get(section), section):
             is_sampler = re.fullmatch(r"optuna\.samplers\.[A-Z]\w*", str(target)) is not None
             if not (str(target).startswith(_PLUGINS) if key == section else is_sampler):
-                yield f"hydra.{key}._target_ is {target!r}; no code is called by its name"
+                yield f"hydra.{key}._target_ is {target!r}, which is not allowed: a config calls no code by its name"
     for key in ("callbacks", "job.env_set", "sweeper.custom_search_space"):
         if OmegaConf.select(settings, key):
             yield f"hydra.{key} is set; it could run code, so leave it out"
@@ -114,11 +114,11 @@ def _hydra_faults(settings: DictConfig) -> Iterator[str]:
         for key, value in flat(logged, f"{section}."):
             names_code = key.endswith((".()", ".class")) or any(mark in str(value) for mark in ("://", "${"))
             if names_code and value not in _TO_THE_TERMINAL:
-                yield f"hydra.{key} is {value!r}; Hydra logs to the terminal alone, so leave it out"
+                yield f"hydra.{key} is {value!r}; Hydra may only log to the terminal, so leave it out"
 
 
 def _script_faults(settings: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
-    """Yield what a file, not the command line, would put into the script that a cluster's launcher submits."""
+    """Yield what a config file, not the command line, would put into the script that a cluster's launcher submits."""
     if str(settings.launcher.get("_target_")).startswith(_PLUGINS[0]):
         return
     named = [override.lstrip("+").partition("=")[0] for override in overrides]
@@ -136,7 +136,7 @@ def _script_faults(settings: DictConfig, overrides: Sequence[str]) -> Iterator[s
 
 
 def _setup_faults(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
-    """Yield where a file, not the command line, says shell lines for `launch=slurm`."""
+    """Yield where a config file, not the command line, has shell lines for `launch=slurm`."""
     is_said = any(override.lstrip("+").startswith(("launch.setup=", "launch.setup@")) for override in overrides)
     if OmegaConf.select(config, "launch.setup", throw_on_missing=False) and not is_said:
         yield "launch.setup is set in a file; its lines run in a shell, so give it on the command line"
@@ -146,7 +146,7 @@ def _setup_faults(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]
 
 
 def _targets(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Yield what Hydra would instantiate within a value, each with its dotted key; it looks into lists too."""
+    """Yield each `_target_` within a value, also in lists, with its dotted key."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, one in items:
         if name == "_target_":
@@ -154,13 +154,11 @@ def _targets(value: Any, key: str) -> Iterator[tuple[str, Any]]:
         yield from _targets(one, f"{key}.{name}")
 
 
-RULE_KEYS = ("above", "below", "of", "while_rising")  # what a rule of the alarms may have beside what it must
-
-__all__ = ["composition_message", "suggestion"]
+RULE_KEYS = ("above", "below", "of", "while_rising")  # optional keys of an alarm rule
 
 
 def composition_message(error: Exception) -> str:
-    """The error's text; for an unknown key, the known ones beside it."""
+    """The text of a composition error; for an unknown key also the known ones."""
     for cause in _causes(error):
         if (
             isinstance(cause, OmegaConfBaseException)
@@ -172,7 +170,7 @@ def composition_message(error: Exception) -> str:
 
 
 def _text(error: Exception) -> str:
-    """The error's text without the folders that Hydra searched."""
+    """The error's text without Hydra's search path."""
     return str(error).partition("\nConfig search path:")[0].strip()
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with how a run is to be started: on this machine, on several, or by SLURM."""
+"""Faults in how a run is to be started: on this machine, on several, or by SLURM."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from vrft.config.launch_schema import Launch, SlurmLaunch, TorchrunLaunch
 from vrft.errors import suggestion
 
-# Of sbatch. Not among them: what runs something, what writes elsewhere, and what vrft itself sets.
+# Options of sbatch. Left out: those that run a command, write elsewhere, or are set by vrft itself.
 _EXTRA_WORDS = (
     "begin comment constraint contiguous core-spec cpus-per-gpu deadline dependency "
     "distribution exclude exclusive gpu-bind gpu-freq gpus-per-task gres gres-flags hint licenses mail-type mail-user "
@@ -45,7 +45,7 @@ def _meeting_faults(launch: TorchrunLaunch) -> Iterator[str]:
 
 
 def _job_faults(launch: SlurmLaunch, run_dir: str) -> Iterator[str]:
-    """Yield what sbatch would refuse, or what would write other lines into the script that it is given."""
+    """Yield what sbatch would refuse, and what would add lines to its script."""
     for key in ("partition", "account"):
         value = getattr(launch, key)
         if value is not None and not re.fullmatch(r"[\w.,@+-]+", value):

@@ -1,4 +1,4 @@
-"""What is wrong with which weights are trained: parts that are frozen, adapters, quantization, DeepSpeed's stage."""
+"""Faults in which weights are trained: frozen parts, adapters, quantization, DeepSpeed's stage."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def part_faults(model: Model, deepspeed: DeepSpeed) -> Iterator[str]:
 
 
 def quantization_faults(
-    model: Model, deepspeed: DeepSpeed, *, is_training: bool, is_elsewhere: bool = False
+    model: Model, deepspeed: DeepSpeed, *, is_training: bool, is_remote: bool = False
 ) -> Iterator[str]:
-    """Yield why weights of 4 bits are not to be had, or not to be trained so.
+    """Yield why 4-bit weights are not available, or cannot be trained like this.
 
-    is_elsewhere: True where another machine is meant, so that its packages need not be here.
+    is_remote: True if the run is for another machine, so packages may be missing here.
     """
     if not model.quantization:
         return
-    if not is_elsewhere and not has_four_bits():
+    if not is_remote and not has_four_bits():
         yield (
             "model.quantization is nf4, which needs bitsandbytes: pip install 'vrft[qlora]', or choose model/peft=lora"
         )
     if is_training and not model.peft:
-        yield "model.quantization is nf4, and weights of 4 bits cannot be trained; choose model/peft=qlora"
+        yield "model.quantization is nf4, and 4-bit weights cannot be trained; choose model/peft=qlora"
     if is_training and deepspeed.zero.get("stage") == 3:
         yield (
             "model.quantization=nf4 is incompatible with ZeRO-3, which would partition packed numbers; choose "
@@ -47,7 +47,7 @@ def quantization_faults(
 
 
 def has_four_bits() -> bool:
-    """True where the package that keeps weights in 4 bits is installed."""
+    """True if bitsandbytes, the package for 4-bit weights, is installed."""
     return importlib.util.find_spec("bitsandbytes") is not None
 
 

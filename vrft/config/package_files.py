@@ -1,4 +1,4 @@
-"""Where the files lie that come with the package."""
+"""Where the files of the package are."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ TINY_MODEL = PACKAGE / "tiny_qwen2_vl"
 
 
 def config_folder(name: str = "conf") -> Path:
-    """The folder `conf` or `sweeps`: beside the package's modules in a wheel, else at the top of the repository."""
+    """The folder `conf` or `sweeps`: inside the package in a wheel, else at the top of the repository."""
     beside = PACKAGE / name
     return beside if beside.is_dir() else PACKAGE.parent / name

@@ -1,4 +1,4 @@
-"""Keys and values that look like secrets: they belong in the environment, never in a config that is written down."""
+"""Keys and values that look like secrets: they belong in the environment, never in a config, which is saved to disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FORMS = re.compile(
     r"\b((hf_|gh[opsur]_)[A-Za-z0-9]{30,}|(github_pat_|wandb_v\d_[\w-]*|sk-(?:[a-z0-9]+-)*|AKIA)[A-Za-z0-9]{16,})"
     r"|://[^/\s:@]*:[^/\s@]+@"  # an address with a password
 )
-_SHORTEST = 8  # characters of an environment's secret that is looked for; shorter ones may be words
+_SHORTEST = 8  # characters: a shorter value of an environment variable may be an ordinary word
 
 
 def is_secret_name(name: str) -> bool:
@@ -31,7 +31,7 @@ def is_secret_name(name: str) -> bool:
 
 
 def secret_keys(values: dict[str, Any], environment: Mapping[str, str]) -> Iterator[str]:
-    """Yield the dotted key of every text in nested values that looks like a secret, or holds one of the environment's.
+    """Yield the dotted key of every text in nested values that looks like a secret or contains one of the environment.
 
     >>> list(secret_keys({"a": {"hub_token": "x", "b": "my-s3cret-word"}}, {"MY_TOKEN": "s3cret-word"}))
     ['a.hub_token', 'a.b']
@@ -47,7 +47,7 @@ def secret_keys(values: dict[str, Any], environment: Mapping[str, str]) -> Itera
 
 
 def without_secrets(values: dict[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
-    """The nested values with `(secret)` in place of each that looks like one.
+    """The nested values with `(secret)` in place of each secret.
 
     >>> without_secrets({"a": {"api_key": "x", "n": 1}}, {})
     {'a': {'api_key': '(secret)', 'n': 1}}
@@ -68,7 +68,7 @@ def _replaced(values: dict[str, Any], keys: set[str], prefix: str) -> dict[str, 
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield the texts of a value, within lists too."""
+    """Yield the texts of a value, also those in lists."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | tuple):

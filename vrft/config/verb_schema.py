@@ -1,4 +1,4 @@
-"""What the resolved configs of verbs hold that describe no run: one model a verb."""
+"""The configs of the verbs that describe no run: one model a verb."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class ScoreConfig(Section):
 
 
 class BuildRun(Section):
-    """seed: of the draws. resume: True to go on in a folder in which a build was killed."""
+    """seed: of the draws. resume: True to resume in a folder in which a build was killed."""
 
     seed: AtLeastZero
     resume: bool

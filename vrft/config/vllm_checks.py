@@ -1,4 +1,4 @@
-"""What keeps vLLM from being used: settings that do not fit, and what is missing on this machine."""
+"""Why vLLM cannot be used: settings that do not fit, and packages or devices that are missing on this machine."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def uses_vllm(config: Config) -> bool:
     return config.rollout.name.startswith("vllm") and (is_sampling or config.rollout.evaluate)
 
 
-def vllm_faults(config: Config, *, device: str, is_elsewhere: bool = False) -> Iterator[str]:
+def vllm_faults(config: Config, *, device: str, is_remote: bool = False) -> Iterator[str]:
     """Yield what is wrong with the settings of vLLM, and what is missing on this machine.
 
-    device: `cpu` or `cuda`. is_elsewhere: True where another machine is meant.
+    device: `cpu` or `cuda`. is_remote: True where another machine is meant.
     """
     rollout, name = config.rollout, config.rollout.name
     if not name.startswith("vllm"):
@@ -34,7 +34,7 @@ def vllm_faults(config: Config, *, device: str, is_elsewhere: bool = False) -> I
         return
     if config.model.quantization and config.evaluate.train:
         yield f"rollout={name} cannot be given weights of 4 bits; choose rollout=shared_prefix or model/peft=lora"
-    if not is_elsewhere:
+    if not is_remote:
         yield from _missing(name, device)
     settings, n_processes = rollout.vllm or VLLM(), config.launch.nproc_per_node
     share, n_parallel = settings.gpu_memory_utilization, settings.tensor_parallel_size
@@ -43,12 +43,12 @@ def vllm_faults(config: Config, *, device: str, is_elsewhere: bool = False) -> I
     if n_parallel is not None and (n_parallel < 1 or n_processes % n_parallel):
         yield (
             f"rollout.vllm.tensor_parallel_size={n_parallel} does not divide launch.nproc_per_node={n_processes}; "
-            "1 lets every process have a copy of its own"
+            "with 1 every process has its own copy"
         )
 
 
 def _missing(name: str, device: str) -> Iterator[str]:
-    """Yield what this machine lacks for it."""
+    """Yield what is missing on this machine."""
     if importlib.util.find_spec("vllm") is None:
         yield f"rollout={name} needs the package vllm, which is not installed: pip install 'vrft[vllm]'"
     elif device == "cpu" and not _is_cpu_build():

@@ -57,7 +57,7 @@ layers, heads, heads of keys."""
 
 
 def architecture(model: Model) -> PreTrainedConfig:
-    """The config of `model.path`: of a published model as known here, else from its folder or the hub.
+    """The config of `model.path`: of a published model as recorded here, else from its folder or the hub.
 
     model: the section of a frozen config. Raises `UserError` if there is none to be had.
     """
@@ -91,7 +91,7 @@ def _published(known: dict[str, Any]) -> PreTrainedConfig:
 
 
 def make_model(model: Model, found: PreTrainedConfig) -> PreTrainedModel:
-    """The policy on the meta device, its parts frozen and its adapter in place as the trainer would have them."""
+    """The policy on the meta device, with frozen parts and adapter as in training."""
     register_attention()
     with torch.device("meta"):
         made = AutoModelForImageTextToText.from_config(
@@ -110,5 +110,5 @@ def make_model(model: Model, found: PreTrainedConfig) -> PreTrainedModel:
 
 
 def _attention(model: Model) -> str:
-    """flash_attention_2 keeps what sdpa's fused kernels keep, and its package need not be here."""
+    """The implementation to run: flash_attention_2 keeps what sdpa's fused kernels keep, and may not be installed."""
     return "eager" if model.attention == "eager" else "sdpa"

@@ -1,4 +1,4 @@
-"""What one process computes on, as sizes and as a batch for the meta device."""
+"""The shapes of one process's batch, and such a batch on the meta device."""
 
 from __future__ import annotations
 
@@ -12,37 +12,31 @@ from vrft.models.shared_prefix import without_adapter
 
 @dataclass(frozen=True)
 class Shapes:
-    """What one process computes on.
+    """The shapes of one process's batch. All rows have the same length."""
 
-    n_prompts: distinct prompts of the micro-batch that has most. n_completions: its rows. rollout_prompts,
-    rollout_rows: of a whole generation, or 0. prompt, completion: tokens, all rows alike. images: of a prompt;
-    image_grid: patches of one in time, height and width. shares: whether a prompt is computed once for its completions.
-    trainer: `grpo` or `sft`. accumulates: True where gradients of earlier micro-batches are there. sheds_gradients:
-    True where each is taken away as soon as it is whole (ZeRO 2 and 3).
-    """
-
-    n_prompts: int
-    n_completions: int
-    rollout_prompts: int
+    n_prompts: int  # distinct prompts in the micro-batch that has the most
+    n_completions: int  # rows of a micro-batch
+    rollout_prompts: int  # distinct prompts of a whole generation; 0 for none
     rollout_rows: int
-    prompt: int
-    completion: int
-    image_grid: tuple[int, int, int]
-    images: int = 1
-    shares: bool = True
-    trainer: str = "grpo"
+    prompt: int  # tokens
+    completion: int  # tokens
+    image_grid: tuple[int, int, int]  # patches of one image in time, height and width
+    images: int = 1  # of a prompt
+    shares: bool = True  # True: a prompt is computed once for all its completions
+    trainer: str = "grpo"  # or sft
     checkpointing: bool = False
-    accumulates: bool = False
-    sheds_gradients: bool = False
+    accumulates: bool = False  # True: gradients of earlier micro-batches are in memory
+    frees_gradients: bool = False  # True: each gradient is freed as soon as it is complete (ZeRO 2 and 3)
 
 
 def most_prompts(n_rows: int, group: int, *, n_steps: int = 1, n_processes: int = 1) -> tuple[int, int]:
-    """The most distinct prompts among a micro-batch's rows, and among a process's rows of a whole generation.
+    """The largest numbers of distinct prompts in a micro-batch, and in one process's part of a generation.
 
-    n_rows: of a micro-batch, of which a generation serves `n_steps`. group: completions of a prompt, which lie side by
-    side. Processes take such stretches in turn, so a prompt may be shared by two; `vrft.train.micro_batches` puts the
-    groups of a process in another order, so that those which it has not whole may lie anywhere (then one or two too
-    many may be counted).
+    n_rows: of a micro-batch; a generation serves `n_steps` of them. group: completions of a prompt, which are adjacent.
+
+    Rows are dealt to processes in contiguous chunks, so a group can straddle two processes. Straddling groups may be
+    reordered anywhere in the process's buffer (`vrft.train.micro_batches`), so this is an upper bound: it can be too
+    high by 2.
 
     >>> most_prompts(3, 4, n_steps=4), most_prompts(4, 6, n_steps=3), most_prompts(8, 4, n_steps=2)
     ((2, 3), (2, 2), (2, 4))
@@ -50,10 +44,10 @@ def most_prompts(n_rows: int, group: int, *, n_steps: int = 1, n_processes: int 
     rows = n_rows * n_steps
     of_step, of_process = 1, 1
     for start in {process * rows % group for process in range(n_processes)}:
-        begun_before = min(-start % group, rows)
-        cut = [size for size in (begun_before, (rows - begun_before) % group) if size]
-        of_process = max(of_process, len(cut) + (rows - begun_before) // group)
-        before = {0, sum(cut), *cut}  # rows of cut groups that may stand before a micro-batch
+        of_previous = min(-start % group, rows)
+        cut = [size for size in (of_previous, (rows - of_previous) % group) if size]
+        of_process = max(of_process, len(cut) + (rows - of_previous) // group)
+        before = {0, sum(cut), *cut}  # rows of straddling groups that may precede a micro-batch
         offsets = {(step * n_rows - shift) % group for step in range(n_steps) for shift in before}
         for n_cut in range(len(cut) + 1):
             of_step = max(of_step, n_cut - (-(max(offsets) + n_rows - n_cut) // group))
@@ -61,7 +55,7 @@ def most_prompts(n_rows: int, group: int, *, n_steps: int = 1, n_processes: int 
 
 
 def batch_on_meta(model: PreTrainedModel, n_prompts: int, n_rows: int, shapes: Shapes) -> dict:
-    """Rows as TRL prepares them: nothing is padded, `n_rows / n_prompts` completions of each prompt."""
+    """A batch as TRL prepares it, without padding: `n_rows / n_prompts` completions of each prompt."""
     config = without_adapter(model).config
     merge = config.vision_config.spatial_merge_size
     n_patches = shapes.image_grid[0] * shapes.image_grid[1] * shapes.image_grid[2]
@@ -87,5 +81,5 @@ def batch_on_meta(model: PreTrainedModel, n_prompts: int, n_rows: int, shapes: S
 
 
 def _text(number: int, n_tokens: int, words: list[int]) -> list[int]:
-    """Text that differs from prompt to prompt, in at most 64 places."""
+    """Token ids that differ from prompt to prompt, in at most 64 places."""
     return [words[(number >> place) & 1] if place < 64 else words[2] for place in range(n_tokens)]

@@ -1,7 +1,7 @@
-"""One step of the true code on the meta device: what activations, logits and caches take at their peak.
+"""One step of the true code on the meta device: the peak memory of activations, logits and caches.
 
-Nothing is trained and no weight is read; the loss's forward and backward, a rollout's prefill and its last token run
-as they would on the target, and every tensor that comes to life is counted until it is freed.
+Nothing is trained and no weight is read. The loss's forward and backward run as they would on the target, and so do a
+rollout's prefill and its last token. Every tensor is counted from its creation until it is freed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SAMPLING_COPIES = 4  # of the logits in float32, while a token is drawn
 
 
 def step_bytes(model: PreTrainedModel, shapes: Shapes, *, target: str, autocast: torch.dtype | None) -> Counter[str]:
-    """What a forward and backward takes beside weights, by kind, in bytes, at the moment of its peak.
+    """Bytes beside the weights at the peak of a forward and backward, by kind.
 
     Kinds: `activations` (of the language model), `vision`, `logits`, and `gradients` (of the weights).
     """
@@ -40,9 +40,9 @@ def step_bytes(model: PreTrainedModel, shapes: Shapes, *, target: str, autocast:
         live.count(model.parameters(), "weights")
         live.count(model.buffers(), "weights")
         trained = [weight for weight in model.parameters() if weight.requires_grad]
-        after = _shed if shapes.sheds_gradients else lambda weight: live.recount(weight.grad, "gradients")
+        after = _free if shapes.frees_gradients else lambda weight: live.recount(weight.grad, "gradients")
         hooks = [weight.register_post_accumulate_grad_hook(after) for weight in trained]
-        if shapes.accumulates and not shapes.sheds_gradients:
+        if shapes.accumulates and not shapes.frees_gradients:
             with live.counting("gradients"):
                 for weight in trained:
                     weight.grad = torch.empty_like(weight)
@@ -63,7 +63,7 @@ def step_bytes(model: PreTrainedModel, shapes: Shapes, *, target: str, autocast:
 def rollout_bytes(
     model: PreTrainedModel, shapes: Shapes, *, target: str, autocast: torch.dtype | None
 ) -> tuple[Counter[str], Counter[str]]:
-    """What a rollout takes beside weights, by kind, in bytes: as it reads the prompts, and as it writes the last token.
+    """Bytes of a rollout beside the weights, by kind: at the peak of the prefill, and of the last token.
 
     Kinds: those of `step_bytes`, and `kv_cache`.
     """
@@ -77,7 +77,9 @@ def rollout_bytes(
         if shapes.images:
             inputs |= {name: batch[name] for name in ("pixel_values", "image_grid_thw")}
         held = []
-        if shapes.images and shapes.shares and shapes.rollout_rows > n_prompts:  # the batch has them for every row
+        if (
+            shapes.images and shapes.shares and shapes.rollout_rows > n_prompts
+        ):  # TRL's batch repeats them for every row
             with live.counting("images"):
                 held = [batch["pixel_values"].repeat(-(-shapes.rollout_rows // n_prompts), 1)]
         live.reset_peak()
@@ -100,7 +102,7 @@ def rollout_bytes(
 
 
 def _shared_token(policy, prefill: DynamicCache, mask: Tensor, shapes: Shapes, live: LiveBytes) -> None:
-    """The last token at which the cache of all rows' own keys grows."""
+    """Run the last token at which the cache of the rows' own keys grows."""
     cache = GroupCache(prefill, mask.bool())
     prompt_of_row = torch.arange(shapes.rollout_rows) * shapes.rollout_prompts // shapes.rollout_rows
     n_before = (shapes.completion - 1) // _ROOM * _ROOM
@@ -112,7 +114,9 @@ def _shared_token(policy, prefill: DynamicCache, mask: Tensor, shapes: Shapes, l
             tuple(part.new_empty((part.shape[0], part.shape[1], width, n_before, part.shape[3])) for part in layer)
             for layer in cache.prompt
         ]
-        cache._move(cache.rows, torch.arange(shapes.rollout_prompts))  # as when a row ends: what stays is copied
+        cache._move(
+            cache.rows, torch.arange(shapes.rollout_prompts)
+        )  # as when a row ends: the rows that stay are copied
     ids = torch.zeros(cache.rows.shape, dtype=torch.long)
     ids[slots] = 1
     cache.attend = _counted(cache.attend, live, "kv_cache")
@@ -121,7 +125,7 @@ def _shared_token(policy, prefill: DynamicCache, mask: Tensor, shapes: Shapes, l
 
 
 def _stock_token(policy, cache: DynamicCache, mask: Tensor, shapes: Shapes, live: LiveBytes) -> None:
-    """The last token of every row, each with a whole cache of its own."""
+    """Run the last token of every row, each row with a full cache of its own."""
     n_before = max(shapes.completion - 1, 0)
     with live.counting("kv_cache"):
         for layer in cache.layers:
@@ -137,7 +141,7 @@ def _stock_token(policy, cache: DynamicCache, mask: Tensor, shapes: Shapes, live
 
 
 def _counted(function: Callable, live: LiveBytes, kind: str) -> Callable:
-    """The function, with what it makes counted under `kind`."""
+    """The function; the tensors that it creates are counted under `kind`."""
 
     @functools.wraps(function)
     def counted(*args, **kwargs) -> Any:
@@ -147,8 +151,8 @@ def _counted(function: Callable, live: LiveBytes, kind: str) -> Callable:
     return counted
 
 
-def _shed(weight: Tensor) -> None:
-    """DeepSpeed takes a gradient away as soon as it is whole."""
+def _free(weight: Tensor) -> None:
+    """Drop a gradient as soon as it is complete, as DeepSpeed does."""
     weight.grad = None
 
 
@@ -157,7 +161,7 @@ def _without_weights(peak: Counter[str]) -> Counter[str]:
 
 
 def _grpo_loss(model: PreTrainedModel, batch: dict, shapes: Shapes) -> Tensor:
-    """A loss of every completion token's log probability, by the trainer's own code."""
+    """The sum of all completion tokens' log probabilities, by the trainer's own code."""
     trainer_class = SharedPrefixTrainer if shapes.shares else GRPOTrainer
     trainer = _bare_trainer(trainer_class, model)
     logps, *_ = trainer_class._get_per_token_logps_and_entropies(
@@ -173,7 +177,7 @@ def _grpo_loss(model: PreTrainedModel, batch: dict, shapes: Shapes) -> Tensor:
 
 
 def _sft_loss(model: PreTrainedModel, batch: dict, shapes: Shapes) -> Tensor:
-    """As TRL's SFT trainer calls the model: labels on completion tokens alone."""
+    """The loss as TRL's SFT trainer computes it: labels on completion tokens only."""
     labels = batch["input_ids"].clone()
     labels[:, : -shapes.completion] = -100
     inputs = {name: value for name, value in batch.items() if name != "num_images"}
@@ -181,7 +185,7 @@ def _sft_loss(model: PreTrainedModel, batch: dict, shapes: Shapes) -> Tensor:
 
 
 def _bare_trainer(trainer_class: type, model: PreTrainedModel) -> GRPOTrainer:
-    """A trainer that knows what its scoring of a batch reads, and nothing else."""
+    """A trainer with the attributes that scoring a batch reads, and no others: its constructor would load data."""
     trainer = object.__new__(trainer_class)
     trainer.model = model
     trainer.accelerator = types.SimpleNamespace(
@@ -195,7 +199,7 @@ def _bare_trainer(trainer_class: type, model: PreTrainedModel) -> GRPOTrainer:
 
 
 class _Features:
-    """A frozen vision tower's features, computed once; on the meta device no image can be told from another."""
+    """A frozen vision tower's features, computed once; on the meta device all images look the same."""
 
     def stand_in(self, policy: PreTrainedModel, inputs: dict) -> dict:
         if "pixel_values" not in inputs:
@@ -211,7 +215,7 @@ class _Features:
 
 @contextlib.contextmanager
 def _kinds(model: PreTrainedModel, live: LiveBytes) -> Iterator[None]:
-    """Count what the vision tower makes as `vision`, what the head makes as `logits`, and gradients as such."""
+    """Count the tensors of the vision tower as `vision` and those of the language model's head as `logits`."""
     import trl.kernels.chunked_logprob as head
 
     policy = without_adapter(model)

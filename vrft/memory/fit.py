@@ -1,4 +1,4 @@
-"""The cheapest changes of a config that make it fit a GPU, in a fixed order, each with its price."""
+"""The cheapest changes that make a run fit a GPU, tried in a fixed order, each with its price."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KNOBS = (
     "deepspeed.config",
     "model.peft",
 )
-HEADROOM = 0.08  # share of a GPU left to the driver, to NCCL and to gaps between tensors
+HEADROOM = 0.08  # share of a GPU kept for the driver, NCCL and fragmentation
 _STAGES = ("zero2", "zero3", "zero3_offload")
 _LEAST_PIXELS = 50_176  # 64 tokens of 28 × 28
 _LEAST_GROUP = 2
@@ -32,7 +32,7 @@ _LEAST_GROUP = 2
 
 @dataclass(frozen=True)
 class Change:
-    """One knob turned. values: by dotted key, for the config. words: as on the command line. price: what it costs."""
+    """One knob turned. values: of the config, by dotted key. words: as on the command line. price: what it costs."""
 
     knob: str
     values: dict[str, Any]
@@ -50,10 +50,10 @@ def room(gpu_bytes: int) -> int:
 
 
 def changes_that_fit(setup: Setup, fits: Callable[[Setup], bool]) -> list[Change] | None:
-    """The changes after which a setup fits, the cheapest first; none if it fits as it is, None if nothing helps.
+    """The changes after which a run fits, the cheapest first. An empty list if it fits already, None if nothing helps.
 
-    fits: of a setup. Knobs are turned in the order evaluation batch, micro-batch, checkpointing, ZeRO stage,
-    `max_pixels`, LoRA and, last, `num_generations`; those that turn out not to be needed are turned back.
+    fits: True if a setup fits. Knobs are tried in this order: evaluation batch, micro-batch, checkpointing, ZeRO stage,
+    `max_pixels`, LoRA, `num_generations`. A change that later changes make unnecessary is undone.
     """
     if fits(setup):
         return []
@@ -71,7 +71,7 @@ def changes_that_fit(setup: Setup, fits: Callable[[Setup], bool]) -> list[Change
 
 
 def first_changes(setup: Setup) -> dict[str, Change]:
-    """The mildest change of each knob that is left to turn and allowed, by the knob's name."""
+    """The mildest allowed change of each knob that can still be turned, by the knob's name."""
     found = {}
     for knob, steps in _KNOBS_BY_NAME.items():
         allowed = (change for change in steps(setup) if _is_allowed(setup, [change]))
@@ -87,24 +87,24 @@ def _with(setup: Setup, changes: Sequence[Change]) -> Setup:
 
 
 def _is_allowed(setup: Setup, changes: Sequence[Change]) -> bool:
-    """Whether the changed config would pass the checks that these knobs can break."""
+    """True if the changed config would pass the checks that these knobs can break."""
     changed = _with(setup, changes)
     if uneven_share(changed.trainer, changed.memory, changed.launch):
         return False
     is_training = changed.evaluate.train
-    faults = [*model_faults(changed.model, changed.deepspeed, is_training=is_training, is_elsewhere=True)]
+    faults = [*model_faults(changed.model, changed.deepspeed, is_training=is_training, is_remote=True)]
     if is_training:
         faults += generation_faults(changed.trainer, changed.memory, changed.launch)
     return not faults
 
 
 def _pruned(setup: Setup, taken: list[Change], fits: Callable[[Setup], bool]) -> list[Change]:
-    """Without what the later changes have made needless, and the others no further than needed."""
+    """The changes without those that later ones made unnecessary, and each no stronger than needed."""
 
     def is_enough(changes: Sequence[Change]) -> bool:
         return _is_allowed(setup, changes) and fits(_with(setup, changes))
 
-    for change in taken[-2::-1]:  # the dearest first; the last one is needed
+    for change in taken[-2::-1]:  # the most expensive first; the last one is needed
         others = [one for one in taken if one is not change]
         if is_enough(others):
             taken = others
@@ -155,7 +155,7 @@ def weighs_by_micro_batch(trainer: Trainer) -> bool:
 
 
 def _halved(setup: Setup, size: int) -> int:
-    """The micro-batch that the next lower limit gives."""
+    """The micro-batch under the next lower limit."""
     limited = with_values(setup.memory, {"completions_per_device": max(size // 2, 1)})
     return batch_sizes(setup.trainer, limited, setup.launch)["per_device_train_batch_size"]
 
@@ -169,17 +169,17 @@ def _stage(setup: Setup) -> Iterator[Change]:
     known = {name: _file("deepspeed", name)["config"] for name in _STAGES}
     now = _stage_of(setup.deepspeed)
     prices = {
-        "zero2": "gradients and optimizer shared out: little",
+        "zero2": "gradients and optimizer partitioned: little",
         "zero3": "weights gathered at every layer: time, more the slower the network",
         "zero3_offload": "the optimizer works in main memory: much time, and that memory",
     }
     names = _STAGES[_STAGES.index(now) + 1 :] if now else _STAGES
     if setup.model.quantization:
-        names = [name for name in names if name == "zero2"]  # weights of 4 bits cannot be cut up
+        names = [name for name in names if name == "zero2"]  # 4-bit weights cannot be partitioned
     if setup.launch.n_processes == 1:
-        names = [name for name in names if name == "zero3_offload"]  # alone there is nobody to share with
+        names = [name for name in names if name == "zero3_offload"]  # one process has nobody to partition with
     own = setup.deepspeed.config or {}
-    for name in names:  # what the user has set beside the stage stays
+    for name in names:  # the user's other keys stay
         stock = known[name]["zero_optimization"]
         turned = {key: value for key, value in stock.items() if key == "stage" or key.startswith("offload_")}
         zero = stock | setup.deepspeed.zero | turned
@@ -188,7 +188,7 @@ def _stage(setup: Setup) -> Iterator[Change]:
 
 
 def _stage_of(deepspeed: DeepSpeed) -> str | None:
-    """Which of `_STAGES` it is, told by its stage and by what is offloaded: other keys may be the user's own."""
+    """Which of `_STAGES` it is, by its stage and what it offloads: other keys may be the user's own."""
     stage = deepspeed.zero.get("stage", 0)
     if stage == 3:
         offload = deepspeed.zero.get("offload_optimizer") or {}
@@ -221,7 +221,7 @@ def _group(setup: Setup) -> Iterator[Change]:
         noise = (first / size) ** 0.5
         yield _memory(
             "num_generations", "num_generations", size,
-            f"a group's mean is {noise:.1f} times as noisy, and more groups teach nothing for all rewards are equal",
+            f"a group's mean is {noise:.1f} times as noisy, and more groups have zero reward variance",
         )  # fmt: skip
 
 

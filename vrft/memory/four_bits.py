@@ -1,7 +1,7 @@
-"""Weights of 4 bits on the meta device: what bitsandbytes makes of a language model, as sizes.
+"""4-bit weights on the meta device: the sizes that bitsandbytes gives to a language model.
 
-Seen in bitsandbytes 0.48 and transformers 5.23: every linear layer outside of `llm_int8_skip_modules` is packed, and
-written out whole in the dtype of computation while it is multiplied, in the forward and again in the backward.
+Seen in bitsandbytes 0.48 and transformers 5.23: every linear layer outside `llm_int8_skip_modules` is packed. It is
+unpacked into the compute dtype while it is multiplied, in the forward and again in the backward.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ _BLOCK, _BLOCKS = 64, 256  # numbers to a scale of 1 byte, scales to one of 4 by
 
 
 class FourBitLinear(nn.Linear):
-    """Stands in for bitsandbytes' layer: its weight has the shape of the whole one, and is counted as packed."""
+    """A placeholder for bitsandbytes' layer: its weight has the unpacked shape, and counts as packed."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """As of `nn.Linear`."""
+        """As in `nn.Linear`."""
         return _Product.apply(inputs, self.weight, self.bias)
 
 
@@ -34,7 +34,7 @@ class _Product(autograd.Function):
 
 
 def pack(language_model: nn.Module) -> None:
-    """Make every linear layer of the language model one of 4 bits, frozen; embeddings, norms and biases stay."""
+    """Turn every linear layer of the language model into a frozen 4-bit layer; embeddings, norms and biases stay."""
     for module in language_model.modules():
         if type(module) is nn.Linear:
             module.__class__ = FourBitLinear
@@ -43,7 +43,7 @@ def pack(language_model: nn.Module) -> None:
 
 
 def packed_bytes(n_numbers: int) -> int:
-    """Bytes of so many numbers in NF4 with scales that are quantized in turn.
+    """Bytes of `n_numbers` in NF4 with double quantization: the scales are quantized too.
 
     >>> packed_bytes(16384)  # 8192 of numbers, 256 scales, and one of 4 bytes for these
     8452
@@ -53,6 +53,6 @@ def packed_bytes(n_numbers: int) -> int:
 
 
 def loaded_bytes(model: nn.Module) -> int:
-    """Bytes of all weights of a model, those of 4 bits as they are packed."""
+    """Bytes of all weights of a model, with 4-bit weights packed."""
     packed = {id(module.weight) for module in model.modules() if isinstance(module, FourBitLinear)}
     return sum(packed_bytes(one.numel()) if id(one) in packed else one.nbytes for one in model.parameters())

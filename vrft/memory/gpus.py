@@ -1,4 +1,4 @@
-"""How much memory a GPU has: by name, or of the one at hand."""
+"""How much memory a GPU has: by its name, or as the driver reports it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GPUS = {
     "b200_192gb": 180,
     "mi300x_192gb": 192,
 }
-"""GiB that the driver reports, or a little less."""
+"""GiB as the driver reports them, or slightly less."""
 
 
 def gpu_bytes(name: str | float, *, key: str = "plan.gpu") -> int:
@@ -45,7 +45,7 @@ def gpu_bytes(name: str | float, *, key: str = "plan.gpu") -> int:
 
 
 def gpu_at_hand() -> int | None:
-    """Bytes of the smallest GPU that the driver shows to this process (it heeds CUDA_VISIBLE_DEVICES), or None."""
+    """Bytes of the smallest GPU that the driver shows to this process, or None. CUDA_VISIBLE_DEVICES is respected."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -55,7 +55,7 @@ def gpu_at_hand() -> int | None:
         return None
     sizes = []
     for number in range(n_devices.value):
-        is_told = driver.cuDeviceGet(ctypes.byref(device), number) == 0
-        if is_told and driver.cuDeviceTotalMem_v2(ctypes.byref(size), device) == 0:
+        is_found = driver.cuDeviceGet(ctypes.byref(device), number) == 0
+        if is_found and driver.cuDeviceTotalMem_v2(ctypes.byref(size), device) == 0:
             sizes.append(size.value)
     return min(sizes, default=None)

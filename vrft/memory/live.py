@@ -1,4 +1,4 @@
-"""Bytes of tensors that are alive, counted as a program runs, on any device, the meta device included."""
+"""The bytes of all live tensors, counted while a program runs, on any device, also the meta device."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts, while it is active, every storage that an operation brings into being, until it is freed.
+    """While active, counts every storage from the operation that creates it until it is freed.
 
-    kind: what new storages are counted under. now: bytes alive by kind. peak: `now` at the moment when it held the
-    most; peak_bytes: its sum. Scratch memory inside of a kernel is not seen.
+    kind: under which new storages are counted. now: live bytes by kind. peak: `now` at its largest sum, which is
+    peak_bytes. Scratch memory inside a kernel is not seen.
     """
 
     def __init__(self, *, device: str | None = None) -> None:
@@ -32,12 +32,12 @@ class LiveBytes(TorchDispatchMode):
         self._known = WeakIdKeyDictionary()
 
     def count(self, tensors: Iterable[torch.Tensor], kind: str) -> None:
-        """Count tensors that are there already, such as a model's weights."""
+        """Count tensors that exist already, such as a model's weights."""
         for tensor in tensors:
             self._note(tensor, kind)
 
     def recount(self, tensor: torch.Tensor, kind: str) -> None:
-        """Count a tensor's storage under another kind from now on."""
+        """From now on count a tensor's storage under another kind."""
         storage = tensor.untyped_storage()
         if storage in self._known:
             known = self._known[storage]
@@ -46,12 +46,12 @@ class LiveBytes(TorchDispatchMode):
             known[0] = kind
 
     def reset_peak(self) -> None:
-        """Forget the peak: it is what is alive now."""
+        """Start a new peak from what is live now."""
         self.peak, self.peak_bytes = Counter(self.now), self.total
 
     @contextlib.contextmanager
     def counting(self, kind: str) -> Iterator[None]:
-        """Count new storages under `kind` for a while."""
+        """Within, count new storages under `kind`."""
         before, self.kind = self.kind, kind
         try:
             yield
@@ -65,7 +65,7 @@ class LiveBytes(TorchDispatchMode):
         return made
 
     def call(self, func, args: tuple, kwargs: dict) -> Any:
-        """Do one operation."""
+        """Run one operation."""
         return func(*args, **kwargs)
 
     def _note(self, tensor: torch.Tensor, kind: str) -> None:

@@ -1,7 +1,10 @@
-"""The true code of a model run on torch's meta device: floats have shapes and no memory, whole numbers are real.
+"""Run a model's true code on torch's meta device: floats have shapes but no memory, integers are real.
 
-Token ids, positions, masks and grids decide about shapes, so they are real and small; whatever meets a float becomes
-one without a value. Attention is not what torch would run on the meta device but what it runs on the target.
+Token ids, positions, masks and grids determine shapes, so they keep their values; they are small. An operation that
+mixes them with floats returns a meta tensor. Attention is replaced by what the target's fused kernels keep: torch's own
+path for the meta device would build the full matrix of queries and keys.
+
+The patches below name private functions of torch and TRL. tests/unit/memory/test_plan.py fails where one is renamed.
 """
 
 from __future__ import annotations
@@ -27,13 +30,13 @@ _sdpa = functional.scaled_dot_product_attention
 
 
 class MetaRun(LiveBytes):
-    """Counts the bytes of a run on the meta device, and does what that device leaves out."""
+    """Counts the bytes of a run on the meta device, and adds the operations that the device lacks."""
 
     def __init__(self) -> None:
         super().__init__(device="meta")
 
     def call(self, func, args: tuple, kwargs: dict) -> Any:
-        """One operation: real where all of its tensors are, else on the meta device."""
+        """Run one operation: for real if all its tensors are real, else on the meta device."""
         tensors = tensors_in([*args, *kwargs.values()])
         is_meta = any(tensor.is_meta for tensor in tensors)
         to_meta = str(kwargs.get("device")) == "meta"
@@ -54,7 +57,7 @@ class MetaRun(LiveBytes):
 
 
 def _makes_whole_numbers(func, args: tuple, kwargs: dict, tensors: list[Tensor]) -> bool:
-    """True if the result is of whole numbers, which stay real."""
+    """True if the result has integers, which stay real."""
     dtype = kwargs.get("dtype")
     if dtype is not None:
         return dtype in _WHOLE
@@ -64,7 +67,7 @@ def _makes_whole_numbers(func, args: tuple, kwargs: dict, tensors: list[Tensor])
 
 
 def _without_masks(indices: list) -> list:
-    """Masks of real values as the numbers of what they let through: their count decides the result's shape."""
+    """Boolean masks as the indices that they select: how many these are decides the shape of the result."""
     numbers = []
     for index in indices:
         is_mask = index is not None and index.dtype == torch.bool and not index.is_meta
@@ -79,7 +82,7 @@ def _on_meta(value: Any) -> Any:
 
 
 class _Attention(torch.autograd.Function):
-    """What a fused kernel keeps and returns; nothing of the size of queries × keys."""
+    """What a fused kernel saves for backward and returns; no tensor has the size queries × keys."""
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
@@ -95,12 +98,14 @@ class _Attention(torch.autograd.Function):
 
 
 def _attention_on(target: str) -> Callable:
-    """Stands in for scaled_dot_product_attention."""
+    """A replacement for scaled_dot_product_attention, as its kernels on `target` use memory."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options) -> Tensor:
         if not query.is_meta:
             return _sdpa(query, key, value, attn_mask=attn_mask, **options)
-        is_plain_causal = target == "cuda" and attn_mask is not None and attn_mask.ndim == 2  # by a kernel's own rule
+        is_plain_causal = (
+            target == "cuda" and attn_mask is not None and attn_mask.ndim == 2
+        )  # which a kernel applies by itself
         bias = None if attn_mask is None or is_plain_causal else query.new_empty(attn_mask.shape)
         return _Attention.apply(query, key, value, bias)
 
@@ -108,7 +113,7 @@ def _attention_on(target: str) -> Callable:
 
 
 def _cast_to(dtype: torch.dtype, function: Callable) -> Callable:
-    """The function with its floats cast first, as autocast does it; the meta device knows no autocast."""
+    """The function with its float arguments cast first, as autocast would: the meta device has no autocast."""
 
     def cast(value: Any) -> Any:
         return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
@@ -121,7 +126,7 @@ def _always(answer: Any) -> Callable:
 
 
 def _of_meta(known: Callable, answer: Any) -> Callable:
-    """A function of a device type that also answers for the meta device."""
+    """A function of a device type that also accepts the meta device."""
     return lambda *device: answer if device == ("meta",) else known(*device)
 
 
@@ -134,7 +139,7 @@ def _autocast_elsewhere(known: Callable) -> Callable:
 
 @contextlib.contextmanager
 def on_meta(target: str, autocast: torch.dtype | None = None) -> Iterator[MetaRun]:
-    """Run what follows on the meta device as it would run on `target` (`cuda` or `cpu`); yields what it takes."""
+    """Within, code runs on the meta device as it would on `target` (`cuda` or `cpu`); yields the count of its bytes."""
     import torch.utils.checkpoint
     import trl.kernels.chunked_logprob as head
     import trl.trainer.utils as trl_utils

@@ -1,8 +1,8 @@
-"""What lives through a whole run, per GPU: weights, gradients, the optimizer's state, the reference, buffers.
+"""The memory that lives through a whole run, per GPU: weights, gradients, optimizer state, reference, buffers.
 
 Seen in deepspeed 0.19.8: in bfloat16 a gradient takes 2 bytes (`grad_accum_dtype` is the model's dtype unless
-`data_types.grad_accum_dtype` says otherwise); master weights and Adam's m and v take 4 bytes each, shared out from
-stage 1 on; stage 2 shares out gradients, stage 3 weights. What the update takes beside them: `_update`.
+`data_types.grad_accum_dtype` says otherwise). Master weights and Adam's m and v take 4 bytes each. Stage 1 partitions
+these, stage 2 also gradients, stage 3 also weights. `_update` counts what the update takes beside them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from vrft.memory.four_bits import loaded_bytes
 
 FLOAT32 = 4
-_NORM = 8  # bytes a number of what a norm is taken of
+_NORM = 8  # bytes a number while a norm is computed
 _ADAM = 8  # bytes a parameter: m and v in float32
 _OPTIMIZERS = {"sgd": 0, "adafactor": 0, "adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2, "lion_32bit": 4}
 _BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size, in numbers
@@ -47,8 +47,8 @@ class Counts:
 
 @dataclass(frozen=True)
 class Sharding:
-    """How states are shared out. stage: of ZeRO; None without DeepSpeed. gradient_bytes: of one gradient's number, None
-    for the model's dtype. sub_group: numbers that stage 3 steps on at once."""
+    """How states are partitioned. stage: of ZeRO; None without DeepSpeed. gradient_bytes: of one number of a gradient;
+    None for the model's dtype. sub_group: how many numbers stage 3 updates at once."""
 
     stage: int | None = None
     n_processes: int = 1
@@ -96,15 +96,15 @@ class States:
 
     @property
     def least(self) -> int:
-        """Bytes on the GPU that no phase of a training can do without."""
+        """Bytes on the GPU that every phase of a training needs."""
         return max(sum(self.gpu.values()), sum((self.gpu | self.update).values()))
 
 
 def states(counts: Counts, sharding: Sharding, *, reference_bytes: int = 0, optimizer_bytes: int = _ADAM) -> States:
     """Weights, gradients, master weights, the optimizer's state, the reference and DeepSpeed's buffers.
 
-    reference_bytes: of a reference model's weights, whole. Gradients are those that live from one micro-batch to the
-    next; without DeepSpeed, and in its stage 1, that is all of them.
+    reference_bytes: of a reference model's weights, whole. Gradients count if they live from one micro-batch to
+    the next: all of them without DeepSpeed and in its stage 1.
     """
     stage, n = sharding.stage, sharding.n_processes
     is_deepspeed = stage is not None
@@ -138,12 +138,12 @@ def states(counts: Counts, sharding: Sharding, *, reference_bytes: int = 0, opti
 def _update(counts: Counts, sharding: Sharding, gradient_bytes: int) -> dict[str, int]:
     """Gradients, and their copies, while the optimizer steps.
 
-    Seen in deepspeed 0.19.8. First a norm is taken, of one gradient after the other in float64. Then stages 1 and 2
-    (`step` in stage_1_and_2.py) lay the process's share out flat and turn that into float32; by then other processes'
-    shares are gone. With gradients in float32 of weights in bfloat16 it is flat already: in stage 2 that is what the
-    gradients lie in, in stage 1 it comes beside all of them. Stage 3 (`_prepare_fp32_grad_for_sub_group` in stage3.py)
-    does the same for `sub_group_size` numbers at a time, to which the tensor that reaches it is added whole.
-    gradient_bytes: of all gradients together.
+    Seen in deepspeed 0.19.8. First a norm is computed, of one gradient after the other in float64. Then stages 1 and 2
+    (`step` in stage_1_and_2.py) flatten the process's share and cast it to float32; by then other processes' shares are
+    freed. With float32 gradients of bfloat16 weights the share is flat already: in stage 2 the gradients live in it, in
+    stage 1 it exists beside all gradients. Stage 3 (`_prepare_fp32_grad_for_sub_group` in stage3.py) does the same for
+    `sub_group_size` numbers at a time; the tensor that reaches this size is added whole. gradient_bytes: of all
+    gradients together.
     """
     stage, n = sharding.stage, sharding.n_processes
     if not stage:
@@ -163,7 +163,7 @@ def _update(counts: Counts, sharding: Sharding, gradient_bytes: int) -> dict[str
 
 
 def _buffers(counts: Counts, sharding: Sharding) -> int:
-    """Gradients on their way between processes, and in stage 3 weights gathered for the layers at work."""
+    """Buckets of gradients in communication, and in stage 3 the weights gathered for the current layers."""
     width = counts.weight_bytes // max(counts.n_weights, 1)
     if sharding.stage is None:
         return counts.trained_bytes if sharding.n_processes > 1 else 0  # DDP's buckets

@@ -1,4 +1,4 @@
-"""A run's memory per GPU, by part and phase, before anything is loaded."""
+"""How much memory a run takes per GPU, by part and phase, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _QUESTION = 16  # tokens of the shortest question, with what stands around it
 
 @dataclass(frozen=True)
 class Plan:
-    """phases: bytes by part, of one GPU, in each phase: evaluation, prefill and sampling (of a rollout), step (a
-    micro-batch's forward and backward), update (of the weights). host: of a process in main memory, by part.
+    """Bytes of one GPU, by phase and part.
 
-    image_wh: the size to which the image is brought. image_tokens: what it takes of the prompt.
+    Phases: evaluation; prefill and sampling of a rollout; step, a micro-batch's forward and backward; update of the
+    weights.
     """
 
     phases: dict[str, dict[str, int]]
-    host: dict[str, int]
+    host: dict[str, int]  # bytes of one process in main memory, by part
     n_weights: int
     n_trained: int
     shapes: Shapes
-    image_wh: tuple[int, int]
-    image_tokens: int
-    target: str
+    image_wh: tuple[int, int]  # of an image after the processor's resize
+    image_tokens: int  # of such an image in the prompt
+    target: str  # cuda or cpu
 
     @property
     def totals(self) -> dict[str, int]:
@@ -60,12 +60,12 @@ def make_plan(
     text_tokens: int | None = None,
     completion_tokens: int | None = None,
 ) -> Plan:
-    """What one process of a setup takes.
+    """The memory that one process of a run takes.
 
-    target: `cuda` or `cpu`. gpu_bytes: of the GPU, of which vLLM takes a share. image_wh: the size of an image before
-    it is resized. prompt_tokens: of the longest prompt, image included; None for `memory.max_prompt_length`.
-    text_tokens: in place of it, of its text alone, so that a smaller image makes a shorter prompt. completion_tokens:
-    of every completion; None for `memory.max_completion_length`.
+    target: `cuda` or `cpu`. gpu_bytes: of the GPU, of which vLLM takes a share. image_wh: of an image before the
+    processor's resize. prompt_tokens: of the longest prompt with its image; None for `memory.max_prompt_length`.
+    text_tokens: of its text alone, instead of prompt_tokens; then a smaller image makes a shorter prompt.
+    completion_tokens: of every completion; None for `memory.max_completion_length`.
     """
     seen = image_size(setup, image_wh)
     if text_tokens is None:
@@ -74,7 +74,7 @@ def make_plan(
     known, sharding, lasting = _lasting(setup)
     counts = known.counts
     is_wide = sharding.stage is not None and sharding.stage >= 2
-    shapes = replace(shapes, sheds_gradients=is_wide)
+    shapes = replace(shapes, frees_gradients=is_wide)
     always = {name: size for name, size in lasting.gpu.items() if name != "gradients"}
     vllm = setup.rollout.vllm
     if vllm and vllm.sleep is False:
@@ -88,15 +88,21 @@ def make_plan(
         n = setup.memory.evaluation_batch_size
         alone = replace(shapes, rollout_prompts=n, rollout_rows=n, shares=setup.model.attention != "eager")
         most = max(_rollout(alone, **options), key=lambda parts: sum(parts.values()))
-        alone_bytes = {"weights": counts.weight_bytes}  # judged before and after, without the trainer's states
+        alone_bytes = {
+            "weights": counts.weight_bytes
+        }  # evaluated before and after training, without the trainer's states
         phases["evaluation"] = (sampling if setup.trainer.eval_steps else alone_bytes) | most
     if shapes.trainer == "grpo":
         for name, parts in _sampling(setup, shapes, gpu_bytes, options).items():
-            phases[name] = sampling | parts | {"images": images + parts.get("images", 0)}  # of the step before, too
+            phases[name] = (
+                sampling | parts | {"images": images + parts.get("images", 0)}
+            )  # the previous step's images are still in memory
     own = _step(shapes, **options)
     if is_wide:
         own = own | {"gradients": lasting.gpu["gradients"]}
-    at_hand = _image_bytes(known.model, replace(shapes, rollout_rows=shapes.n_completions))  # which the step counts
+    at_hand = _image_bytes(
+        known.model, replace(shapes, rollout_rows=shapes.n_completions)
+    )  # those that the step counts
     phases["step"] = always | {"images": max(images - at_hand, 0)} | own
     phases["update"] = always | {"images": images} | lasting.update
     return Plan(
@@ -114,13 +120,13 @@ def make_plan(
 def peak_or_more(setup: Setup, n_bytes: int, **options: Any) -> int:
     """The peak of a frozen setup, or a part of it that alone exceeds `n_bytes`. options: those of `make_plan`."""
     lasting = _lasting(setup)[2]
-    if lasting.least > n_bytes:  # known at once, without a dry run
+    if lasting.least > n_bytes:  # known without a dry run
         return lasting.least
     return make_plan(setup, **options).peak
 
 
 def _lasting(setup: Setup) -> tuple[_Known, Sharding, States]:
-    """The model, how its states are shared out, and what they take."""
+    """The model, how its states are partitioned, and their bytes."""
     known = _known_model(setup.model.model_dump_json())
     arguments = setup.trainer.args
     sharding = Sharding.of(
@@ -139,14 +145,14 @@ def _lasting(setup: Setup) -> tuple[_Known, Sharding, States]:
 
 
 def _gathered(setup: Setup, sharding: Sharding, counts: Counts, lasting: States) -> int:
-    """Weights of other processes that ZeRO-3 brings together to sample: all of them, unless TRL is told not to."""
+    """Bytes of other processes' weights that ZeRO-3 gathers to sample: all of them, unless TRL is set not to."""
     if sharding.stage != 3 or not setup.trainer.args.get("ds3_gather_for_generation", True):
         return 0
     return counts.weight_bytes - lasting.gpu["weights"]
 
 
 def image_size(setup: Setup, image_wh: tuple[int, int] = LARGE_IMAGE) -> tuple[int, int]:
-    """(width, height) to which an image is brought under `memory.max_pixels`. Raises `UserError` for a thin one."""
+    """(width, height) of an image after the processor's resize. Raises `UserError` for an image that is too thin."""
     family, memory = FAMILIES[setup.model.family], setup.memory
     try:
         return seen_size(image_wh, family, min_pixels=memory.min_pixels, max_pixels=memory.max_pixels)
@@ -155,9 +161,9 @@ def image_size(setup: Setup, image_wh: tuple[int, int] = LARGE_IMAGE) -> tuple[i
 
 
 def text_length(setup: Setup, image_wh: tuple[int, int] = LARGE_IMAGE, prompt_tokens: int | None = None) -> int:
-    """Tokens of the longest prompt beside its image's.
+    """Tokens of the longest prompt's text.
 
-    prompt_tokens: with them; None for `memory.max_prompt_length`.
+    prompt_tokens: of the prompt with its image; None for `memory.max_prompt_length`.
     """
     longest = prompt_tokens or setup.memory.max_prompt_length
     return max(longest - _image_tokens(image_size(setup, image_wh), setup), _QUESTION)
@@ -168,7 +174,7 @@ def _image_tokens(seen_wh: tuple[int, int], setup: Setup) -> int:
 
 
 def _shapes(setup: Setup, seen: tuple[int, int], text_tokens: int, completion_tokens: int | None) -> Shapes:
-    """What one process computes on. seen: the (width, height) that an image is brought to."""
+    """The shapes of one process's batch. seen: (width, height) of an image after the processor's resize."""
     memory, trainer, arguments = setup.memory, setup.trainer, setup.trainer.args
     sizes = batch_sizes(setup.trainer, setup.memory, setup.launch)
     per_device, accumulation = sizes["per_device_train_batch_size"], sizes["gradient_accumulation_steps"]
@@ -200,7 +206,7 @@ def _patch(setup: Setup) -> int:
 
 
 def _image_bytes(model, shapes: Shapes) -> int:
-    """Patches of all images of a generation, float32, of each completion again, as TRL keeps them."""
+    """Bytes of all patches of a generation in float32; TRL keeps them once for every completion."""
     vision = model.config.vision_config
     channels = getattr(vision, "in_channels", getattr(vision, "in_chans", 3)) * vision.temporal_patch_size
     n_patches = shapes.image_grid[0] * shapes.image_grid[1] * shapes.image_grid[2]
@@ -213,7 +219,7 @@ def _evaluates(setup: Setup) -> bool:
 
 
 def _sampling(setup: Setup, shapes: Shapes, gpu_bytes: int | None, options: dict) -> dict[str, dict[str, int]]:
-    """What sampling takes by phase: of torch, of vLLM on the same GPU, or nothing where a server does it."""
+    """Bytes of sampling by phase: by torch, by vLLM on the same GPU, or none where a server samples."""
     rollout = setup.rollout
     if rollout.name == "vllm_server":
         return {}
@@ -223,7 +229,7 @@ def _sampling(setup: Setup, shapes: Shapes, gpu_bytes: int | None, options: dict
 
 
 def _vllm_bytes(setup: Setup, gpu_bytes: int | None) -> dict[str, int]:
-    """The share of a GPU that vLLM takes whole: while it samples, or always where it does not sleep."""
+    """The share of a GPU that vLLM allocates: while it samples, or always if it does not sleep."""
     return {"vLLM": int(setup.rollout.vllm.gpu_memory_utilization * (gpu_bytes or 0))}
 
 
@@ -257,6 +263,6 @@ def _step(shapes: Shapes, *, model: _Known, target: str, autocast: torch.dtype |
 
 def _rollout(shapes: Shapes, *, model: _Known, target: str, autocast: torch.dtype | None) -> list[dict[str, int]]:
     wanted = replace(
-        shapes, n_prompts=1, n_completions=1, checkpointing=False, accumulates=False, sheds_gradients=False
+        shapes, n_prompts=1, n_completions=1, checkpointing=False, accumulates=False, frees_gradients=False
     )
     return [dict(parts) for parts in _measured("rollout", model, wanted, target, autocast)]

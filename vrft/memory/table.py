@@ -27,7 +27,7 @@ _PARTS = (
 
 
 def size(n_bytes: float) -> str:
-    """Bytes in the unit that reads best.
+    """Bytes in a readable unit.
 
     >>> size(3 * 2**30), size(5 * 2**20), size(0)
     ('3.00 GiB', '5.0 MiB', '')
@@ -38,7 +38,7 @@ def size(n_bytes: float) -> str:
 
 
 def plan_table(plan: Plan) -> str:
-    """Parts by phase, and their sum."""
+    """The table of parts by phase, with their sums."""
     names = list(plan.phases)
     lines = [f"{'per GPU' if plan.target == 'cuda' else 'per process':28}" + "".join(f"{name:>13}" for name in names)]
     for part, label in _PARTS:
@@ -53,7 +53,7 @@ def plan_table(plan: Plan) -> str:
 
 
 def what_is_planned(plan: Plan, setup: Setup) -> str:
-    """The model and the shapes, in two lines."""
+    """The model and the shapes, a line each."""
     shapes, max_pixels = plan.shapes, setup.memory.max_pixels
     share = plan.n_trained / plan.n_weights
     lines = [
@@ -70,7 +70,7 @@ def what_is_planned(plan: Plan, setup: Setup) -> str:
 
 
 def verdict(plan: Plan, gpu: str, gpu_bytes: int) -> str:
-    """Whether it fits."""
+    """A sentence that says if it fits."""
     does = "fits" if plan.peak <= room(gpu_bytes) else "does not fit"
     phase = max(plan.totals, key=plan.totals.get)
     return (
@@ -80,8 +80,8 @@ def verdict(plan: Plan, gpu: str, gpu_bytes: int) -> str:
 
 
 def advice(changes: Sequence[Change] | None, peak: int) -> str:
-    """What would make it fit, each change with its price. peak: bytes that it takes then; where nothing helps, the
-    least that any of the changes left, or less."""
+    """The changes that make it fit, each with its price. peak: bytes after them; if nothing helps, a lower bound of the
+    smallest peak found."""
     if changes is None:
         return (
             f"no change of these knobs makes it fit: it takes at least {size(peak)}; take a smaller model, more GPUs "
@@ -94,7 +94,7 @@ def advice(changes: Sequence[Change] | None, peak: int) -> str:
 
 
 def as_json(plan: Plan, model_path: str) -> dict[str, Any]:
-    """Everything in bytes."""
+    """The plan for JSON, in bytes."""
     return {
         "model": model_path,
         "n_parameters": plan.n_weights,

@@ -17,7 +17,7 @@ LARGE = ("model=qwen2_vl_2b", "trainer.max_steps=1", "trainer.prompts_per_step=8
 
 def composed(*overrides: str) -> dict:
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return freeze(compose("train", overrides=[*LARGE, *overrides]), device="cuda", is_elsewhere=True)
+        return freeze(compose("train", overrides=[*LARGE, *overrides]), device="cuda", is_remote=True)
 
 
 @pytest.mark.parametrize(
