@@ -251,7 +251,7 @@ def test_lvis_gets_its_float_and_numpy_keeps_none(files):
 def test_importing_lvis_leaves_logging_as_it_was():
     code = """
 import logging
-from vrft.evaluate.opencv import lvis_package
+from vrft.evaluate.lvis import lvis_package
 before = list(logging.root.handlers), logging.root.level, logging.getLogger("lvis").level
 with lvis_package() as lvis:
     pass
