@@ -52,14 +52,13 @@ def score_coco(
     asked: str = "all",
     exist_map: Path | None = None,
     classes: str | Sequence[str] | None = None,
-    engine: str = "official",
     n_resamples: int = 1000,
 ) -> dict:
     """`{"metrics", "per_class", "absent_classes", "counts"}`: COCO's twelve figures of boxes.
 
     truth, found: as `read_truth` and `read_detections` give them. asked: which questions count, see `only_asked`.
     classes: names, or a file of them, to which figures are restricted. A class without gold (crowds aside) is listed as
-    absent and is in no mean. Images are resampled for the intervals; engine=`faster` gives none.
+    absent and is in no mean. Images are resampled for the intervals.
     """
     counts = count_detections(found, truth, most=COCO_LIMIT, is_per_class=True)
     counts["crowd_annotations"] = sum(bool(one.get("iscrowd")) for one in truth.dataset["annotations"])
@@ -67,7 +66,7 @@ def score_coco(
     kept = only_asked(found, truth, asked=asked, exist_map=pairs)
     counts |= about_map | {"detections_not_asked": len(found) - len(kept)}
     category_ids = _chosen(classes, truth)
-    evaluation = evaluate_coco(truth.dataset, kept, category_ids, engine=engine)
+    evaluation = evaluate_coco(truth.dataset, kept, category_ids)
     result = _result(evaluation, COCO_FIGURES, truth, kept, category_ids, n_resamples=n_resamples)
     return {**result, "counts": counts | _outside(kept, category_ids)}
 
@@ -77,7 +76,6 @@ def score_lvis(
     found: Sequence[dict],
     *,
     classes: str | Sequence[str] | None = None,
-    engine: str = "official",
     n_resamples: int = 1000,
 ) -> dict:
     """As `score_coco`: LVIS's thirteen figures of boxes under its federated rule.
@@ -91,7 +89,7 @@ def score_lvis(
     }
     not_verified = sum((one["image_id"], one["category_id"]) not in verified for one in found)
     category_ids = _chosen(classes, truth)
-    evaluation = evaluate_lvis(truth.dataset, found, category_ids, engine=engine)
+    evaluation = evaluate_lvis(truth.dataset, found, category_ids)
     result = _result(evaluation, LVIS_FIGURES, truth, found, category_ids, n_resamples=n_resamples)
     counts |= {"detections_not_verified": not_verified} | _outside(found, category_ids)
     return {**result, "counts": counts}
@@ -108,7 +106,7 @@ def score_coco_rows(rows: Sequence[Row], found: Sequence[Sequence[tuple]], *, n_
         metrics = {name: _metric(None, len(dataset["images"]), None) for name in COCO_FIGURES}
         return {"metrics": metrics, "per_class": {}, "absent_classes": sorted(asked.values()), "counts": counts}
     category_ids = list(truth.class_names)
-    evaluation = evaluate_coco(dataset, detections, category_ids, engine="official")
+    evaluation = evaluate_coco(dataset, detections, category_ids)
     result = _result(evaluation, COCO_FIGURES, truth, detections, category_ids, n_resamples=n_resamples)
     absent = sorted(set(asked.values()) - result["per_class"].keys())
     return {**result, "absent_classes": absent, "counts": counts}
@@ -136,7 +134,7 @@ def _result(
 ) -> dict:
     n_images, intervals, class_intervals = len(truth.image_ids), {}, {}
     frequency_of = {one["id"]: one.get("frequency", "") for one in truth.dataset["categories"]}
-    if evaluation.matches is not None and n_images:
+    if n_images:
         counts = draw_counts(n_images, n_resamples=n_resamples)
         samples = class_samples(evaluation.matches, counts, figures)
         means = mean_samples(samples, figures, [frequency_of[number] for number in category_ids])

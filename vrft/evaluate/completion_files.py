@@ -74,7 +74,6 @@ def _score_by_annotations(config: Mapping, rows: Sequence[Row], answers: Sequenc
     asked_ids = {number for _, number in pairs}
     options = {
         "classes": config["classes"] or [name for number, name in whole.class_names.items() if number in asked_ids],
-        "engine": config["engine"],
         "n_resamples": protocol["n_resamples"],
     }
     if protocol["scorer"] == "lvis":

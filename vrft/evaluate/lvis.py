@@ -21,16 +21,12 @@ from vrft.evaluate.coco import (
     LVIS_LIMIT,
     Evaluation,
     _by_class,
-    _evaluate_faster,
 )
 from vrft.evaluate.opencv import _opencv_message
 
 
-def evaluate_lvis(dataset: dict, detections: Sequence[dict], category_ids: Collection, *, engine: str) -> Evaluation:
+def evaluate_lvis(dataset: dict, detections: Sequence[dict], category_ids: Collection) -> Evaluation:
     """LVIS's figures of boxes, over these categories; the 300 surest of an image are taken of all categories."""
-    if engine == "faster":
-        surest = _surest(detections, LVIS_LIMIT)  # this engine would take 300 of each category
-        return _evaluate_faster(dataset, surest, category_ids, figures=LVIS_FIGURES, limits=[LVIS_LIMIT])
     with lvis_package() as lvis:
         evaluator = _lvis_evaluator(lvis, dataset, detections)
         evaluator.params.cat_ids = sorted(category_ids)
@@ -56,18 +52,6 @@ def _lvis_evaluator(lvis, dataset: dict, detections: Sequence[dict]):
         found.dataset["annotations"] = []
         found._create_index()
     return lvis.LVISEval(gold, found, iou_type="bbox")
-
-
-def _surest(detections: Sequence[dict], most: int) -> list[dict]:
-    """The surest detections of each image; of equal ones the earlier."""
-    by_image: dict = {}
-    for one in detections:
-        by_image.setdefault(one["image_id"], []).append(one)
-    return [
-        one
-        for own in by_image.values()
-        for one in (sorted(own, key=lambda one: -one["score"])[:most] if len(own) > most else own)
-    ]
 
 
 @contextlib.contextmanager
