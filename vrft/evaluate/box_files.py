@@ -26,13 +26,13 @@ from vrft.tasks.rows import Row
 
 
 def score_coco_file(annotations: Path, detections: Sequence[Path], **options: Any) -> dict:
-    """As `score_coco`, of an annotation file and a results file, or its shards. Raises `UserError` that lists what is
+    """As `score_coco`, of an annotation file and one or several results files. Raises `UserError` that lists what is
     wrong with them."""
     return _score_file(score_coco, annotations, detections, is_federated=False, **options)
 
 
 def score_lvis_file(annotations: Path, detections: Sequence[Path], **options: Any) -> dict:
-    """As `score_lvis`, of an annotation file and a results file, or its shards."""
+    """As `score_lvis`, of an annotation file and one or several results files."""
     return _score_file(score_lvis, annotations, detections, is_federated=True, **options)
 
 

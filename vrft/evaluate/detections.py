@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,19 +13,17 @@ from vrft.tasks.answers import normal_name
 from vrft.tasks.rows import Row
 
 _FORM = "[{image_id, category_id, bbox: [x, y, width, height], score}, …]"
-_SHARD = re.compile(r"(\d+)[-_]of[-_](\d+)")
 
 
 def read_detections(paths: Sequence[Path], truth: Truth) -> tuple[list[dict], int]:
-    """The detections of one results file, or of several shards of one, in their order, and how many images are in
-    several files.
+    """The detections of one results file or of several, in their order, and how many images are in several files.
 
     Each is `{image_id, category_id, bbox, score}`; an empty list is allowed, and duplicates stay. Raises `UserError`
     that lists what is wrong, by file and number from 0: a score that is not finite, a box of no size, an unknown image
-    or category, a file all of whose detections another file holds too, a file that is given twice, and one missing of
-    NAME-1-of-3, NAME-2-of-3, ….
+    or category, a file all of whose detections other files hold too, and a file that is given twice.
     """
-    faults = list(_shard_faults(paths))
+    times = Counter(path.resolve() for path in paths)
+    faults = [f"{path.name} is given {n} times; once is right" for path, n in times.items() if n > 1]
     detections: list[dict] = []
     files_of: dict[tuple, set[int]] = {}
     image_ids, category_ids = truth.image_ids, truth.class_names
@@ -197,15 +194,3 @@ def _detection_faults(one: Any, image_ids: Collection, category_ids: Collection,
         yield f"score is {str(one['score'])[:60]!r}; a finite number is needed"
     if fault := box_fault(one):
         yield fault
-
-
-def _shard_faults(paths: Sequence[Path]) -> Iterator[str]:
-    for path, n in Counter(path.resolve() for path in paths).items():
-        if n > 1:
-            yield f"{path.name} is given {n} times; once is right"
-    shards = [(path.name, *map(int, found.groups())) for path in paths if (found := _SHARD.search(path.name))]
-    for n_shards in {total for _, _, total in shards}:
-        numbers = sorted(number for _, number, total in shards if total == n_shards)
-        first = 0 if 0 in numbers else 1
-        if missing := sorted(set(range(first, first + n_shards)) - set(numbers)):
-            yield f"of {n_shards} shards {numbers} are given; {missing} must be given too"
