@@ -193,11 +193,11 @@ def evaluate_coco(dataset: dict, detections: Sequence[dict], category_ids: Colle
     """COCO's figures of boxes, over these categories."""
     evaluator = evaluate_boxes(dataset, detections, category_ids=category_ids)
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
-    by_class = _by_class(precision, recall, COCO_FIGURES, evaluator.params.areaRngLbl, evaluator.params.maxDets)
+    by_class = figures_by_class(precision, recall, COCO_FIGURES, evaluator.params.areaRngLbl, evaluator.params.maxDets)
     return Evaluation(official_figures(evaluator), by_class, coco_matches(evaluator))
 
 
-def _by_class(
+def figures_by_class(
     precision: np.ndarray, recall: np.ndarray, figures: Mapping[str, Figure], areas: Sequence[str], limits: list[int]
 ) -> dict[str, np.ndarray]:
     """The official tables, precision (T, recall thresholds, K, A, limits) and recall (T, K, A, limits), by class.
