@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vrft.data.readers import read_json
 from vrft.errors import UserError, raise_all
 from vrft.tasks.answers import normal_name
+
+LISTS = Path(__file__).parent / "category_lists"
 
 
 class Labelled(NamedTuple):
@@ -19,20 +23,39 @@ class Labelled(NamedTuple):
     more: dict[str, Any] | None = None
 
 
-def read_class_list(path: Path) -> list[str]:
-    """The class names of a file, one a line; the last line may lack its end. Raises `UserError` for a name that is
-    blank or there twice, as names are compared."""
-    names = read_lines(path, key="dataset.classes")
+def read_class_names(classes: str | Sequence[str], *, key: str, is_numbered: bool = False) -> list[str]:
+    """The names that a config's `key` gives: a list, the name of one in `category_lists`, or a file with one name a
+    line or a JSON list (.json, .json.gz).
+
+    is_numbered: True where labels are numbers in the list: a blank line is refused, as it would move the numbers, and
+        so are two names that are alike as `normal_name` compares them.
+    Raises `UserError` where there is no such list, no name in it, or a name twice.
+    """
+    source = f"{key} is {classes}" if isinstance(classes, str) else key
+    names = _lines_of_list(classes, key=key) if isinstance(classes, str) else classes
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{source}, which holds {str(names)[:100]}; a list of names is right")
     seen: dict[str, int] = {}
-    faults = [] if names else [f"{path} is empty; one class name a line is needed"]
+    faults, line = [], "line" if isinstance(classes, str) else "name"
     for number, name in enumerate(names, 1):
-        first = seen.setdefault(normal_name(name), number)
-        if not name.strip():
-            faults.append(f"{path}, line {number} is blank, which moves the numbers of all that follow; remove it")
-        elif first != number:
-            faults.append(f"{path}, line {number}: {name!r} is the class of line {first} ({names[first - 1]!r})")
-    raise_all(faults, heading="The list of classes cannot be used:")
-    return [name.strip() for name in names]
+        first = seen.setdefault(normal_name(name) if is_numbered else name.strip(), number)
+        if first != number and name.strip():
+            faults.append(f"{line} {number}: {name!r} is the class of {line} {first} ({names[first - 1]!r}); keep one")
+        elif not name.strip() and (is_numbered or line == "name"):
+            faults.append(f"{line} {number} is blank, which moves the numbers of all that follow; remove it")
+    faults += [] if any(name.strip() for name in names) else ["it names no class; at least one is needed"]
+    raise_all(faults, heading=f"{source}, and this list of classes cannot be used:")
+    return [name.strip() for name in names if name.strip()]
+
+
+def _lines_of_list(name: str, *, key: str) -> Any:
+    """What a shipped list or a file holds."""
+    shipped = LISTS / f"{name}.txt"
+    path = shipped if shipped.is_file() and shipped.parent == LISTS else Path(name)
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in LISTS.glob("*.txt")))
+        raise UserError(f"{key} is {name!r}, no list and no file; a list of names, a file, or one of {known} is right")
+    return read_json(path, key=key) if path.suffix in (".json", ".gz") else read_lines(path, key=key)
 
 
 class ClassNames:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vrft.data.assemble import build_splits
-from vrft.data.class_names import ClassNames, Labelled, read_class_list, read_lines
+from vrft.data.class_names import ClassNames, Labelled, read_class_names, read_lines
 from vrft.data.published_layouts import aircraft, cars, flowers, pets
 from vrft.data.readers import Located
 from vrft.errors import UserError
@@ -107,7 +107,7 @@ def read(options: Options, *, is_test: bool, faults: list[str]) -> tuple[Iterato
     is_found = path.is_file() if options.layout == "list" else path.is_dir()
     if not is_found:
         raise UserError(f"{key} is {str(path)!r}: there is no such {'file' if options.layout == 'list' else 'folder'}")
-    names = read_class_list(Path(options.classes)) if options.classes else None
+    names = read_class_names(options.classes, key="dataset.classes", is_numbered=True) if options.classes else None
     labelled = LAYOUTS[options.layout](path, split, ClassNames(options, names, faults))
     prefix = "test:" if is_test and options.test_path else ""
     candidates = {"candidates": names or sorted({item.name for item in labelled})} if options.candidates else {}

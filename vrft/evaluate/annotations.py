@@ -146,36 +146,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]}? " if near else ""
 
 
-def read_class_names(classes: str | Sequence[str] | None) -> list[str] | None:
-    """The names that `classes` gives: a list, the name of one in `vrft/data/category_lists`, or a file with one name a
-    line or a JSON list; None for None.
-
-    Raises `UserError` for a file without names, and for a name that stands twice.
-    """
-    if classes is None:
-        return None
-    names, source = classes, "classes"
-    if isinstance(classes, str):
-        from vrft.data.coco import LISTS
-
-        shipped, source = LISTS / f"{classes}.txt", f"classes={classes}"
-        path = shipped if shipped.parent == LISTS and shipped.is_file() else Path(classes)
-        if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in LISTS.glob("*.txt")))
-            raise UserError(
-                f"{source}: there is no such file; give one with a name a line, or a list [cat,dog], or one of {known}"
-            )
-        is_json = path.suffix in (".json", ".gz")
-        names = read_json(path) if is_json else path.read_text(encoding="utf-8-sig").splitlines()
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{source} holds {str(names)[:100]}; a list of names is needed")
-    names = [name.strip() for name in names if name.strip()]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or not names:
-        raise UserError(f"{source} {f'names {twice} twice' if twice else 'names no class'}; each once is needed")
-    return names
-
-
 _KINDS = ("image", "category")
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vrft.evaluate.annotations import Truth, read_class_names, read_truth
+from vrft.data.class_names import read_class_names
+from vrft.evaluate.annotations import Truth, read_truth
 from vrft.evaluate.bootstrap import (
     COCO_FIGURES,
     LVIS_FIGURES,
@@ -114,9 +115,10 @@ def score_coco_rows(rows: Sequence[Row], found: Sequence[Sequence[tuple]], *, n_
 
 def _chosen(classes: str | Sequence[str] | None, truth: Truth) -> list:
     """The ids of the chosen classes by rising id, of all where none are chosen."""
-    names = read_class_names(classes)
+    if classes is None:
+        return sorted(truth.class_names)
     source = f"classes={classes}" if isinstance(classes, str) else "classes"
-    return sorted(truth.class_names if names is None else truth.ids_of(names, source))
+    return sorted(truth.ids_of(read_class_names(classes, key="classes"), source))
 
 
 def _outside(detections: Sequence[dict], category_ids: Collection) -> dict[str, int]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vrft.data.class_names import read_class_names
 from vrft.errors import UserError, raise_all
-from vrft.evaluate.annotations import nearest, read_class_names
+from vrft.evaluate.annotations import nearest
 from vrft.evaluate.bootstrap import mean_with_interval
 from vrft.files import numbered_rows
 from vrft.tasks.answers import normal_name
@@ -42,7 +43,7 @@ def score_label_file(path: Path, *, classes: str | Sequence[str] | None = None, 
     classes: the names of all classes, or a file of them, by which those without an image are listed as absent.
     Raises `UserError` that lists what is wrong with the file, by line or entry.
     """
-    names = read_class_names(classes)
+    names = None if classes is None else read_class_names(classes, key="classes")
     has_numbers = path.suffix in (".pth", ".pt")
     answers = _read_numbers(path, names) if has_numbers else _read_lines(path, names)
     metrics = {"accuracy": mean_with_interval([one.is_right for one in answers], n_resamples=n_resamples)}

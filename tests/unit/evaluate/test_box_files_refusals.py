@@ -8,8 +8,9 @@ import json
 import pytest
 from two_boxes import RIGHT, TRUTH, write
 
+from vrft.data.class_names import read_class_names
 from vrft.errors import UserError
-from vrft.evaluate.annotations import read_class_names, read_truth
+from vrft.evaluate.annotations import read_truth
 from vrft.evaluate.box_files import score_coco_file, score_lvis_file
 
 
@@ -145,8 +146,13 @@ def test_files_that_cannot_be_read_are_named(tmp_path, content, words):
 
 @pytest.mark.parametrize(
     ("classes", "words"),
-    [("nowhere.txt", "no such file"), ([], "names no class"), (["cat", "dog", "cat"], r"names \['cat'\] twice")],
+    [
+        ("nowhere.txt", "no list and no file"),
+        ([], "names no class"),
+        (["cat", "dog", "cat"], "name 3: 'cat' is the class of name 1"),
+        (["cat", " "], "name 2 is blank"),
+    ],
 )
 def test_wrong_class_names_are_refused(classes, words):
     with pytest.raises(UserError, match=words):
-        read_class_names(classes)
+        read_class_names(classes, key="classes")
