@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,3 +112,42 @@ def read_lines(path: Path, *, key: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8") from None
     return [line.rstrip("\r") for line in text.split("\n")] if text else []
+
+
+def read_pth_labels(path: Path, faults: list[str], *, key: str) -> Iterator[tuple[int, str, int, int | None]]:
+    """`(number from 1, image, label, prediction)` of each entry `{image path: {label, pred_class}}` of a `.pth` list.
+
+    Labels are numbers, alone or the first of several; without pred_class the prediction is None. An entry of another
+    form is appended to `faults`. Raises `UserError` for a file that is no list, or would run code.
+    """
+    import pickle
+
+    import torch  # here, as most class lists need none
+
+    form = "{image path: {label: number, pred_class: numbers}}"
+    try:
+        entries = torch.load(path, map_location="cpu", weights_only=True)  # True: tensors and containers, no code
+    except FileNotFoundError:
+        raise UserError(f"{key} is {path}: there is no such file") from None
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"names {named.group(1)}, which is never run" if named else str(error).partition("\n")[0][:200]
+        raise UserError(f"{path} cannot be read as tensors and lists alone ({what})") from None
+    if not isinstance(entries, list):
+        raise UserError(f"{path} holds a {type(entries).__name__}; a list of {form} is right")
+
+    def first_number(value: Any) -> int:
+        number = torch.as_tensor(value).flatten()[0].item()
+        if isinstance(number, bool) or number != int(number):
+            raise ValueError(number)
+        return int(number)
+
+    for number, entry in enumerate(entries, 1):
+        try:
+            [(image, facts)] = entry.items()
+            label, predicted = first_number(facts["label"]), facts.get("pred_class")
+            prediction = None if predicted is None else first_number(predicted)
+        except (AttributeError, ValueError, TypeError, KeyError, IndexError, RuntimeError, OverflowError):
+            faults.append(f"{path.name}, row {number}: {str(entry)[:100]} found; needed: {form}")
+        else:
+            yield number, str(image), label, prediction
