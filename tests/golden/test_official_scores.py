@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vrft.evaluate.annotations import read_truth
+from vrft.evaluate.truth import read_truth
 from vrft.evaluate.bootstrap import COCO_FIGURES, LVIS_FIGURES
 from vrft.evaluate.box_files import score_coco_file, score_lvis_file
 from vrft.evaluate.label_lists import score_label_file

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vrft.data.class_names import read_class_names
-from vrft.evaluate.annotations import Truth, read_truth
+from vrft.evaluate.truth import Truth, read_truth
 from vrft.evaluate.bootstrap import (
     COCO_FIGURES,
     LVIS_FIGURES,

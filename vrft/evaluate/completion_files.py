@@ -61,7 +61,7 @@ def _score_by_annotations(config: Mapping, rows: Sequence[Row], answers: Sequenc
 
     Gold that no row asked for cannot be found: it counts as missed, and is counted; `coco_asked` leaves it out.
     """
-    from vrft.evaluate.annotations import read_truth
+    from vrft.evaluate.truth import read_truth
     from vrft.evaluate.detections import asked_pairs, detections_of
 
     protocol = config["protocol"]

@@ -7,8 +7,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vrft.errors import UserError, raise_all
-from vrft.evaluate.annotations import Truth, box_fault, is_in, is_number, nearest, read_json
+from vrft.data.annotations import is_number, xywh_fault
+from vrft.data.readers import read_json
+from vrft.errors import UserError, raise_all, suggestion
+from vrft.evaluate.truth import Truth
 from vrft.tasks.answers import normal_name
 from vrft.tasks.rows import Row
 
@@ -28,7 +30,7 @@ def read_detections(paths: Sequence[Path], truth: Truth) -> tuple[list[dict], in
     files_of: dict[tuple, set[int]] = {}
     image_ids, category_ids = truth.image_ids, truth.class_names
     for number_of_file, path in enumerate(paths):
-        content = read_json(path)
+        content = read_json(path, key="detections")
         if not isinstance(content, list):
             keys = f" with {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else ""
             raise UserError(f"detections={path} holds a {type(content).__name__}{keys}; a list is needed: {_FORM}")
@@ -98,7 +100,7 @@ def read_exist_map(path: Path, truth: Truth) -> tuple[dict[Any, set], dict[str, 
     the annotations lack are counted: a subset may be scored by the map of the whole. Raises `UserError` for unknown
     category names, and for another form.
     """
-    content = read_json(path)
+    content = read_json(path, key="exist_map")
     if not isinstance(content, dict) or not all(
         isinstance(names, list) and all(isinstance(name, str) for name in names) for names in content.values()
     ):
@@ -106,7 +108,7 @@ def read_exist_map(path: Path, truth: Truth) -> tuple[dict[Any, set], dict[str, 
     ids = {str(number): number for number in truth.image_ids}
     by_name = {name: number for number, name in truth.class_names.items()}
     faults = [
-        f"{path.name}, image {image}: {name!r} is no class of {truth.source}; {nearest(name, by_name)}"
+        f"{path.name}, image {image}: {name!r} is no class of {truth.source}; {suggestion(name, by_name)}"
         f"known: {', '.join(list(by_name)[:5])} …"
         for image, names in content.items()
         for name in names
@@ -132,13 +134,13 @@ def asked_pairs(rows: Sequence[Row], truth: Truth) -> list[set[tuple]]:
     faults, pairs = [], []
     for row in rows:
         own = set()
-        if not is_in(row.get("image_id"), image_ids):
+        if not _is_in(row.get("image_id"), image_ids):
             faults.append(f"row {row['row_id']}: image_id is {row.get('image_id')!r}")
         elif "categories" in row:
             unknown = [name for name in row["categories"] if name not in ids]
             faults += [f"row {row['row_id']}: the category {name!r} is no class there" for name in unknown]
             own = {(row["image_id"], ids[name]) for name in row["categories"] if name in ids}
-        elif not is_in(row.get("category_id"), names):
+        elif not _is_in(row.get("category_id"), names):
             faults.append(f"row {row['row_id']}: category_id is {row.get('category_id')!r}")
         elif normal_name(names[row["category_id"]]) != normal_name(row.get("category", "")):
             here, there = row.get("category"), names[row["category_id"]]
@@ -175,6 +177,11 @@ def _ids_by_name(truth: Truth) -> dict[str, Any]:
     return normal | {name: number for number, name in truth.class_names.items()}
 
 
+def _is_in(value: Any, known: Collection) -> bool:
+    """True if the value is an id that is known; never raises on what JSON can hold."""
+    return isinstance(value, int | float | str) and not isinstance(value, bool) and value in known
+
+
 def _identity(one: Mapping) -> tuple:
     return (one["image_id"], one["category_id"], *one["bbox"], one["score"])
 
@@ -188,9 +195,9 @@ def _detection_faults(one: Any, image_ids: Collection, category_ids: Collection,
         yield f"{', '.join(missing)} missing; the keys are {', '.join(map(str, one))}; needed: {_FORM}"
         return
     for key, known in (("image_id", image_ids), ("category_id", category_ids)):
-        if not is_in(one[key], known):
+        if not _is_in(one[key], known):
             yield f"{key} is {str(one[key])[:60]!r}, which {source} does not have; the id of one of its own is needed"
     if not is_number(one["score"]):
         yield f"score is {str(one['score'])[:60]!r}; a finite number is needed"
-    if fault := box_fault(one):
+    if fault := xywh_fault(one["bbox"]):
         yield fault

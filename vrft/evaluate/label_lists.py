@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vrft.data.class_names import read_class_names, read_pth_labels
-from vrft.errors import UserError, raise_all
-from vrft.evaluate.annotations import nearest
+from vrft.errors import UserError, raise_all, suggestion
 from vrft.evaluate.bootstrap import mean_with_interval
 from vrft.files import numbered_rows
 from vrft.tasks.answers import normal_name
@@ -109,7 +108,7 @@ def _line_faults(row: dict, names: list[str] | None) -> Iterator[str]:
     if row["prediction"] is not None and not isinstance(row["prediction"], str):
         yield f"prediction is {str(row['prediction'])[:60]!r}; a name is needed, or null for an unreadable answer"
     if names is not None and isinstance(row["label"], str) and row["label"] not in names:
-        yield f"label is {row['label']!r}; {nearest(row['label'], names)}one of the {len(names)} classes is needed"
+        yield f"label is {row['label']!r}; {suggestion(row['label'], names)}one of the {len(names)} classes is needed"
 
 
 def _read_numbers(path: Path, names: list[str] | None) -> list[Answer]:

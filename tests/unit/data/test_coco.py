@@ -262,7 +262,7 @@ BAD_ENTRIES = [
     (changed("images", 1, file_name="../secret.png"), "row 1-3: image '../secret.png'"),
     (changed("images", 1, file_name="gone.png"), "row 1-7: image 'gone.png' is missing"),
     (changed("categories", 0, name=""), "categories[0] (id 3): name is ''"),
-    (changed("categories", 0, name="cow"), "categories (id 9): the name 'cow' is that of category 3 too"),
+    (changed("categories", 0, name="cow"), "categories[2] (id 9): the name 'cow' is that of category 3 too"),
     (changed("categories", 0, id=7), "categories[1]: id 7 is that of an earlier entry"),
     ({**small_file(), "annotations": [3]}, "annotations[0]: int found; an object is right"),
 ]  # fmt: skip
