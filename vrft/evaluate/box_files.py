@@ -27,14 +27,14 @@ from vrft.tasks.rows import Row
 
 
 def score_coco_file(annotations: Path, detections: Sequence[Path], **options: Any) -> dict:
-    """As `score_coco`, of an annotation file and one or several results files. Raises `UserError` that lists what is
+    """As `score_coco_detections`, of an annotation file and one or several results files. Raises `UserError` that lists what is
     wrong with them."""
-    return _score_file(score_coco, annotations, detections, is_federated=False, **options)
+    return _score_file(score_coco_detections, annotations, detections, is_federated=False, **options)
 
 
 def score_lvis_file(annotations: Path, detections: Sequence[Path], **options: Any) -> dict:
-    """As `score_lvis`, of an annotation file and one or several results files."""
-    return _score_file(score_lvis, annotations, detections, is_federated=True, **options)
+    """As `score_lvis_detections`, of an annotation file and one or several results files."""
+    return _score_file(score_lvis_detections, annotations, detections, is_federated=True, **options)
 
 
 def _score_file(
@@ -46,7 +46,7 @@ def _score_file(
     return {**result, "counts": {**result["counts"], "images_in_several_files": n_shared}}
 
 
-def score_coco(
+def score_coco_detections(
     truth: Truth,
     found: Sequence[dict],
     *,
@@ -72,14 +72,14 @@ def score_coco(
     return {**result, "counts": counts | _outside(kept, category_ids)}
 
 
-def score_lvis(
+def score_lvis_detections(
     truth: Truth,
     found: Sequence[dict],
     *,
     classes: str | Sequence[str] | None = None,
     n_resamples: int = 1000,
 ) -> dict:
-    """As `score_coco`: LVIS's thirteen figures of boxes under its federated rule.
+    """As `score_coco_detections`: LVIS's thirteen figures of boxes under its federated rule.
 
     Only categories that are annotated in an image or listed as absent from it count there; detections of others are
     left out, and counted. Where a category is not annotated exhaustively, a box that matches nothing is ignored.
@@ -97,7 +97,7 @@ def score_lvis(
 
 
 def score_coco_rows(rows: Sequence[Row], found: Sequence[Sequence[tuple]], *, n_resamples: int = 1000) -> dict:
-    """As `score_coco`, of vrft's own rows; found: as for `average_precision`. Figures are None without gold."""
+    """As `score_coco_detections`, of vrft's own rows; found: as for `average_precision`. Figures are None without gold."""
     dataset, detections = as_coco(rows, found)
     asked = asked_names(rows)
     for category in dataset["categories"]:
