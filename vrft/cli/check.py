@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from vrft.config.schema import Config, Memory
 from vrft.errors import raise_all
-from vrft.evaluate.score import plain
+from vrft.evaluate.score import answer_as_json
 from vrft.files import write_text_atomically
 from vrft.report.contact_sheet import contact_sheet, summary
 from vrft.report.draw import boxes_of
@@ -64,7 +64,7 @@ def gold_figures(
             if parsed.reason is not None:
                 faults.append(f"{split}, row {row['row_id']}: gold {str(row['gold'])[:200]} ({parsed.reason})")
             elif task.for_row(row).answer_kind in ("box", "boxes") and row["gold"]:
-                gold, answer = ([box for box, _ in boxes_of(value)] for value in (row["gold"], plain(parsed.answer)))
+                gold, answer = ([box for box, _ in boxes_of(value)] for value in (row["gold"], answer_as_json(parsed.answer)))
                 n_merged += len(gold) - len(answer)
                 ious = iou_matrix(gold, answer)
                 of_each = ious.diagonal() if len(gold) == len(answer) else ious.max(axis=1)

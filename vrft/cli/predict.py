@@ -10,7 +10,7 @@ import transformers
 from vrft.config.schema import Config
 from vrft.data.images import load_image
 from vrft.errors import UserError
-from vrft.evaluate.score import plain
+from vrft.evaluate.score import answer_as_json
 from vrft.models.families import FAMILIES, frame_for
 from vrft.models.generate import generate_texts, set_thought_opening
 from vrft.models.load import load_model, load_processor
@@ -54,7 +54,7 @@ def predict(config: Config) -> Parsed:
     question = task.question(row, frame)
     [completion] = generate_texts(model, processor, [question], [[image]], max_new_tokens=memory.max_completion_length)
     parsed = task.parse(completion["text"], row, frame, is_truncated=completion["is_truncated"])
-    boxes = boxes_of(plain(parsed.answer))
+    boxes = boxes_of(answer_as_json(parsed.answer))
     picture_path = Path(asked.out)
     picture_path.parent.mkdir(parents=True, exist_ok=True)
     draw_boxes(image, predicted=boxes).save(picture_path)

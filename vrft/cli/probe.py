@@ -11,7 +11,7 @@ from typing import Any
 
 from vrft.config.schema import Config
 from vrft.errors import UserError
-from vrft.evaluate.score import plain
+from vrft.evaluate.score import answer_as_json
 from vrft.files import write_rows, write_text_atomically
 from vrft.report.contact_sheet import contact_sheet
 from vrft.report.draw import boxes_of
@@ -80,7 +80,7 @@ def sample(experiment: RunContext, rows: Sequence[Row], *, n_samples: int) -> li
         row = by_id[completion["row_id"]]
         cut = completion["is_truncated"]
         parsed = task.parse(completion["text"], row, experiment.frame_for_row(row), is_truncated=cut)
-        judged = {"answer": plain(parsed.answer), "reason": parsed.reason, **experiment.judge(parsed, row)}
+        judged = {"answer": answer_as_json(parsed.answer), "reason": parsed.reason, **experiment.judge(parsed, row)}
         cases.append({**completion, **judged})
     return cases
 
@@ -139,7 +139,7 @@ def frame_figures(experiment: RunContext, rows: Sequence[Row], cases: Sequence[d
         for name in FRAMES:
             other = Frame(name, frame.image_wh, frame.seen_wh)
             parsed = experiment.task.parse(case["text"], row, other)
-            spoken = _best_iou(plain(parsed.answer), gold)
+            spoken = _best_iou(answer_as_json(parsed.answer), gold)
             if name == frame.name:
                 overlaps.setdefault("as it is", []).append(_best_iou(case["answer"], gold))
             else:

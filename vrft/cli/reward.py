@@ -17,7 +17,7 @@ from tqdm import tqdm
 from vrft.config.package_files import config_folder
 from vrft.config.verb_schema import RewardCasesConfig
 from vrft.errors import UserError, raise_all
-from vrft.evaluate.score import plain
+from vrft.evaluate.score import answer_as_json
 from vrft.files import numbered_rows
 from vrft.tasks import MixedTask, Task, load_task
 from vrft.tasks.boxes import Frame
@@ -127,7 +127,7 @@ def verdict_on(case: Mapping, row: Row, task: Task | MixedTask, *, judge: Judge,
     """The verdict on one case, as `reward_cases` returns it."""
     is_truncated = bool(case.get("is_truncated", False))
     parsed = task.parse(case["completion"], row, _frame(frame, row), is_truncated=is_truncated)
-    return {**judge(parsed, row), "answer": plain(parsed.answer), "reason": parsed.reason}
+    return {**judge(parsed, row), "answer": answer_as_json(parsed.answer), "reason": parsed.reason}
 
 
 def run(config: RewardCasesConfig) -> None:

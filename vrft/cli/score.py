@@ -42,7 +42,7 @@ def _score(config: dict[str, Any]) -> None:
     else:
         result = _SCORERS[config["protocol"]["scorer"]](config, mask_of)
     paths = [path for key in (*_FILES, "classes") for path in _paths(config, key)]
-    settings = {key: config[key] for key in ("protocol", "classes", "engine", "frame", "mask_model")}
+    settings = {key: config[key] for key in ("protocol", "classes", "frame", "mask_model")}
     name = protocol_key(config["protocol"]) + ("_mask_model" if mask_of else "")
     report = {"protocol": name, **result, "settings": settings, "inputs": _hashes(paths)}
     out = Path(config["out"])
@@ -67,8 +67,6 @@ def config_faults(config: Mapping) -> list[str]:
         for key in given
         if key not in (*needed, *optional)
     ]
-    if config["engine"] == "faster" and "annotations" not in given:
-        faults.append("engine is 'faster', which scores detections by annotations; leave it out")
     if config["mask_model"] and protocol["scorer"] != "masks":
         faults.append(f"mask_model is given, which protocol={name} does not use; reasonseg_* do")
     inputs = {path.resolve() for key in given for path in _paths(config, key)}
@@ -125,7 +123,7 @@ def _score_boxes(config: Mapping, _: None) -> dict:
 
     protocol = config["protocol"]
     files = Path(config["annotations"]), _paths(config, "detections")
-    options = {"classes": config["classes"], "engine": config["engine"], "n_resamples": protocol["n_resamples"]}
+    options = {"classes": config["classes"], "n_resamples": protocol["n_resamples"]}
     if protocol["scorer"] == "lvis":
         return score_lvis_file(*files, **options)
     exist_map = Path(config["exist_map"]) if config["exist_map"] else None

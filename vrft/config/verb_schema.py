@@ -60,7 +60,6 @@ class ScoreConfig(Section):
     completions: str | None
     rows: str | None
     classes: str | list[str] | None
-    engine: Literal["official", "faster"]
     frame: Literal["norm1000", "seen_pixels", "pixels", "norm1"]
     mask_model: str | None
 

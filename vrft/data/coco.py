@@ -21,13 +21,13 @@ from typing import Any
 
 from vrft.data.annotations import Annotations, read_annotations
 from vrft.data.assemble import build_splits
+from vrft.data.class_names import read_class_names
 from vrft.data.readers import Located
 from vrft.errors import UserError, raise_all
 from vrft.tasks import Task
 from vrft.tasks.answers import normal_name
 from vrft.tasks.rows import Row
 
-LISTS = Path(__file__).parent / "category_lists"
 NOT_EXHAUSTIVE = "rows were left out because not all objects of their category have boxes"
 CROWDED = "rows of counting were left out because a crowd stands beside the objects that have boxes"
 
@@ -197,7 +197,7 @@ def _asked_ids(found: Annotations, options: Options, *, is_test: bool) -> frozen
     """The ids of the categories that the options choose. Raises `UserError` for a list or a name that there is not."""
     key = "test_classes" if is_test and options.test_classes is not None else "classes"
     chosen = _ids_of(getattr(options, key), found, key=f"dataset.{key}")
-    excluded = _ids_of(options.exclude_classes or [], found, key="dataset.exclude_classes")
+    excluded = _ids_of(options.exclude_classes, found, key="dataset.exclude_classes") if options.exclude_classes else set()
     if not chosen - excluded:
         raise UserError(
             f"dataset.{key} without dataset.exclude_classes leaves no category of {found.name}; name others"
@@ -208,7 +208,7 @@ def _asked_ids(found: Annotations, options: Options, *, is_test: bool) -> frozen
 def _ids_of(names: _Names, found: Annotations, *, key: str) -> set[int]:
     if names is None:
         return set(found.categories)
-    listed = names_of_list(names, key=key) if isinstance(names, str) else names
+    listed = read_class_names(names, key=key)
     ids = {normal_name(category["name"]): number for number, category in found.categories.items()}
     faults = []
     for name in listed:
@@ -221,25 +221,6 @@ def _ids_of(names: _Names, found: Annotations, *, key: str) -> set[int]:
     some = ", ".join(category["name"] for category in list(found.categories.values())[:100])
     raise_all(faults, heading=f"Categories that there are not; {found.name} has {len(found.categories)}: {some}")
     return {ids[normal_name(name)] for name in listed}
-
-
-def names_of_list(name: str, *, key: str) -> list[str]:
-    """The names in a list that is shipped, or in a file with one a line. Raises `UserError` where there is neither."""
-    shipped = LISTS / f"{name}.txt"
-    path = shipped if shipped.is_file() and shipped.parent == LISTS else Path(name)
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in LISTS.glob("*.txt")))
-        raise UserError(f"{key} is {name!r}, no list and no file; a list of names, a file, or one of {known} is right")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{key}: {path} is not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8") from None
-    names = [line.strip() for line in lines if line.strip()]
-    if not names or len(set(names)) < len(names):
-        raise UserError(
-            f"{key}: {path} has {len(names)} names, {len(set(names))} of them different; one a line is right"
-        )
-    return names
 
 
 def build_lvis(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, list[Row]]:

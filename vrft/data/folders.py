@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vrft.data.assemble import build_splits
-from vrft.data.class_names import ClassNames, Labelled, read_class_list, read_lines
+from vrft.data.class_names import ClassNames, Labelled, read_class_names, read_lines, read_pth_labels
 from vrft.data.published_layouts import aircraft, cars, flowers, pets
 from vrft.data.readers import Located
 from vrft.errors import UserError
@@ -107,7 +107,7 @@ def read(options: Options, *, is_test: bool, faults: list[str]) -> tuple[Iterato
     is_found = path.is_file() if options.layout == "list" else path.is_dir()
     if not is_found:
         raise UserError(f"{key} is {str(path)!r}: there is no such {'file' if options.layout == 'list' else 'folder'}")
-    names = read_class_list(Path(options.classes)) if options.classes else None
+    names = read_class_names(options.classes, key="dataset.classes", is_numbered=True) if options.classes else None
     labelled = LAYOUTS[options.layout](path, split, ClassNames(options, names, faults))
     prefix = "test:" if is_test and options.test_path else ""
     candidates = {"candidates": names or sorted({item.name for item in labelled})} if options.candidates else {}
@@ -148,47 +148,23 @@ def _class_folders(path: Path, split: str | None, classes: ClassNames) -> list[L
 
 
 def _list(path: Path, split: str | None, classes: ClassNames) -> list[Labelled]:
-    entries = _pth_entries(path, classes.faults) if path.suffix == ".pth" else _text_entries(path, classes.faults)
+    is_pth = path.suffix == ".pth"
+    entries = read_pth_labels(path, classes.faults, key="dataset.path") if is_pth else _text_entries(path, classes.faults)
     labelled, first = [], {}
-    for number, image, label, more in entries:
+    for number, image, label, prediction in entries:
         where = f"{path.name}, row {number}"
         if first.setdefault(image, number) != number:
             classes.faults.append(f"{where}: the image {image!r} is that of row {first[image]}; keep one")
         elif name := classes.labelled(label, where):
-            predicted = {key: classes.labelled(value, where) for key, value in more.items()}
+            predicted = {} if prediction is None else {"prediction": classes.labelled(prediction, where)}
             parts = classes.options.path_parts
             kept = "/".join(Path(image).parts[-parts:]) if parts else image
             labelled.append(Labelled(kept, name, path.name, number, predicted))
     return labelled
 
 
-def _pth_entries(path: Path, faults: list[str]) -> Iterator[tuple[int, str, int, dict[str, int]]]:
-    """`(number, image, label, {"prediction": the first predicted label})` of each entry."""
-    import pickle
-
-    import torch
-
-    try:
-        entries = torch.load(path, map_location="cpu", weights_only=True)  # True: tensors and containers, no code
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"names {named.group(1)}, which is never run" if named else str(error)[:200]
-        raise UserError(f"{path} cannot be read as tensors and lists alone ({what})") from None
-    if not isinstance(entries, list):
-        raise UserError(f"{path} holds a {type(entries).__name__}; a list of {{image path: {{label}}}} is right")
-    for number, entry in enumerate(entries, 1):
-        try:
-            [(image, facts)] = entry.items()
-            label, predicted = int(facts["label"]), facts.get("pred_class")
-            more = {} if predicted is None else {"prediction": int(torch.as_tensor(predicted).flatten()[0])}
-        except (AttributeError, ValueError, TypeError, KeyError, IndexError, RuntimeError):
-            faults.append(f"{path.name}, row {number}: {str(entry)[:100]} is not {{image path: {{label: number}}}}")
-        else:
-            yield number, str(image), label, more
-
-
-def _text_entries(path: Path, faults: list[str]) -> Iterator[tuple[int, str, str, dict]]:
-    """`(line, image, label, {})` of each line. All lines have one separator: tab, else comma, else the first blank."""
+def _text_entries(path: Path, faults: list[str]) -> Iterator[tuple[int, str, str, None]]:
+    """`(line, image, label, None)` of each line. All lines have one separator: tab, else comma, else the first blank."""
     lines = [(n, line) for n, line in enumerate(read_lines(path, key="dataset.path"), 1) if line.strip()]
     mark = next((mark for mark in "\t," if all(mark in line for _, line in lines)), None)
     for position, (number, line) in enumerate(lines):
@@ -197,7 +173,7 @@ def _text_entries(path: Path, faults: list[str]) -> Iterator[tuple[int, str, str
         if position == 0 and fields[1:] == ["label"] and fields[0] in ("image", "path"):
             continue
         if len(fields) == 2 and all(fields):
-            yield number, *fields, {}
+            yield number, *fields, None
         else:
             faults.append(
                 f"{path.name}, row {number}: {line[:100]!r} is not an image and a label, with a {mark or ' '!r} between"

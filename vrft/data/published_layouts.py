@@ -9,7 +9,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from vrft.data.class_names import ClassNames, Labelled, read_class_list, read_lines
+from vrft.data.class_names import ClassNames, Labelled, read_class_names, read_lines
 from vrft.errors import UserError
 
 _DAMAGED_MAT = (OSError, ValueError, TypeError, LookupError, NotImplementedError, EOFError, struct.error, zlib.error)
@@ -35,7 +35,7 @@ def aircraft(path: Path, split: str | None, classes: ClassNames) -> list[Labelle
     inner, level = "data/" if (path / "data").is_dir() else "", classes.options.level
     listed = path / inner / {"variant": "variants", "family": "families", "manufacturer": "manufacturers"}[level]
     if classes.names is None and listed.with_suffix(".txt").is_file():
-        classes.use(read_class_list(listed.with_suffix(".txt")))
+        classes.use(read_class_names(str(listed.with_suffix(".txt")), key="dataset.path", is_numbered=True))
     file, labelled = path / inner / f"images_{level}_{split or 'train'}.txt", []
     for number, line in enumerate(read_lines(file, key="dataset.split"), 1):
         image, _, name = line.strip().partition(" ")

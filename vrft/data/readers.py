@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ def read_path(path: Path, *, key: str, split: str, faults: list[str]) -> Iterato
         if file.suffix == ".jsonl":
             yield from ((file.name, number, row) for number, row in numbered_rows(file, faults))
         elif file.suffix == ".json":
-            yield from _read_json(file, faults)
+            yield from _read_json(file, faults, key=key)
         else:
             yield from _read_parquet(file)
 
@@ -67,15 +69,8 @@ def _files_of(path: Path, *, key: str, split: str) -> list[Path]:
     return files
 
 
-def _read_json(file: Path, faults: list[str]) -> Iterator[Located]:
-    try:
-        rows = json.loads(file.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{file}: not JSON ({error}); a list of objects is right, or .jsonl with one on each line"
-        ) from None
+def _read_json(file: Path, faults: list[str], *, key: str) -> Iterator[Located]:
+    rows = read_json(file, key=key)
     if not isinstance(rows, list):
         raise UserError(f"{file} holds a {type(rows).__name__}; a list of objects is right, one for each row")
     for number, row in enumerate(rows, 1):
@@ -83,6 +78,26 @@ def _read_json(file: Path, faults: list[str]) -> Iterator[Located]:
             yield file.name, number, row
         else:
             faults.append(f"{file.name}, row {number}: {type(row).__name__} found; each row must be one object")
+
+
+def read_json(path: Path, *, key: str, object_hook: Callable[[dict], Any] | None = None) -> Any:
+    """The content of a JSON file in UTF-8, or of one that is compressed and ends in .gz.
+
+    Raises `UserError` naming the file and the config's `key`.
+    """
+    try:
+        return json.loads(_text_of(path), object_hook=object_hook)
+    except FileNotFoundError:
+        raise UserError(f"{key} is {path}: there is no such file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8") from None
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+        raise UserError(f"{path}: not JSON ({error}); {key} takes JSON in UTF-8, or the same in .gz") from None
+
+
+def _text_of(path: Path) -> str:
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
 
 
 def _read_parquet(file: Path) -> Iterator[Located]:

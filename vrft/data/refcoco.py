@@ -10,7 +10,6 @@ anything else is refused with that name. Images are those of the annotations; a 
 from __future__ import annotations
 
 import io
-import json
 import pickle
 from collections import Counter
 from collections.abc import Iterator
@@ -18,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vrft.data.annotations import read_sections, with_ids
 from vrft.data.assemble import build_splits
-from vrft.data.readers import Located
+from vrft.data.readers import Located, read_json
 from vrft.data.reasonseg import clip_by_a_pixel, refuse_other_tasks, shown
-from vrft.errors import UserError
+from vrft.errors import UserError, raise_all
 from vrft.tasks import Task
 from vrft.tasks.rows import Row
 
@@ -121,12 +121,12 @@ def _columns(ref: dict, pictures: dict, boxes: dict) -> dict[str, Any]:
         raise ValueError(f"split is {shown(ref.get('split'))}; train, val, testA, testB or test is right")
     if ann_id not in boxes:
         raise ValueError(f"ann_id is {ann_id}; instances has no such annotation")
-    of_image, xywh = boxes[ann_id]
+    of_image, xywh = boxes[ann_id].get("image_id"), boxes[ann_id].get("bbox")
     if image_id not in pictures:
         raise ValueError(f"image_id is {image_id}; instances has no such image")
     if of_image != image_id:
         raise ValueError(f"image_id is {image_id}, and its annotation {ann_id} is of image {shown(of_image)}")
-    file_name, *image_wh = pictures[image_id]
+    file_name, *image_wh = (pictures[image_id].get(key) for key in ("file_name", "width", "height"))
     if not isinstance(file_name, str) or not all(type(side) is int and side > 0 for side in image_wh):
         raise ValueError(f"image {image_id} of instances lacks file_name, width or height")
     is_box = isinstance(xywh, list) and len(xywh) == 4
@@ -167,49 +167,33 @@ class _ContainersAlone(pickle.Unpickler):
 
 def read_refs(path: Path, *, key: str) -> list:
     """The refs of a pickle, or of a JSON file. Raises `UserError` where there is no list of them."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{key} is {str(path)!r}, which cannot be read ({error.strerror})") from None
-    try:
-        refs = json.loads(data.decode("utf-8-sig")) if path.suffix == ".json" else _unpickle(data)
-    except (UnicodeDecodeError, *_BROKEN_PICKLE) as error:
-        kind = "JSON" if path.suffix == ".json" else "a pickle of containers, numbers and texts alone"
-        raise UserError(f"{path} is not {kind}: {str(error)[:200] or type(error).__name__}") from None
+    refs = read_json(path, key=key) if path.suffix == ".json" else _unpickle(path, key=key)
     if not isinstance(refs, list) or not refs:
         raise UserError(f"{path} holds {shown(refs) if refs else 'nothing'}; a list of refs is right")
     return refs
 
 
-def _unpickle(data: bytes) -> Any:
+def _unpickle(path: Path, *, key: str) -> Any:
     try:
-        return _ContainersAlone(io.BytesIO(data), encoding="utf-8").load()
-    except UnicodeDecodeError:  # texts of Python 2 in the code page of who wrote them
-        return _ContainersAlone(io.BytesIO(data), encoding="latin-1").load()
-
-
-def _read_instances(path: Path) -> tuple[dict[int, tuple], dict[int, tuple]]:
-    """`{image id: (file name, width, height)}` and `{annotation id: (image id, bbox)}`, without the outlines."""
-
-    def without_outline(item: dict) -> dict:
-        item.pop("segmentation", None)  # most of the file, and never looked at
-        return item
-
-    try:
-        held = json.loads(path.read_bytes().decode("utf-8-sig"), object_hook=without_outline)
-        pictures = {
-            item["id"]: (item.get("file_name"), item.get("width"), item.get("height")) for item in held["images"]
-        }
-        boxes = {item["id"]: (item.get("image_id"), item.get("bbox")) for item in held["annotations"]}
+        data = path.read_bytes()
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); dataset.instances names the annotations of the refs"
-        ) from None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a file of `images` and `annotations`, each with an id ({error})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error})") from None
-    for what, items in (("images", pictures), ("annotations", boxes)):
-        if len(items) != len(held[what]):
-            raise UserError(f"{path}: {len(held[what]) - len(items)} of the {what} repeat an id; each must be unique")
+        raise UserError(f"{key} is {str(path)!r}, which cannot be read ({error.strerror})") from None
+    try:
+        try:
+            return _ContainersAlone(io.BytesIO(data), encoding="utf-8").load()
+        except UnicodeDecodeError:  # texts of Python 2 in the code page of who wrote them
+            return _ContainersAlone(io.BytesIO(data), encoding="latin-1").load()
+    except _BROKEN_PICKLE as error:
+        reason = str(error)[:200] or type(error).__name__
+        raise UserError(f"{path} is not a pickle of containers, numbers and texts alone: {reason}") from None
+
+
+def _read_instances(path: Path) -> tuple[dict[int, dict], dict[int, dict]]:
+    """The images and the annotations of a COCO file by id; what else is wrong with one is said of the refs to it."""
+    lists, faults = ("images", "annotations"), []
+    sections = read_sections(path, key="dataset.instances", sections=lists, may_be_empty=lists)
+    pictures, boxes = (
+        {entry["id"]: entry for entry, _ in with_ids(sections[name], name, path.name, faults)} for name in lists
+    )
+    raise_all(faults, heading=f"dataset.instances is {path}, which cannot be used:")
     return pictures, boxes

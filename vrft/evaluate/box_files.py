@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vrft.evaluate.annotations import Truth, read_class_names, read_truth
+from vrft.data.class_names import read_class_names
+from vrft.evaluate.truth import Truth, read_truth
 from vrft.evaluate.bootstrap import (
     COCO_FIGURES,
     LVIS_FIGURES,
@@ -26,14 +27,14 @@ from vrft.tasks.rows import Row
 
 
 def score_coco_file(annotations: Path, detections: Sequence[Path], **options: Any) -> dict:
-    """As `score_coco`, of an annotation file and a results file, or its shards. Raises `UserError` that lists what is
+    """As `score_coco_detections`, of an annotation file and one or several results files. Raises `UserError` that lists what is
     wrong with them."""
-    return _score_file(score_coco, annotations, detections, is_federated=False, **options)
+    return _score_file(score_coco_detections, annotations, detections, is_federated=False, **options)
 
 
 def score_lvis_file(annotations: Path, detections: Sequence[Path], **options: Any) -> dict:
-    """As `score_lvis`, of an annotation file and a results file, or its shards."""
-    return _score_file(score_lvis, annotations, detections, is_federated=True, **options)
+    """As `score_lvis_detections`, of an annotation file and one or several results files."""
+    return _score_file(score_lvis_detections, annotations, detections, is_federated=True, **options)
 
 
 def _score_file(
@@ -45,21 +46,20 @@ def _score_file(
     return {**result, "counts": {**result["counts"], "images_in_several_files": n_shared}}
 
 
-def score_coco(
+def score_coco_detections(
     truth: Truth,
     found: Sequence[dict],
     *,
     asked: str = "all",
     exist_map: Path | None = None,
     classes: str | Sequence[str] | None = None,
-    engine: str = "official",
     n_resamples: int = 1000,
 ) -> dict:
     """`{"metrics", "per_class", "absent_classes", "counts"}`: COCO's twelve figures of boxes.
 
     truth, found: as `read_truth` and `read_detections` give them. asked: which questions count, see `only_asked`.
     classes: names, or a file of them, to which figures are restricted. A class without gold (crowds aside) is listed as
-    absent and is in no mean. Images are resampled for the intervals; engine=`faster` gives none.
+    absent and is in no mean. Images are resampled for the intervals.
     """
     counts = count_detections(found, truth, most=COCO_LIMIT, is_per_class=True)
     counts["crowd_annotations"] = sum(bool(one.get("iscrowd")) for one in truth.dataset["annotations"])
@@ -67,20 +67,19 @@ def score_coco(
     kept = only_asked(found, truth, asked=asked, exist_map=pairs)
     counts |= about_map | {"detections_not_asked": len(found) - len(kept)}
     category_ids = _chosen(classes, truth)
-    evaluation = evaluate_coco(truth.dataset, kept, category_ids, engine=engine)
+    evaluation = evaluate_coco(truth.dataset, kept, category_ids)
     result = _result(evaluation, COCO_FIGURES, truth, kept, category_ids, n_resamples=n_resamples)
     return {**result, "counts": counts | _outside(kept, category_ids)}
 
 
-def score_lvis(
+def score_lvis_detections(
     truth: Truth,
     found: Sequence[dict],
     *,
     classes: str | Sequence[str] | None = None,
-    engine: str = "official",
     n_resamples: int = 1000,
 ) -> dict:
-    """As `score_coco`: LVIS's thirteen figures of boxes under its federated rule.
+    """As `score_coco_detections`: LVIS's thirteen figures of boxes under its federated rule.
 
     Only categories that are annotated in an image or listed as absent from it count there; detections of others are
     left out, and counted. Where a category is not annotated exhaustively, a box that matches nothing is ignored.
@@ -91,14 +90,14 @@ def score_lvis(
     }
     not_verified = sum((one["image_id"], one["category_id"]) not in verified for one in found)
     category_ids = _chosen(classes, truth)
-    evaluation = evaluate_lvis(truth.dataset, found, category_ids, engine=engine)
+    evaluation = evaluate_lvis(truth.dataset, found, category_ids)
     result = _result(evaluation, LVIS_FIGURES, truth, found, category_ids, n_resamples=n_resamples)
     counts |= {"detections_not_verified": not_verified} | _outside(found, category_ids)
     return {**result, "counts": counts}
 
 
 def score_coco_rows(rows: Sequence[Row], found: Sequence[Sequence[tuple]], *, n_resamples: int = 1000) -> dict:
-    """As `score_coco`, of vrft's own rows; found: as for `average_precision`. Figures are None without gold."""
+    """As `score_coco_detections`, of vrft's own rows; found: as for `average_precision`. Figures are None without gold."""
     dataset, detections = as_coco(rows, found)
     asked = asked_names(rows)
     for category in dataset["categories"]:
@@ -108,7 +107,7 @@ def score_coco_rows(rows: Sequence[Row], found: Sequence[Sequence[tuple]], *, n_
         metrics = {name: _metric(None, len(dataset["images"]), None) for name in COCO_FIGURES}
         return {"metrics": metrics, "per_class": {}, "absent_classes": sorted(asked.values()), "counts": counts}
     category_ids = list(truth.class_names)
-    evaluation = evaluate_coco(dataset, detections, category_ids, engine="official")
+    evaluation = evaluate_coco(dataset, detections, category_ids)
     result = _result(evaluation, COCO_FIGURES, truth, detections, category_ids, n_resamples=n_resamples)
     absent = sorted(set(asked.values()) - result["per_class"].keys())
     return {**result, "absent_classes": absent, "counts": counts}
@@ -116,9 +115,10 @@ def score_coco_rows(rows: Sequence[Row], found: Sequence[Sequence[tuple]], *, n_
 
 def _chosen(classes: str | Sequence[str] | None, truth: Truth) -> list:
     """The ids of the chosen classes by rising id, of all where none are chosen."""
-    names = read_class_names(classes)
+    if classes is None:
+        return sorted(truth.class_names)
     source = f"classes={classes}" if isinstance(classes, str) else "classes"
-    return sorted(truth.class_names if names is None else truth.ids_of(names, source))
+    return sorted(truth.ids_of(read_class_names(classes, key="classes"), source))
 
 
 def _outside(detections: Sequence[dict], category_ids: Collection) -> dict[str, int]:
@@ -136,7 +136,7 @@ def _result(
 ) -> dict:
     n_images, intervals, class_intervals = len(truth.image_ids), {}, {}
     frequency_of = {one["id"]: one.get("frequency", "") for one in truth.dataset["categories"]}
-    if evaluation.matches is not None and n_images:
+    if n_images:
         counts = draw_counts(n_images, n_resamples=n_resamples)
         samples = class_samples(evaluation.matches, counts, figures)
         means = mean_samples(samples, figures, [frequency_of[number] for number in category_ids])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from vrft.errors import UserError
 from vrft.evaluate.bootstrap import (
     COCO_FIGURES,
-    LVIS_FIGURES,
     Figure,
     Matches,
     class_samples,
@@ -184,57 +181,23 @@ class Evaluation:
 
     figures: each in [0, 1], by name; None without gold.
     by_class: `{figure: (K,)}` over the classes by rising id, the figures of groups aside; NaN without gold.
-    matches: for resampling; None where the engine keeps them to itself.
+    matches: for resampling.
     """
 
     figures: dict[str, float | None]
     by_class: dict[str, np.ndarray]
-    matches: Matches | None
+    matches: Matches
 
 
-def evaluate_coco(dataset: dict, detections: Sequence[dict], category_ids: Collection, *, engine: str) -> Evaluation:
+def evaluate_coco(dataset: dict, detections: Sequence[dict], category_ids: Collection) -> Evaluation:
     """COCO's figures of boxes, over these categories."""
-    if engine == "faster":
-        return _evaluate_faster(dataset, detections, category_ids, figures=COCO_FIGURES, limits=[1, 10, COCO_LIMIT])
     evaluator = evaluate_boxes(dataset, detections, category_ids=category_ids)
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
-    by_class = _by_class(precision, recall, COCO_FIGURES, evaluator.params.areaRngLbl, evaluator.params.maxDets)
+    by_class = figures_by_class(precision, recall, COCO_FIGURES, evaluator.params.areaRngLbl, evaluator.params.maxDets)
     return Evaluation(official_figures(evaluator), by_class, coco_matches(evaluator))
 
 
-def _evaluate_faster(
-    dataset: dict,
-    detections: Sequence[dict],
-    category_ids: Collection,
-    *,
-    figures: Mapping[str, Figure],
-    limits: list[int],
-) -> Evaluation:
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError as error:
-        raise UserError(
-            f"engine=faster needs faster-coco-eval, which cannot be loaded ({error}); pip install 'vrft[faster]', or "
-            "leave engine=official"
-        ) from None
-    is_lvis = figures is LVIS_FIGURES
-    quiet = {"print_function": lambda *_: None}
-    gold = COCO(copy.deepcopy(dataset), **quiet)
-    found = gold.loadRes([dict(one) for one in detections])
-    evaluator = COCOeval_faster(gold, found, "bbox", lvis_style=is_lvis, **quiet)
-    evaluator.params.catIds, evaluator.params.maxDets = sorted(category_ids), limits
-    evaluator.evaluate()
-    evaluator.accumulate()
-    precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
-    by_class = _by_class(precision, recall, figures, evaluator.params.areaRngLbl, limits)
-    frequency_of = {one["id"]: one.get("frequency", "") for one in dataset["categories"]}
-    frequencies = [frequency_of[number] for number in sorted(category_ids)]
-    means = mean_samples({name: values[:, None] for name, values in by_class.items()}, figures, frequencies)
-    known = {name: None if np.isnan(values[0]) else float(values[0]) for name, values in means.items()}
-    return Evaluation(known, by_class, None)
-
-
-def _by_class(
+def figures_by_class(
     precision: np.ndarray, recall: np.ndarray, figures: Mapping[str, Figure], areas: Sequence[str], limits: list[int]
 ) -> dict[str, np.ndarray]:
     """The official tables, precision (T, recall thresholds, K, A, limits) and recall (T, K, A, limits), by class.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vrft.errors import raise_all
 from vrft.evaluate.bootstrap import mean_with_interval
-from vrft.evaluate.box_files import score_coco, score_coco_rows, score_lvis
+from vrft.evaluate.box_files import score_coco_detections, score_coco_rows, score_lvis_detections
 from vrft.evaluate.coco import asked_boxes
 from vrft.evaluate.protocols import questions_not_asked, row_faults, scorer_for
 from vrft.evaluate.score import answered_boxes, score_completions
@@ -61,7 +61,7 @@ def _score_by_annotations(config: Mapping, rows: Sequence[Row], answers: Sequenc
 
     Gold that no row asked for cannot be found: it counts as missed, and is counted; `coco_asked` leaves it out.
     """
-    from vrft.evaluate.annotations import read_truth
+    from vrft.evaluate.truth import read_truth
     from vrft.evaluate.detections import asked_pairs, detections_of
 
     protocol = config["protocol"]
@@ -74,14 +74,13 @@ def _score_by_annotations(config: Mapping, rows: Sequence[Row], answers: Sequenc
     asked_ids = {number for _, number in pairs}
     options = {
         "classes": config["classes"] or [name for number, name in whole.class_names.items() if number in asked_ids],
-        "engine": config["engine"],
         "n_resamples": protocol["n_resamples"],
     }
     if protocol["scorer"] == "lvis":
-        result = score_lvis(truth, found, **options)
+        result = score_lvis_detections(truth, found, **options)
     else:
         exist_map = Path(config["exist_map"]) if config["exist_map"] else None
-        result = score_coco(truth, found, asked=protocol.get("asked") or "all", exist_map=exist_map, **options)
+        result = score_coco_detections(truth, found, asked=protocol.get("asked") or "all", exist_map=exist_map, **options)
     judged = {*result["per_class"], *result["absent_classes"]}
     judged_ids = {number for number, name in whole.class_names.items() if name in judged}
     gold = [(one["image_id"], one["category_id"]) for one in truth.dataset["annotations"] if not one.get("iscrowd")]

@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vrft.errors import UserError, raise_all
-from vrft.evaluate.annotations import Truth, box_fault, is_in, is_number, nearest, read_json
+from vrft.data.annotations import is_number, xywh_fault
+from vrft.data.readers import read_json
+from vrft.errors import UserError, raise_all, suggestion
+from vrft.evaluate.truth import Truth
 from vrft.tasks.answers import normal_name
 from vrft.tasks.rows import Row
 
 _FORM = "[{image_id, category_id, bbox: [x, y, width, height], score}, …]"
-_SHARD = re.compile(r"(\d+)[-_]of[-_](\d+)")
 
 
 def read_detections(paths: Sequence[Path], truth: Truth) -> tuple[list[dict], int]:
-    """The detections of one results file, or of several shards of one, in their order, and how many images are in
-    several files.
+    """The detections of one results file or of several, in their order, and how many images are in several files.
 
     Each is `{image_id, category_id, bbox, score}`; an empty list is allowed, and duplicates stay. Raises `UserError`
     that lists what is wrong, by file and number from 0: a score that is not finite, a box of no size, an unknown image
-    or category, a file all of whose detections another file holds too, a file that is given twice, and one missing of
-    NAME-1-of-3, NAME-2-of-3, ….
+    or category, a file all of whose detections other files hold too, and a file that is given twice.
     """
-    faults = list(_shard_faults(paths))
+    times = Counter(path.resolve() for path in paths)
+    faults = [f"{path.name} is given {n} times; once is right" for path, n in times.items() if n > 1]
     detections: list[dict] = []
     files_of: dict[tuple, set[int]] = {}
     image_ids, category_ids = truth.image_ids, truth.class_names
     for number_of_file, path in enumerate(paths):
-        content = read_json(path)
+        content = read_json(path, key="detections")
         if not isinstance(content, list):
             keys = f" with {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else ""
             raise UserError(f"detections={path} holds a {type(content).__name__}{keys}; a list is needed: {_FORM}")
@@ -101,7 +100,7 @@ def read_exist_map(path: Path, truth: Truth) -> tuple[dict[Any, set], dict[str, 
     the annotations lack are counted: a subset may be scored by the map of the whole. Raises `UserError` for unknown
     category names, and for another form.
     """
-    content = read_json(path)
+    content = read_json(path, key="exist_map")
     if not isinstance(content, dict) or not all(
         isinstance(names, list) and all(isinstance(name, str) for name in names) for names in content.values()
     ):
@@ -109,7 +108,7 @@ def read_exist_map(path: Path, truth: Truth) -> tuple[dict[Any, set], dict[str, 
     ids = {str(number): number for number in truth.image_ids}
     by_name = {name: number for number, name in truth.class_names.items()}
     faults = [
-        f"{path.name}, image {image}: {name!r} is no class of {truth.source}; {nearest(name, by_name)}"
+        f"{path.name}, image {image}: {name!r} is no class of {truth.source}; {suggestion(name, by_name)}"
         f"known: {', '.join(list(by_name)[:5])} …"
         for image, names in content.items()
         for name in names
@@ -135,13 +134,13 @@ def asked_pairs(rows: Sequence[Row], truth: Truth) -> list[set[tuple]]:
     faults, pairs = [], []
     for row in rows:
         own = set()
-        if not is_in(row.get("image_id"), image_ids):
+        if not _is_in(row.get("image_id"), image_ids):
             faults.append(f"row {row['row_id']}: image_id is {row.get('image_id')!r}")
         elif "categories" in row:
             unknown = [name for name in row["categories"] if name not in ids]
             faults += [f"row {row['row_id']}: the category {name!r} is no class there" for name in unknown]
             own = {(row["image_id"], ids[name]) for name in row["categories"] if name in ids}
-        elif not is_in(row.get("category_id"), names):
+        elif not _is_in(row.get("category_id"), names):
             faults.append(f"row {row['row_id']}: category_id is {row.get('category_id')!r}")
         elif normal_name(names[row["category_id"]]) != normal_name(row.get("category", "")):
             here, there = row.get("category"), names[row["category_id"]]
@@ -178,6 +177,11 @@ def _ids_by_name(truth: Truth) -> dict[str, Any]:
     return normal | {name: number for number, name in truth.class_names.items()}
 
 
+def _is_in(value: Any, known: Collection) -> bool:
+    """True if the value is an id that is known; never raises on what JSON can hold."""
+    return isinstance(value, int | float | str) and not isinstance(value, bool) and value in known
+
+
 def _identity(one: Mapping) -> tuple:
     return (one["image_id"], one["category_id"], *one["bbox"], one["score"])
 
@@ -191,21 +195,9 @@ def _detection_faults(one: Any, image_ids: Collection, category_ids: Collection,
         yield f"{', '.join(missing)} missing; the keys are {', '.join(map(str, one))}; needed: {_FORM}"
         return
     for key, known in (("image_id", image_ids), ("category_id", category_ids)):
-        if not is_in(one[key], known):
+        if not _is_in(one[key], known):
             yield f"{key} is {str(one[key])[:60]!r}, which {source} does not have; the id of one of its own is needed"
     if not is_number(one["score"]):
         yield f"score is {str(one['score'])[:60]!r}; a finite number is needed"
-    if fault := box_fault(one):
+    if fault := xywh_fault(one["bbox"]):
         yield fault
-
-
-def _shard_faults(paths: Sequence[Path]) -> Iterator[str]:
-    for path, n in Counter(path.resolve() for path in paths).items():
-        if n > 1:
-            yield f"{path.name} is given {n} times; once is right"
-    shards = [(path.name, *map(int, found.groups())) for path in paths if (found := _SHARD.search(path.name))]
-    for n_shards in {total for _, _, total in shards}:
-        numbers = sorted(number for _, number, total in shards if total == n_shards)
-        first = 0 if 0 in numbers else 1
-        if missing := sorted(set(range(first, first + n_shards)) - set(numbers)):
-            yield f"of {n_shards} shards {numbers} are given; {missing} must be given too"

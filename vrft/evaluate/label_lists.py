@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from vrft.errors import UserError, raise_all
-from vrft.evaluate.annotations import nearest, read_class_names
+from vrft.data.class_names import read_class_names, read_pth_labels
+from vrft.errors import UserError, raise_all, suggestion
 from vrft.evaluate.bootstrap import mean_with_interval
 from vrft.files import numbered_rows
 from vrft.tasks.answers import normal_name
@@ -42,7 +41,7 @@ def score_label_file(path: Path, *, classes: str | Sequence[str] | None = None, 
     classes: the names of all classes, or a file of them, by which those without an image are listed as absent.
     Raises `UserError` that lists what is wrong with the file, by line or entry.
     """
-    names = read_class_names(classes)
+    names = None if classes is None else read_class_names(classes, key="classes")
     has_numbers = path.suffix in (".pth", ".pt")
     answers = _read_numbers(path, names) if has_numbers else _read_lines(path, names)
     metrics = {"accuracy": mean_with_interval([one.is_right for one in answers], n_resamples=n_resamples)}
@@ -109,49 +108,23 @@ def _line_faults(row: dict, names: list[str] | None) -> Iterator[str]:
     if row["prediction"] is not None and not isinstance(row["prediction"], str):
         yield f"prediction is {str(row['prediction'])[:60]!r}; a name is needed, or null for an unreadable answer"
     if names is not None and isinstance(row["label"], str) and row["label"] not in names:
-        yield f"label is {row['label']!r}; {nearest(row['label'], names)}one of the {len(names)} classes is needed"
+        yield f"label is {row['label']!r}; {suggestion(row['label'], names)}one of the {len(names)} classes is needed"
 
 
 def _read_numbers(path: Path, names: list[str] | None) -> list[Answer]:
-    import pickle
-
-    import torch
-
-    form = "[{image path: {label: number, pred_class: numbers}}, …]"
-    try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
-    except FileNotFoundError:
-        raise UserError(f"cases={path}: there is no such file") from None
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"cases={path}: cannot be loaded ({reason}); tensors and plain values are needed") from None
-    if not isinstance(content, list):
-        raise UserError(f"cases={path} holds a {type(content).__name__}; a list is needed: {form}")
     faults, answers = [], []
-    for number, entry in enumerate(content):
-        try:
-            [(image, found)] = entry.items()
-            label, prediction = _first_number(found["label"]), _first_number(found["pred_class"])
-        except (AttributeError, KeyError, TypeError, ValueError, IndexError, RuntimeError):
-            faults.append(f"{path.name}, entry {number}: {str(entry)[:80]!r} found; needed: {form}")
+    for number, image, label, prediction in read_pth_labels(path, faults, key="cases"):
+        if prediction is None:
+            faults.append(f"{path.name}, row {number}: pred_class is missing; the predicted numbers are needed")
             continue
         wrong = [one for one in (label, prediction) if one < 0 or (names is not None and one >= len(names))]
         faults += [
-            f"{path.name}, entry {number}: class {one}; the {len(names or ())} classes count from 0" for one in wrong
+            f"{path.name}, row {number}: class {one}; the {len(names or ())} classes count from 0" for one in wrong
         ]
         if not wrong:
             written = [names[one] if names else str(one) for one in (label, prediction)]
-            answers.append(Answer(str(image), *written, is_right=label == prediction))
+            answers.append(Answer(image, *written, is_right=label == prediction))
     return _all_right(answers, faults, path)
-
-
-def _first_number(value: Any) -> int:
-    """The first of one number or several, of a tensor or plain; ValueError where it is not whole."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    value = value[0] if isinstance(value, list) else value
-    if isinstance(value, bool) or value != int(value):
-        raise ValueError(value)
-    return int(value)
 
 
 def _all_right(answers: list[Answer], faults: list[str], path: Path) -> list[Answer]:

@@ -1,43 +1,29 @@
-"""TODO"""
+"""Box AP and AR of LVIS by the official `lvis`, and what that package needs to run quietly today."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib
 import logging
 import types
-import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from vrft.errors import UserError
-from vrft.evaluate.bootstrap import (
-    LVIS_FIGURES,
-    lvis_matches,
-)
-from vrft.evaluate.coco import (
-    LVIS_LIMIT,
-    Evaluation,
-    _by_class,
-    _evaluate_faster,
-)
-from vrft.evaluate.opencv import _opencv_message
+from vrft.evaluate.bootstrap import LVIS_FIGURES, lvis_matches
+from vrft.evaluate.coco import LVIS_LIMIT, Evaluation, figures_by_class
+from vrft.evaluate.opencv import import_opencv
 
 
-def evaluate_lvis(dataset: dict, detections: Sequence[dict], category_ids: Collection, *, engine: str) -> Evaluation:
+def evaluate_lvis(dataset: dict, detections: Sequence[dict], category_ids: Collection) -> Evaluation:
     """LVIS's figures of boxes, over these categories; the 300 surest of an image are taken of all categories."""
-    if engine == "faster":
-        surest = _surest(detections, LVIS_LIMIT)  # this engine would take 300 of each category
-        return _evaluate_faster(dataset, surest, category_ids, figures=LVIS_FIGURES, limits=[LVIS_LIMIT])
-    with lvis_package() as lvis:
-        evaluator = _lvis_evaluator(lvis, dataset, detections)
-        evaluator.params.cat_ids = sorted(category_ids)
-        evaluator.run()
+    evaluator = _lvis_evaluator(import_lvis(), dataset, detections)
+    evaluator.params.cat_ids = sorted(category_ids)
+    evaluator.run()
     found = {name: None if value < 0 else float(value) for name, value in evaluator.get_results().items()}
     precision, recall = (evaluator.eval[key][..., None] for key in ("precision", "recall"))
-    by_class = _by_class(precision, recall, LVIS_FIGURES, evaluator.params.area_rng_lbl, [LVIS_LIMIT])
+    by_class = figures_by_class(precision, recall, LVIS_FIGURES, evaluator.params.area_rng_lbl, [LVIS_LIMIT])
     return Evaluation({name: found[name] for name in LVIS_FIGURES}, by_class, lvis_matches(evaluator))
 
 
@@ -58,61 +44,23 @@ def _lvis_evaluator(lvis, dataset: dict, detections: Sequence[dict]):
     return lvis.LVISEval(gold, found, iou_type="bbox")
 
 
-def _surest(detections: Sequence[dict], most: int) -> list[dict]:
-    """The surest detections of each image; of equal ones the earlier."""
-    by_image: dict = {}
-    for one in detections:
-        by_image.setdefault(one["image_id"], []).append(one)
-    return [
-        one
-        for own in by_image.values()
-        for one in (sorted(own, key=lambda one: -one["score"])[:most] if len(own) > most else own)
-    ]
+def import_lvis() -> types.ModuleType:
+    """The package `lvis`, quiet and on any numpy. Raises `UserError` where it or its OpenCV cannot be imported.
 
-
-@contextlib.contextmanager
-def lvis_package() -> Iterator[types.ModuleType]:
-    """The package `lvis` for the length of the block, on any numpy and quiet.
-
-    Release 0.5.3 asks numpy for `float`, which numpy 1.24 dropped; configures the root logger when it is imported;
-    warns of what is checked already; and imports OpenCV for pictures that nobody asked for. All of it is put back.
-    Raises `UserError` where it cannot be imported.
+    Release 0.5.3 asks numpy for `float`, which numpy 1.24 dropped: it is given back, as the builtin that it was. It
+    configures the root logger when it is imported, which is undone, and warns of what is checked already.
     """
-    try:
-        with _logging_kept():
-            package = importlib.import_module("lvis")
-    except ImportError as error:
-        if "lvis" in str(getattr(error, "name", "")):
-            raise UserError(f"the package lvis is not installed ({error}); pip install 'lvis>=0.5.3'") from None
-        raise UserError(_opencv_message("the package lvis, the official scorer of LVIS,", error)) from None
-    evaluator, logger = importlib.import_module("lvis.eval"), logging.getLogger("lvis")
-    level = logger.level
-    evaluator.np = _numpy_with_float()
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of logger.warn
-            yield package
-    finally:
-        evaluator.np = np
-        logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _logging_kept() -> Iterator[None]:
-    """Handlers and level of the root logger, as they were before the block."""
+    import_opencv("the package lvis, the official scorer of LVIS,")
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:
-        yield
+        package = importlib.import_module("lvis")
+    except ImportError as error:
+        raise UserError(f"the package lvis is not installed ({error}); pip install 'lvis>=0.5.3'") from None
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
-
-
-def _numpy_with_float() -> types.ModuleType:
-    """A module that has `float` and everything that numpy has; numpy itself is left alone."""
-    module = types.ModuleType("numpy_with_float")
-    module.float = float
-    module.__getattr__ = lambda name: getattr(np, name)
-    return module
+    logging.getLogger("lvis").setLevel(logging.ERROR)
+    if "float" not in vars(np):
+        np.float = float
+    return package

@@ -9,17 +9,21 @@ null is no prediction, an empty mask.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as masks
 
-from vrft.evaluate.annotations import is_number
+from vrft.data.annotations import is_number
 from vrft.tasks.boxes import clip_to_image
 from vrft.tasks.rows import Row
 
 CASE = "{height, width, shapes: [{label, points}, …], pred_box: [x1, y1, x2, y2] or pred_mask: {size, counts}}"
 _MOST_PIXELS, _FARTHEST = 100_000_000, 1_000_000
+_COMPRESSED = re.compile("(?:[P-o]{0,5}[0-O])+")
+"""Numbers of up to six characters of five bits; all but a number's last also carry the bit that says "more"."""
 
 
 def mask_case(row: Row, xyxy: Sequence[float] | None) -> dict[str, Any]:
@@ -62,36 +66,29 @@ def predicted_mask(case: Mapping) -> np.ndarray:
 
 
 def _decoded(lengths: Mapping) -> np.ndarray:
-    """The mask of COCO's run lengths: down the columns, outside and inside by turns.
+    """The mask of COCO's run lengths, a list or the compressed text. Raises ValueError for other than its own pixels.
 
-    `pycocotools.mask.decode` leaves the pixels that the counts do not reach as the memory has them, so it is not used.
+    `pycocotools` refuses counts of too many pixels, but leaves those that the counts do not reach as the memory has
+    them, and reads past the end of a text whose last number is cut. So both are looked for here.
     """
     (height, width), counts = lengths["size"], lengths["counts"]
-    counts = _run_lengths(counts) if isinstance(counts, str) else counts
-    if min(counts, default=0) < 0 or sum(counts) != height * width:
-        raise ValueError(f"its counts are of {sum(counts)} pixels, the case's mask is {height} × {width}")
-    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
+    if isinstance(counts, list):
+        if sum(counts) != height * width:
+            raise ValueError(f"its counts are of {sum(counts)} pixels, the case's mask is {height} × {width}")
+        return masks.decode(masks.frPyObjects(dict(lengths), height, width)).astype(bool)
+    if not _COMPRESSED.fullmatch(counts):
+        raise ValueError(f"{counts[:20]!r} is no compressed text of COCO's")
+    if _fits(counts, height * width - 1):
+        raise ValueError(f"its counts are of fewer pixels than the case's mask, {height} × {width}")
+    return masks.decode(dict(lengths)).astype(bool)
 
 
-def _run_lengths(text: str) -> list[int]:
-    """The counts that COCO's compressed text holds: five bits a character and one that says "more", with a sign, and
-    from the fourth on as the difference to the count two before. Raises ValueError for another text."""
-    counts, number, shift = [], 0, 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift > 60:
-            raise ValueError(f"{text[:20]!r} is no compressed text of COCO's")
-        number |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            number -= 1 << shift
-        counts.append(number + (counts[-2] if len(counts) > 2 else 0))
-        number, shift = 0, 0
-    if shift:
-        raise ValueError(f"{text[-20:]!r} ends within a number")
-    return counts
+def _fits(counts: str, n_pixels: int) -> bool:
+    try:
+        masks.decode({"size": [1, n_pixels], "counts": counts})
+    except ValueError:
+        return False
+    return True
 
 
 def case_faults(case: Any) -> Iterator[str]:

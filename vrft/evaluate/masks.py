@@ -17,8 +17,8 @@ import numpy as np
 from PIL.Image import Image
 from tqdm import tqdm
 
+from vrft.data.readers import read_json
 from vrft.errors import UserError, raise_all
-from vrft.evaluate.annotations import read_json
 from vrft.evaluate.bootstrap import mean_with_interval, percentile_interval
 from vrft.evaluate.mask_cases import CASE, case_faults, clipped_box, predicted_mask, prediction_of
 from vrft.evaluate.opencv import import_opencv
@@ -38,7 +38,7 @@ def score_mask_file(
     mask_of: makes a mask of each predicted box, which is else filled.
     Raises `UserError` that lists what is wrong with the file, by case.
     """
-    cases = read_json(path)
+    cases = read_json(path, key="cases")
     if not isinstance(cases, list) or not cases:
         raise UserError(f"cases={path} holds {str(cases)[:60]}; a list of cases is needed, each {CASE}")
     faults = [f"{path.name}, case {number}: {fault}" for number, one in enumerate(cases) for fault in case_faults(one)]

@@ -1,4 +1,4 @@
-"""Official packages that do more than their work when they are imported: imported without it."""
+"""OpenCV, which cannot be loaded on machines without a screen's libraries: the message says what to install."""
 
 from __future__ import annotations
 
@@ -13,12 +13,8 @@ def import_opencv(what: str) -> types.ModuleType:
     try:
         return importlib.import_module("cv2")
     except ImportError as error:
-        raise UserError(_opencv_message(what, error)) from None
-
-
-def _opencv_message(what: str, error: ImportError) -> str:
-    return (
-        f"{what} needs OpenCV, which cannot be loaded here: {error}. Install what is missing (on Debian and Ubuntu: "
-        "apt-get install libgl1 libglib2.0-0), or the build that needs no screen: pip uninstall opencv-python, then "
-        "pip install opencv-python-headless"
-    )
+        raise UserError(
+            f"{what} needs OpenCV, which cannot be loaded here: {error}. Install what is missing (on Debian and "
+            "Ubuntu: apt-get install libgl1 libglib2.0-0), or the build that needs no screen: pip uninstall "
+            "opencv-python, then pip install opencv-python-headless"
+        ) from None

@@ -62,16 +62,16 @@ def answered_boxes(scored: Mapping) -> list[tuple]:
     return [(box["xyxy"], box["confidence"], box["label"]) for box in scored["answer"] or []]
 
 
-def plain(answer: Any) -> Any:
+def answer_as_json(answer: Any) -> Any:
     """An answer as JSON holds it: records as objects, tuples as lists.
 
-    >>> plain(((0.0, 1.0), "seven"))
+    >>> answer_as_json(((0.0, 1.0), "seven"))
     [[0.0, 1.0], 'seven']
     """
     if hasattr(answer, "_asdict"):
-        return {name: plain(value) for name, value in answer._asdict().items()}
+        return {name: answer_as_json(value) for name, value in answer._asdict().items()}
     if isinstance(answer, list | tuple):
-        return [plain(value) for value in answer]
+        return [answer_as_json(value) for value in answer]
     return answer
 
 
@@ -80,7 +80,7 @@ def _scored_row(row: Row, parsed: Parsed, verdict: dict, task: Task) -> dict:
         "row_id": row["row_id"],
         "text": parsed.text,
         "is_truncated": parsed.is_truncated,
-        "answer": plain(parsed.answer),
+        "answer": answer_as_json(parsed.answer),
         "reason": parsed.reason,
         "terms": verdict["terms"],
         "total": verdict["total"],

@@ -21,7 +21,7 @@ from vrft.config.schema import Logging
 from vrft.config.secrets import is_secret_name, without_secrets
 from vrft.data.images import decode_upright
 from vrft.errors import UserError
-from vrft.evaluate.score import plain
+from vrft.evaluate.score import answer_as_json
 from vrft.report.draw import LabelledBox, boxes_of
 from vrft.report.sweep import CHILDREN
 from vrft.tasks import MixedTask, Task
@@ -166,7 +166,7 @@ def picture(row: Row, case: dict, *, task: Task | MixedTask, frame: Frame, root:
 
     parsed = task.parse(case["text"], row, frame, is_truncated=case["is_truncated"])
     gold = [] if isinstance(row["gold"], int) else boxes_of(row["gold"])
-    answered, name = boxes_of(plain(parsed.answer)), row.get("category") or "object"
+    answered, name = boxes_of(answer_as_json(parsed.answer)), row.get("category") or "object"
     image, _ = decode_upright(image_paths(row, root)[0].read_bytes())
     terms = ", ".join(f"{name} {value:.2f}" for name, value in case["terms"].items() if value is not None)
     caption = f"{row['row_id']}: reward {case['total']:.2f} ({terms})\n{case['text']}"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vrft.data import load_builder
 from vrft.data.annotations import read_annotations
-from vrft.data.coco import LISTS, names_of_list
+from vrft.data.class_names import LISTS, read_class_names
 from vrft.errors import UserError
 from vrft.tasks import load_task
 
@@ -221,9 +221,9 @@ def test_a_wrong_option_is_named(folder, options, words):
 
 def test_a_list_with_a_name_twice_is_refused(folder):
     (folder / "names.txt").write_text("cow\ncow\n")
-    assert "names.txt has 2 names, 1 of them different" in refusal(
-        write(folder, small_file()), classes=str(folder / "names.txt")
-    )
+    message = refusal(write(folder, small_file()), classes=str(folder / "names.txt"))
+    assert "names.txt" in message
+    assert "line 2: 'cow' is the class of line 1" in message
 
 
 def changed(part, position, **values):
@@ -262,7 +262,7 @@ BAD_ENTRIES = [
     (changed("images", 1, file_name="../secret.png"), "row 1-3: image '../secret.png'"),
     (changed("images", 1, file_name="gone.png"), "row 1-7: image 'gone.png' is missing"),
     (changed("categories", 0, name=""), "categories[0] (id 3): name is ''"),
-    (changed("categories", 0, name="cow"), "categories (id 9): the name 'cow' is that of category 3 too"),
+    (changed("categories", 0, name="cow"), "categories[2] (id 9): the name 'cow' is that of category 3 too"),
     (changed("categories", 0, id=7), "categories[1]: id 7 is that of an earlier entry"),
     ({**small_file(), "annotations": [3]}, "annotations[0]: int found; an object is right"),
 ]  # fmt: skip
@@ -389,7 +389,7 @@ def test_a_bad_federated_image_is_named(folder, values, words):
 
 
 def test_the_shipped_lists():
-    lists = {path.stem: names_of_list(path.stem, key="classes") for path in sorted(LISTS.glob("*.txt"))}
+    lists = {path.stem: read_class_names(path.stem, key="classes") for path in sorted(LISTS.glob("*.txt"))}
     assert {name: len(names) for name, names in lists.items()} == {
         "coco_base_65": 65,
         "coco_few_shot_8": 8,

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from vrft.data.class_names import read_class_list
+from vrft.data.class_names import read_class_names
 from vrft.data.folders import LAYOUTS, Options, build, read
 from vrft.errors import UserError
 from vrft.tasks import load_task
@@ -147,17 +147,17 @@ def test_a_folder_without_classes_is_refused(tmp_path):
         ("cat\n\ndog\n", "line 2 is blank"),
         ("cat\ndog\n\n", "line 3 is blank"),
         ("Maine_Coon\ndog\nmaine coon", r"line 3: 'maine coon' is the class of line 1 \('Maine_Coon'\)"),
-        ("", "is empty"),
+        ("", "names no class"),
         (b"caf\xe9\n", "not UTF-8"),
     ],
 )
 def test_class_lists(tmp_path, content, words):
     (tmp_path / "classes.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
     if words is None:
-        assert read_class_list(tmp_path / "classes.txt") == ["cat", "dog"]
+        assert read_class_names(str(tmp_path / "classes.txt"), key="dataset.classes", is_numbered=True) == ["cat", "dog"]
         return
     with pytest.raises(UserError, match=words):
-        read_class_list(tmp_path / "classes.txt")
+        read_class_names(str(tmp_path / "classes.txt"), key="dataset.classes", is_numbered=True)
 
 
 @pytest.fixture

@@ -215,11 +215,11 @@ def test_a_pickle_of_python_2_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, r"instances\.json cannot be read .* dataset\.instances names"),
-        ("[", r"instances\.json is not JSON"),
-        ("[]", "is not a file of `images` and `annotations`"),
-        ('{"images": [{"width": 3}], "annotations": []}', "each with an id"),
-        ('{"images": [], "annotations": [{"id": 1}, {"id": 1}]}', "1 of the annotations repeat an id"),
+        (None, r"dataset\.instances is .*instances\.json: there is no such file"),
+        ("[", r"instances\.json: not JSON"),
+        ("[]", "holds a list; an object with images, annotations is right"),
+        ('{"images": [{"width": 3}], "annotations": []}', r"instances\.json, images\[0\]: id is None; a whole number"),
+        ('{"images": [], "annotations": [{"id": 1}, {"id": 1}]}', r"annotations\[1\]: id 1 is that of an earlier entry"),
     ],
 )
 def test_annotations_that_cannot_be_used_are_refused(coco, content, words):

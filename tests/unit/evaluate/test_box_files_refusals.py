@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 
 import pytest
 from two_boxes import RIGHT, TRUTH, write
 
+from vrft.data.class_names import read_class_names
 from vrft.errors import UserError
-from vrft.evaluate.annotations import read_class_names, read_truth
+from vrft.evaluate.truth import read_truth
 from vrft.evaluate.box_files import score_coco_file, score_lvis_file
 
 
@@ -88,13 +90,8 @@ def test_a_results_file_of_another_form_is_refused(tmp_path, shards, words):
     assert all(word in str(refused.value) for word in words)
 
 
-def test_missing_and_repeated_shards_are_refused(tmp_path):
+def test_a_file_that_is_given_twice_is_refused(tmp_path):
     truth, [found] = write(tmp_path, TRUTH, RIGHT)
-    paths = [tmp_path / f"part-{i}-of-3.json" for i in (1, 3)]
-    for path, one in zip(paths, RIGHT, strict=True):
-        path.write_text(json.dumps([one]))
-    with pytest.raises(UserError, match=r"of 3 shards \[1, 3\] are given; \[2\] must be given too"):
-        score_coco_file(truth, paths)
     with pytest.raises(UserError, match=r"dt0.json is given 2 times"):
         score_coco_file(truth, [found, found])
 
@@ -102,17 +99,17 @@ def test_missing_and_repeated_shards_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("truth", "words"),
     [
-        ([], ["holds a list", "{images: […], annotations: […], categories: […]}"]),
-        ({"images": [], "annotations": [], "categories": "x"}, ["categories is x", "images is empty"]),
-        (broken(annotations={"image_id": 5}), ["annotation 0: image_id is 5"]),
-        (broken(annotations={"category_id": 5}), ["annotation 0: category_id is 5"]),
-        (broken(annotations={"bbox": [0, 0, 1, float("inf")]}), ["annotation 0: bbox is [0, 0, 1, inf]"]),
-        (broken(annotations={"area": None}), ["annotation 0: area is None"]),
-        (broken(annotations={"iscrowd": 2}), ["annotation 0: iscrowd is 2"]),
-        (broken(annotations={"id": 7}), ["annotation 7: this id stands twice"]),
-        (broken(images={"id": 2}), ["image 2: this id stands twice"]),
-        (broken(images={"id": "a"}), ["image number 0: id is 'a'"]),
-        (broken(categories={"name": "dog"}), ["category 2: name is 'dog'"]),
+        ([], ["holds a list", "an object with images, categories, annotations is right"]),
+        ({"images": [], "annotations": [], "categories": "x"}, ["categories is x", "images is []; a list with at least one entry"]),
+        (broken(annotations={"image_id": 5}), ["annotations[0] (id 0), image_id 5, category_id 1: image_id is 5"]),
+        (broken(annotations={"category_id": 5}), ["annotations[0] (id 0), image_id 1, category_id 5: category_id is 5"]),
+        (broken(annotations={"bbox": [0, 0, 1, float("inf")]}), ["annotations[0] (id 0), image_id 1, category_id 1: bbox is [0, 0, 1, inf]"]),
+        (broken(annotations={"area": None}), ["annotations[0] (id 0), image_id 1, category_id 1: area is None"]),
+        (broken(annotations={"iscrowd": 2}), ["annotations[0] (id 0), image_id 1, category_id 1: iscrowd is 2"]),
+        (broken(annotations={"id": 7}), ["annotations[1]: id 7 is that of an earlier entry too"]),
+        (broken(images={"id": 2}), ["images[1]: id 2 is that of an earlier entry too"]),
+        (broken(images={"id": "a"}), ["images[0]: id is 'a'"]),
+        (broken(categories={"name": "dog"}), ["categories[1] (id 2): the name 'dog' is that of category 1 too"]),
     ],
 )
 def test_wrong_annotations_are_refused_by_id(tmp_path, truth, words):
@@ -126,16 +123,19 @@ def test_all_faults_are_shown_together_and_lvis_needs_its_own_fields(tmp_path):
     path, shards = write(tmp_path, TRUTH, RIGHT)
     with pytest.raises(UserError) as refused:
         score_lvis_file(path, shards)
-    assert len(str(refused.value).splitlines()) == 1 + 2 + 2 * 2  # a frequency a category, two lists an image
-    assert "gt.json, image 1: neg_category_ids is None" in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1 + 2 + 2  # a frequency a category, two lists an image
+    lists = "neg_category_ids is None; .*; not_exhaustive_category_ids is None"
+    for position, number in ((0, 1), (1, 2)):
+        assert f"gt.json, categories[{position}] (id {number}): frequency is None" in str(refused.value)
+        assert re.search(rf"gt.json, images\[{position}\] \(id {number}\): {lists}", str(refused.value))
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"{", "not a JSON file"),
-        (b"\xff\xfe", "not a JSON file"),
-        (b"[" * 100_000, "not a JSON file"),
+        (b"{", "not JSON"),
+        (b"\xff\xfe", "not UTF-8 \\(byte 0"),
+        (b"[" * 100_000, "not JSON"),
         (None, "no such"),
     ],
 )
@@ -150,8 +150,13 @@ def test_files_that_cannot_be_read_are_named(tmp_path, content, words):
 
 @pytest.mark.parametrize(
     ("classes", "words"),
-    [("nowhere.txt", "no such file"), ([], "names no class"), (["cat", "dog", "cat"], r"names \['cat'\] twice")],
+    [
+        ("nowhere.txt", "no list and no file"),
+        ([], "names no class"),
+        (["cat", "dog", "cat"], "name 3: 'cat' is the class of name 1"),
+        (["cat", " "], "name 2 is blank"),
+    ],
 )
 def test_wrong_class_names_are_refused(classes, words):
     with pytest.raises(UserError, match=words):
-        read_class_names(classes)
+        read_class_names(classes, key="classes")

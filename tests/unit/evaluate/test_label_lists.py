@@ -96,7 +96,7 @@ class Payload:
 def test_a_pth_runs_no_code(tmp_path, capsys):
     path = tmp_path / "list.pth"
     torch.save([Payload()], path)
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="cannot be read as tensors"):
         score_label_file(path)
     assert "payload" not in capsys.readouterr().out
 
@@ -104,11 +104,11 @@ def test_a_pth_runs_no_code(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "classes", "words"),
     [
-        ({"a": 1}, None, "a list is needed"),
-        ([1], None, "entry 0"),
-        ([{"a.jpg": {"label": torch.tensor(0)}}], None, "entry 0"),
-        ([{"a.jpg": {"label": torch.tensor(0), "pred_class": torch.tensor([])}}], None, "entry 0"),
-        ([{"a.jpg": {"label": torch.tensor(2), "pred_class": torch.tensor([0])}}], ["cat", "dog"], "entry 0: class 2"),
+        ({"a": 1}, None, "a list of"),
+        ([1], None, "row 1"),
+        ([{"a.jpg": {"label": torch.tensor(0)}}], None, "row 1"),
+        ([{"a.jpg": {"label": torch.tensor(0), "pred_class": torch.tensor([])}}], None, "row 1"),
+        ([{"a.jpg": {"label": torch.tensor(2), "pred_class": torch.tensor([0])}}], ["cat", "dog"], "row 1: class 2"),
         ([], None, "holds no case"),
     ],
 )
