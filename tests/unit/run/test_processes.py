@@ -366,9 +366,9 @@ def test_a_worker_whose_parent_is_killed_ends_and_in_training_saves(tmp_path, so
     parent = f"""
 import sys
 from pathlib import Path
-from vrft import launching
-launching.worker_command = lambda run_dir, config: [sys.executable, "-c", {source!r}, str(run_dir)]
-launching.start_worker(Path({str(tmp_path)!r}), {settings()!r})
+from vrft.run import processes
+processes.worker_command = lambda run_dir, config: [sys.executable, "-c", {source!r}, str(run_dir)]
+processes.start_worker(Path({str(tmp_path)!r}), {settings()!r})
 """
     process = subprocess.Popen([sys.executable, "-c", parent])
     while not ((tmp_path / "ready").exists() and (tmp_path / "ready").read_text()):

@@ -208,7 +208,7 @@ def test_what_a_jobs_end_means(states, capsys, answers, said, code, words):
     (run_dir / "slurm" / "7_0_log.out").write_text("begin\nwhat went wrong\n")
     if said is not None:
         whole = {"job": "7", "restarts": 0, "is_requeued": False} | said
-        slurm.note_end(run_dir, job_id=whole.pop("job"), **whole)
+        slurm_job.note_end(run_dir, job_id=whole.pop("job"), **whole)
     assert slurm.follow(run_dir, "7") == code
     told = capsys.readouterr().err
     for one in words:
