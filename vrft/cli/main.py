@@ -32,9 +32,8 @@ import vrft
 from vrft.config.freeze import freeze, freeze_plain, plain
 from vrft.config.hydra import careful_environment, careful_hydra, composition_message
 from vrft.config.package_files import config_folder
-from vrft.errors import USER_ERROR, UserError, suggestion
+from vrft.errors import ExitCode, UserError, suggestion
 
-INTERRUPTED = 130
 _ONLY_IN_SWEEPS = re.compile(r"\+*~?hydra\.(launcher|sweeper|sweep)\b")
 
 
@@ -106,14 +105,14 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
-        return 0 if arguments else USER_ERROR
+        return 0 if arguments else ExitCode.USER_ERROR
     if arguments[0] == "--version":
         print(f"vrft {vrft.__version__}")
         return 0
     verb, *overrides = arguments
     if verb not in VERBS:
         print(f"vrft: no verb {verb!r}; {suggestion(verb, VERBS)}known: {', '.join(VERBS)}", file=sys.stderr)
-        return USER_ERROR
+        return ExitCode.USER_ERROR
     if "--help" in overrides or "-h" in overrides:
         print(verb_help(verb))
         return 0
@@ -124,11 +123,11 @@ def run_verb(verb: str, overrides: list[str]) -> int:
     """Compose the verb's config with Hydra and do its job; every mistake becomes a message on stderr."""
     if rerun := next((override for override in overrides if override.startswith("--e")), None):
         print(f"vrft {verb}: {rerun}: a pickle, which could run code, is never loaded", file=sys.stderr)
-        return USER_ERROR
+        return ExitCode.USER_ERROR
     if not VERBS[verb].is_swept and {"-m", "--multirun"} & set(overrides):
         swept = " and ".join(name for name, known in VERBS.items() if known.is_swept)
         print(f"vrft {verb}: -m is for {swept}; this verb runs once, so leave it out", file=sys.stderr)
-        return USER_ERROR
+        return ExitCode.USER_ERROR
     sys.argv = [f"vrft {verb}", *overrides]
     asked, started = os.environ.get("HYDRA_FULL_ERROR"), time.time()
     if SweepFiles not in Plugins.instance().discover(SearchPathPlugin):
@@ -140,7 +139,7 @@ def run_verb(verb: str, overrides: list[str]) -> int:
             return _run(verb, config)
         except (UserError, OSError) as error:
             print(f"{sys.argv[0]}: {error}", file=sys.stderr)
-            raise SystemExit(USER_ERROR) from None
+            raise SystemExit(ExitCode.USER_ERROR) from None
 
     app = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(job)
     try:
@@ -151,15 +150,15 @@ def run_verb(verb: str, overrides: list[str]) -> int:
 
             return finish(Path(composed.sweep_dir), since=started)
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else USER_ERROR * bool(end.code)
+        return end.code if isinstance(end.code, int) else ExitCode.USER_ERROR * bool(end.code)
     except KeyboardInterrupt:
         print(f"vrft {verb}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UserError) as error:
         if asked == "1":
             raise
         print(f"vrft {verb}: {composition_message(error)}", file=sys.stderr)
-        return USER_ERROR
+        return ExitCode.USER_ERROR
     return 0
 
 
@@ -174,7 +173,7 @@ def _run(verb: str, config: DictConfig) -> float | None:
     warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers: nobody here can act
     record = {"choices": choices, "overrides": overrides} if VERBS[verb].is_swept else {}
     code = importlib.import_module(f"vrft.cli.{verb}").run(frozen, **record)
-    if code == INTERRUPTED:
+    if code == ExitCode.INTERRUPTED:
         raise KeyboardInterrupt
     if code:
         raise SystemExit(code)

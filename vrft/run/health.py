@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vrft.errors import SIGNALLED
 from vrft.files import write_text_atomically
 
 FOLDER = "health"
@@ -153,7 +154,7 @@ def patience() -> Iterator[None]:
 
 def _on_signal(number: int, frame: object) -> None:
     global _received
-    code = None if _is_patient else 128 + number
+    code = None if _is_patient else SIGNALLED + number
     note_signal(code)
     if code is not None:
         os._exit(code)

@@ -16,12 +16,11 @@ from typing import Any
 
 import psutil
 
-from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR
+from vrft.errors import SIGNALLED, ExitCode
 from vrft.run import health
 from vrft.run.health import SIGNALS
 
-HUNG = 124  # as of timeout(1)
-_EXPLAINED = (OUT_OF_MEMORY, USER_ERROR, STOPPED_BY_ALARM)  # the worker has said what it was
+_EXPLAINED = (ExitCode.OUT_OF_MEMORY, ExitCode.USER_ERROR, ExitCode.STOPPED_BY_ALARM)  # the worker has said what it was
 _TICK_S = 0.1
 _N_ROWS_NAMED = 8
 _MOMENTS_S = 5.0
@@ -74,20 +73,20 @@ def start_worker(run_dir: Path, config: dict[str, Any], *, is_patient: bool = Fa
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return _exit_code(watch)
+    return _code_of_run(watch)
 
 
-def _exit_code(watch: _Watch) -> int:
+def _code_of_run(watch: _Watch) -> int:
     """What the run's end means, and a word about it where nobody has said one."""
     words, code = health.heard(watch.run_dir, watch.node), watch.worker.returncode
     said = [word["code"] for word in words if "code" in word]
     if watch.is_hung:
-        return HUNG
+        return ExitCode.HUNG
     if code == 0:
         return 0
     explained = [word for word in words if word.get("code") in _EXPLAINED]  # torchrun turns every code into 1
-    for word in sorted(explained, key=lambda word: word["code"] != OUT_OF_MEMORY):
-        if word["rank"] and "error" in word and word["code"] != OUT_OF_MEMORY:
+    for word in sorted(explained, key=lambda word: word["code"] != ExitCode.OUT_OF_MEMORY):
+        if word["rank"] and "error" in word and word["code"] != ExitCode.OUT_OF_MEMORY:
             print(f"vrft: {word['error']}", file=sys.stderr)  # the others failed because this process ended
         return word["code"]
     have_all_ended = len(said) == len(words)
@@ -95,11 +94,11 @@ def _exit_code(watch: _Watch) -> int:
     if interrupted and (watch.received or have_all_ended):  # else torchrun ended them, for another had failed
         return interrupted[0]
     if watch.received and (watch.is_killed or not words):
-        return 128 + watch.received[0]
+        return SIGNALLED + watch.received[0]
     if words and have_all_ended:
         return max(said)
     print(account(watch.run_dir, words, watch.gone), file=sys.stderr)
-    return 128 - code if code < 0 else code  # a shell's way to say: killed by a signal
+    return SIGNALLED - code if code < 0 else code  # below 0: killed by that signal
 
 
 def worker_command(run_dir: Path, config: dict[str, Any]) -> list[str]:

@@ -20,20 +20,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR, UserError
+from vrft.errors import SIGNALLED, ExitCode, UserError
 from vrft.files import write_text_atomically
 from vrft.report.sweep import CHILDREN, rank, read_record
 from vrft.run import health
 from vrft.run.health import SIGNALS
-from vrft.run.processes import HUNG
 from vrft.run.resume import config_hash
 
 PENALTY = -1.0  # what a search (Optuna) is told of a child that failed: below every metric, and finite
 N_LAST_LINES = 15
-BUSY = 75  # sysexits' temporary failure
 _BAR = re.compile(r"^.*[\d?](?:(?:it|row|step)/s|s/(?:it|row|step))[^\]]*\]?")  # of progress, at a line's beginning
 _NO_RESULT = re.compile(r"[+~]*(run\.(dir|name|resume)|sweep|question|logging|launch|dataset\.n_processes)\b")  # words
-_SIGNALLED = 128
 _ENDED = ("completed", "failed", "killed", "hung", "oom")
 _UNDER_WAY = ("submitted", "waiting", "running", "busy")  # by somebody else; nothing went wrong
 _looked_after: list[str] = []  # the children of this call, unless a launcher starts them elsewhere
@@ -80,7 +77,7 @@ def run_child(values: dict[str, Any], *, sweep_dir: Path, choices: dict[str, Any
     with contextlib.suppress(OSError):  # the terminal may be gone, and the signal is still to be passed on
         print(f"{name}: {found['state']}" + (f" ({found['cause']})" if found["cause"] else ""), flush=True)
     if received:
-        raise SystemExit(_SIGNALLED + received[0])
+        raise SystemExit(SIGNALLED + received[0])
     return objective(run_dir) if found["state"] == "completed" else PENALTY
 
 
@@ -129,8 +126,8 @@ def child_name(values: dict[str, Any], overrides: Sequence[str]) -> str:
 def outcome(code: int, log: Path, run_dir: Path, *, is_stopped: bool) -> dict[str, Any]:
     """What a child's exit code means: `state`, `code`, `cause` in words, and the `last_lines` of its log."""
     lines = _last_lines(log)
-    number = -code if code < 0 else code - _SIGNALLED if code > _SIGNALLED else 0
-    if code == BUSY:
+    number = -code if code < 0 else code - SIGNALLED if code > SIGNALLED else 0
+    if code == ExitCode.BUSY:
         state, cause = "busy", "another process, or its job, works on it"
     elif code == 0 and not (run_dir / "result.json").is_file():
         told = [line for line in lines if re.search(r"\bjob \d+ is ", line)]
@@ -139,9 +136,9 @@ def outcome(code: int, log: Path, run_dir: Path, *, is_stopped: bool) -> dict[st
         state, cause = "completed", ""
     elif is_stopped:
         state, cause = "interrupted", "the sweep was stopped; it goes on from its last checkpoint"
-    elif code == OUT_OF_MEMORY:
+    elif code == ExitCode.OUT_OF_MEMORY:
         state, cause = "oom", "out of memory"
-    elif code == HUNG:
+    elif code == ExitCode.HUNG:
         state, cause = "hung", "no word for launch.watchdog_s seconds"
     elif number:
         with contextlib.suppress(ValueError):
@@ -150,7 +147,7 @@ def outcome(code: int, log: Path, run_dir: Path, *, is_stopped: bool) -> dict[st
         cause = f"killed by {number}" + (", as the system does when memory runs out" if number == "SIGKILL" else "")
     else:
         state = "failed"
-        cause = "ended by an alarm" if code == STOPPED_BY_ALARM else _named_cause(lines) or f"exit code {code}"
+        cause = "ended by an alarm" if code == ExitCode.STOPPED_BY_ALARM else _named_cause(lines) or f"exit code {code}"
     return {"state": state, "code": code, "cause": cause, "last_lines": [] if code == 0 else lines}
 
 
@@ -188,7 +185,7 @@ def finish(sweep_dir: Path, *, since: float) -> int:
         print(f"  {record['state']:11} {name}: {record['cause']}")
     if missed:
         print(f"the same command with run.dir={sweep_dir} looks after these alone", file=sys.stderr)
-    return 1 if any(record["state"] not in _UNDER_WAY for record in missed.values()) else 0
+    return ExitCode.FAILED if any(record["state"] not in _UNDER_WAY for record in missed.values()) else ExitCode.DONE
 
 
 @contextlib.contextmanager
@@ -265,10 +262,10 @@ def main() -> int:
         return run_experiment(frozen, choices=job["choices"], overrides=job["overrides"])
     except OccupiedError as error:
         print(f"vrft: {error}", file=sys.stderr)
-        return BUSY
+        return ExitCode.BUSY
     except (UserError, OSError) as error:
         print(f"vrft: {error}", file=sys.stderr)
-        return USER_ERROR
+        return ExitCode.USER_ERROR
 
 
 def trial(values: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ from accelerate.utils import gather_object, set_seed
 from safetensors import SafetensorError
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR, UserError
+from vrft.errors import SIGNALLED, ExitCode, UserError
 from vrft.files import check_whole, write_text_atomically
 from vrft.models.prompt_settings import read_card, wording_drift
 from vrft.report.wandb import tracked
@@ -182,22 +182,22 @@ def _outcome(run_dir: Path, *, is_main: bool) -> int:
     try:
         stopped_by = run(run_dir)
     except Interrupted:
-        return 128 + (health.received() or signal.SIGTERM)  # it came to another process
+        return SIGNALLED + (health.received() or signal.SIGTERM)  # it came to another process
     except UserError as error:
         if is_main:  # under torchrun every process has the same to say, or this one tells the parent
             print(f"vrft: {error}", file=sys.stderr)
         health.say(error=str(error))
-        return USER_ERROR
+        return ExitCode.USER_ERROR
     except Exception as error:
         if isinstance(error, (OSError, SafetensorError)) and os.strerror(errno.ENOSPC) in str(error):
             print(
                 f"vrft: the disk of run.dir={run_dir} is full; free some space and go on with run.resume=true",
                 file=sys.stderr,
             )
-            return USER_ERROR
+            return ExitCode.USER_ERROR
         if is_out_of_memory(error):
             health.say(oom=phase_of(error), error=str(error).strip().partition("\n")[0])
-            return OUT_OF_MEMORY
+            return ExitCode.OUT_OF_MEMORY
         health.say(state="failed", error=f"{type(error).__name__}: {error}")
         raise
     finally:
@@ -209,7 +209,7 @@ def _outcome(run_dir: Path, *, is_main: bool) -> int:
             "at these rows; alarms.non_finite=stop_keep_best goes on to judge the best checkpoint",
             file=sys.stderr,
         )
-    return STOPPED_BY_ALARM if stopped_by else 0
+    return ExitCode.STOPPED_BY_ALARM if stopped_by else 0
 
 
 def _write_stacks_on_request(run_dir: Path, rank: int) -> None:
