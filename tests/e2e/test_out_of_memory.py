@@ -21,12 +21,12 @@ TOO_MUCH = 2**46  # bytes: the allocator refuses
 
 
 def in_this_process(run_dir: Path, config: dict) -> int:
-    """What `launching.start_worker` does, without a process of its own."""
+    """What `processes.start_worker` does, without a process of its own."""
     health.forget(run_dir)
-    health.begin(run_dir, 0)
-    code = work(run_dir)
-    health.say(state="finished", code=code)
-    health.fall_silent()
+    status = health.Status()
+    status.begin(run_dir, 0)
+    code = work(run_dir, status)
+    status.say(state="finished", code=code)
     return code
 
 
