@@ -133,10 +133,12 @@ def run_verb(verb: str, overrides: list[str]) -> int:
     if SweepFiles not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(SweepFiles)
 
+    children: list[str] = []  # of a sweep
+
     def job(config: DictConfig) -> float | None:
         """Hydra would print its overrides before a mistake or a full disk, so these end the process here."""
         try:
-            return _run(verb, config)
+            return _run(verb, config, children)
         except (UserError, OSError) as error:
             print(f"{sys.argv[0]}: {error}", file=sys.stderr)
             raise SystemExit(ExitCode.USER_ERROR) from None
@@ -148,7 +150,7 @@ def run_verb(verb: str, overrides: list[str]) -> int:
         if composed.sweep_dir:
             from vrft.run.sweep import finish
 
-            return finish(Path(composed.sweep_dir), since=started)
+            return finish(Path(composed.sweep_dir), names=children, since=started)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else ExitCode.USER_ERROR * bool(end.code)
     except KeyboardInterrupt:
@@ -162,13 +164,16 @@ def run_verb(verb: str, overrides: list[str]) -> int:
     return 0
 
 
-def _run(verb: str, config: DictConfig) -> float | None:
-    """Freeze the composed config and run the verb; in a sweep a child, whose figure comes back for a search."""
+def _run(verb: str, config: DictConfig, children: list[str]) -> float | None:
+    """Freeze the composed config and run the verb; in a sweep a child, whose figure comes back for a search.
+
+    children: the names of those that this call has run; a child is appended.
+    """
     settings = HydraConfig.get()
     _refuse_unused_sweep(settings)
     overrides, choices = list(settings.overrides.task), dict(settings.runtime.choices)
     if settings.mode == RunMode.MULTIRUN:
-        return _run_child(config, settings, overrides=overrides, choices=choices)
+        return _run_child(config, settings, overrides=overrides, choices=choices, children=children)
     frozen = _frozen(verb, config, overrides)
     warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers: nobody here can act
     record = {"choices": choices, "overrides": overrides} if VERBS[verb].is_swept else {}
@@ -192,7 +197,9 @@ def _frozen(verb: str, config: DictConfig, overrides: list[str]) -> dict[str, An
     return freeze(config, device=device, overrides=overrides, **known.options)
 
 
-def _run_child(config: DictConfig, settings: DictConfig, *, overrides: list[str], choices: dict[str, Any]) -> float:
+def _run_child(
+    config: DictConfig, settings: DictConfig, *, overrides: list[str], choices: dict[str, Any], children: list[str]
+) -> float:
     """A child of a sweep; its config is frozen in the child's own process."""
     from vrft.run.sweep import run_child
 
@@ -200,7 +207,8 @@ def _run_child(config: DictConfig, settings: DictConfig, *, overrides: list[str]
         raise UserError("a sweep cannot run on several machines that torchrun joins; choose launch=slurm")
     if not (config.launch.get("wait", True) or settings.sweeper["_target_"].endswith(".BasicSweeper")):
         raise UserError("a search needs each job's figure before the next; leave out launch.wait=false")
-    return run_child(plain(config), sweep_dir=Path(settings.sweep.dir), choices=choices, overrides=overrides)
+    sweep_dir = Path(settings.sweep.dir)
+    return run_child(plain(config), sweep_dir=sweep_dir, choices=choices, overrides=overrides, names=children)
 
 
 def _refuse_unused_sweep(settings: DictConfig) -> None:

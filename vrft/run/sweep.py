@@ -33,22 +33,23 @@ _BAR = re.compile(r"^.*[\d?](?:(?:it|row|step)/s|s/(?:it|row|step))[^\]]*\]?")  
 _NO_RESULT = re.compile(r"[+~]*(run\.(dir|name|resume)|sweep|question|logging|launch|dataset\.n_processes)\b")  # words
 _ENDED = ("completed", "failed", "killed", "hung", "oom")
 _UNDER_WAY = ("submitted", "waiting", "running", "busy")  # by somebody else; nothing went wrong
-_looked_after: list[str] = []  # the children of this call, unless a launcher starts them elsewhere
 
 
-def run_child(values: dict[str, Any], *, sweep_dir: Path, choices: dict[str, Any], overrides: Sequence[str]) -> float:
-    """Run one child of a sweep to its end, or pass it over where that is done or being done; its objective.
+def run_child(
+    values: dict[str, Any], *, sweep_dir: Path, choices: dict[str, Any], overrides: Sequence[str], names: list[str]
+) -> float:
+    """Run one child of a sweep to its end, unless that is done or another process does it; the child's objective.
 
-    values: the composed config, not yet checked: that happens in the child, as it may import code of the user's own.
-    The objective is the best validation figure of the first primary metric, or of what failed `PENALTY`. Raises
-    `SystemExit` after a signal, once the child has saved what it had.
+    values: the composed config, not yet checked: the child checks it, as that may import the user's own code. names:
+    the children of this call; this one's name is appended. The objective is the best validation figure of the first
+    primary metric; that of a failed child is `PENALTY`. Raises `SystemExit` after a signal, once the child has saved.
     """
     name = child_name(values, overrides)
     run_dir, record, log = sweep_dir / name, sweep_dir / CHILDREN / f"{name}.json", sweep_dir / CHILDREN / f"{name}.log"
     record.parent.mkdir(parents=True, exist_ok=True)
     values = {**values, "run": {**values["run"], "dir": str(run_dir)}}
     mine = trial(values)
-    _looked_after.append(name)
+    names.append(name)
     with _claimed(record.with_suffix(".lock")) as is_mine:
         if not is_mine:
             print(f"{name}: another process runs it")
@@ -162,15 +163,16 @@ def objective(run_dir: Path) -> float:
     return PENALTY if value is None else value
 
 
-def finish(sweep_dir: Path, *, since: float) -> int:
+def finish(sweep_dir: Path, *, names: Sequence[str], since: float) -> int:
     """Write the sweep's report and say how the children of this call ended; the exit code: 1 if any has failed.
 
-    since: when the call began, seconds since the epoch: a launcher that starts children elsewhere leaves their records.
+    names: the children that this process has run; none where a launcher runs them elsewhere: then those with a record
+    written since the call began. since: that time, in seconds since the epoch.
     """
     from vrft.report.sweep_pages import write_sweep_report
 
     paths = {path.stem: path for path in (sweep_dir / CHILDREN).glob("*.json")}
-    names = _looked_after or [name for name, path in paths.items() if path.stat().st_mtime >= since]
+    names = names or [name for name, path in paths.items() if path.stat().st_mtime >= since]
     elsewhere = {"state": "running", "cause": "another process runs it"}
     records = {name: read_record(sweep_dir / CHILDREN / f"{name}.json") or elsewhere for name in sorted(names)}
     if any(record["state"] == "completed" for record in records.values()):
