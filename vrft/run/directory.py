@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any, TextIO
 
 from vrft.config.package_files import PACKAGE
 from vrft.errors import UserError
+from vrft.files import file_hash, hash_of
 from vrft.run import health
 
 LOCK_FILE = ".lock"
@@ -114,16 +114,9 @@ def code_state(package: Path) -> dict[str, Any]:
 
 
 def weight_hash(folder: Path) -> str | None:
-    """SHA-256 over names and bytes of a local model's weight files; None for a model on the hub (see its revision)."""
+    """`xxh3_128:HEX` over names and bytes of a local model's weight files; None for a hub model (see its revision)."""
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if folder.is_dir() else []
-    if not files:
-        return None
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return hash_of(text for path in files for text in (path.name, file_hash(path))) if files else None
 
 
 def _version(package: str) -> str | None:

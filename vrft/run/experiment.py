@@ -118,7 +118,7 @@ def _prepare(
             data_hash=data_hash({**rows, **others}, run_dir / "data"),
         )
         begun = begun_with(run_dir)
-        check_same_hashes(run_dir, begun, record)
+        record |= check_same_hashes(run_dir, begun, record)
         warn_of_versions(begun, record)
         if begun:
             record["earlier"] = [*begun.pop("earlier", []), begun]
