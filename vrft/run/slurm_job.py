@@ -16,7 +16,7 @@ import yaml
 
 from vrft.errors import SIGNALLED, ExitCode, UserError
 from vrft.files import write_text_atomically
-from vrft.run.directory import alone_in
+from vrft.run.directory import SLURM_FOLDER, alone_in
 from vrft.run.health import SIGNALS
 from vrft.run.out_of_memory import backed_off
 from vrft.run.processes import start_worker
@@ -106,7 +106,7 @@ def _told(*arguments: str) -> str:
     return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=False).stdout
 
 
-FOLDER = "slurm"  # of the run directory: logs, submitit's files, and these
+FOLDER = SLURM_FOLDER  # logs, submitit's files, and these
 JOB, ENDED = "job.json", "ended.json"
 
 
