@@ -71,8 +71,20 @@ def device_of_job(launch: dict[str, Any]) -> str | None:
     """What `launch.device=auto` means in a job: `cuda` if it asks for GPUs; None unless the run is one."""
     if launch.get("name") != "slurm":
         return None
-    asks = launch.get("gpus_per_node") or any("gpu" in str(value) for value in (launch.get("extra") or {}).items())
+    asks = launch.get("gpus_per_node") or any(_asks_for_gpus(*option) for option in (launch.get("extra") or {}).items())
     return "cuda" if asks else "cpu"
+
+
+def _asks_for_gpus(key: str, value: Any) -> bool:
+    """Whether an option of sbatch asks for GPUs.
+
+    >>> _asks_for_gpus("gres", "gpu:a100:2"), _asks_for_gpus("gpus_per_task", 1), _asks_for_gpus("exclude", "gpu[1-4]")
+    (True, True, False)
+    """
+    name = str(key).replace("_", "-")
+    if name in ("gpus", "gpus-per-node", "gpus-per-task"):
+        return str(value) not in ("0", "False")
+    return (name == "gres" or name.startswith("tres")) and re.search(r"\bgpu\b", str(value)) is not None
 
 
 def run_as_job(run_dir: Path, config: dict[str, Any]) -> int | None:
