@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import os
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 import psutil
 
 from vrft.errors import SIGNALLED, ExitCode
+from vrft.memory.gpus import gpu_at_hand
 from vrft.run import health
 from vrft.run.health import SIGNALS
 
@@ -27,14 +27,11 @@ _MOMENTS_S = 5.0
 
 
 def find_device() -> str:
-    """`cuda` if the driver reports a GPU to this process, else `cpu`; torch would say the same, seconds later."""
-    n_devices = ctypes.c_int(0)
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "cpu"
-    has_gpu = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(n_devices)) == 0 and n_devices.value > 0
-    return "cuda" if has_gpu else "cpu"
+    """`cuda` (torch's name for ROCm too) if the driver shows a GPU to this process, else `cpu`.
+
+    torch would say the same, but importing it takes seconds.
+    """
+    return "cuda" if gpu_at_hand() else "cpu"
 
 
 def start_worker(run_dir: Path, config: dict[str, Any], *, is_patient: bool = False) -> int:
