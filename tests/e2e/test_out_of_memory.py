@@ -22,7 +22,7 @@ TOO_MUCH = 2**46  # bytes: the allocator refuses
 
 def in_this_process(run_dir: Path, config: dict) -> int:
     """What `processes.start_worker` does, without a process of its own."""
-    health.forget(run_dir)
+    health.remove_statuses(run_dir)
     status = health.Status()
     status.begin(run_dir, 0)
     code = work(run_dir, status)

@@ -35,7 +35,7 @@ def alone_in(run_dir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             join(file)  # the workers do the same
         except BlockingIOError:  # the two are not one step, and another parent may come between
-            ids = ", ".join(str(word["pid"]) for word in health.heard(run_dir) if word["state"] != "finished")
+            ids = ", ".join(str(word["pid"]) for word in health.read_statuses(run_dir) if word["state"] != "finished")
             raise OccupiedError(
                 f"another process works in run.dir={run_dir}"
                 + (f" (processes {ids}, perhaps left behind by one that was killed)" if ids else "")

@@ -1,6 +1,6 @@
-"""What each process of a run is doing, in a small file that outlives it: `health/rank_0.json` of the run directory.
+"""The status of each process of a run, in a small file that outlives it: `health/rank_0.json` of the run directory.
 
-A worker writes it at every batch; the parent reads it to tell a hang from work, and after a death to say where.
+A worker writes it at every batch. The parent reads it to see whether the run hangs, and after a death to say where.
 """
 
 from __future__ import annotations
@@ -117,40 +117,55 @@ class Status:
                 signal.signal(number, signal.SIG_IGN if number == signal.SIGUSR2 else signal.SIG_DFL)
 
 
-def forget(run_dir: Path, node: int = 0) -> None:
-    """Remove what an earlier run's processes have said; a node but the first removes its own words alone."""
+def remove_statuses(run_dir: Path, node: int = 0) -> None:
+    """Remove the statuses of an earlier run's processes: machine 0 all, any other those of its own processes."""
     folder = run_dir / FOLDER
     if node:
-        for word in heard(run_dir, node):
-            _file_of(run_dir, word["rank"]).unlink(missing_ok=True)
-        return
-    if folder.is_symlink():
+        for status in read_statuses(run_dir, node):
+            _file_of(run_dir, status["rank"]).unlink(missing_ok=True)
+    elif folder.is_symlink():
         folder.unlink()
     elif folder.exists():
-        shutil.rmtree(folder, ignore_errors=True)  # other nodes remove their own words at the same time
+        shutil.rmtree(folder, ignore_errors=True)  # other machines remove their own at the same time
 
 
-def heard(run_dir: Path, node: int | None = None) -> list[dict[str, Any]]:
-    """The latest word of every process that has begun, by rank; the state is `interrupted` where it ran at a signal.
+def read_statuses(run_dir: Path, node: int | None = None) -> list[dict[str, Any]]:
+    """The latest status of every process, by rank; its state is `interrupted` if a signal came while it ran.
 
     node: the machine whose processes are meant; None for all.
     """
-    words = []
+    statuses = []
     for path in (run_dir / FOLDER).glob("rank_*.json"):
-        with contextlib.suppress(OSError, ValueError):  # a network's file system may say so, and a word may be cut
-            word = json.loads(path.read_text(encoding="utf-8"))
+        with contextlib.suppress(OSError, ValueError):  # a network's file system may fail, or show half a file
+            status = json.loads(path.read_text(encoding="utf-8"))
             signal_file = path.with_suffix(_SIGNAL)
-            if word["state"] == "runs" and signal_file.exists():
+            if status["state"] == "runs" and signal_file.exists():
                 code = signal_file.read_text(encoding="utf-8")
-                word |= {"state": "interrupted"} | ({} if code in ("", "null") else {"code": int(code)})
-            words.append(word)
-    return sorted(
-        (word for word in words if node is None or word.get("node", 0) == node), key=lambda word: word["rank"]
-    )
+                status |= {"state": "interrupted"} | ({} if code in ("", "null") else {"code": int(code)})
+            statuses.append(status)
+    of_node = [status for status in statuses if node is None or status.get("node", 0) == node]
+    return sorted(of_node, key=lambda status: status["rank"])
 
 
 def _file_of(run_dir: Path, rank: int) -> Path:
     return run_dir / FOLDER / f"rank_{rank}.json"
+
+
+@contextlib.contextmanager
+def handling(handler: Any) -> Iterator[list[int]]:
+    """Set one handler for the signals within the block; yields their numbers.
+
+    A signal that is ignored stays so: nohup ignores SIGHUP.
+    """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    handled = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
+    try:
+        for number in handled:
+            signal.signal(number, handler)
+        yield handled
+    finally:
+        for number in handled:
+            signal.signal(number, before[number])
 
 
 def end_with_parent(number: int = signal.SIGKILL) -> None:

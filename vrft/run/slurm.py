@@ -199,7 +199,7 @@ def follow(run_dir: Path, job_id: str) -> int:
     code = _code_of_job(run_dir, job_id, job)
     if code:
         print(f"vrft: job {job_id} ended as {job['JobState']}, exit code {code}", file=sys.stderr)
-        errors = {word["error"]: word["rank"] for word in reversed(health.heard(run_dir)) if "error" in word}
+        errors = {word["error"]: word["rank"] for word in reversed(health.read_statuses(run_dir)) if "error" in word}
         for error, rank in reversed(errors.items()):
             print(f"vrft: rank {rank}: {error}", file=sys.stderr)
         if code != ExitCode.USER_ERROR or not errors:
@@ -248,7 +248,7 @@ def _words(job_id: str, job: dict[str, str]) -> str:
 
 
 def _progress(run_dir: Path) -> str:
-    word = next(iter(health.heard(run_dir)), {})
+    word = next(iter(health.read_statuses(run_dir)), {})
     return f": {word['doing']} {word.get('step') or ''}".rstrip() if "doing" in word else ""
 
 

@@ -24,7 +24,6 @@ from vrft.errors import SIGNALLED, ExitCode, UserError
 from vrft.files import write_text_atomically
 from vrft.report.sweep import CHILDREN, rank, read_record
 from vrft.run import health
-from vrft.run.health import SIGNALS
 from vrft.run.resume import config_hash
 
 PENALTY = -1.0  # what a search (Optuna) is told of a child that failed: below every metric, and finite
@@ -222,15 +221,10 @@ def _run_in_own_process(job: dict[str, Any], log: Path) -> tuple[int, list[int]]
             with contextlib.suppress(ProcessLookupError):
                 child.send_signal(number)
 
-        heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, pass_on) for number in heeded}
-        try:
+        with health.handling(pass_on):
             with contextlib.suppress(BrokenPipeError):
                 child.communicate(json.dumps(job).encode())
             return child.wait(), received
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _last_lines(log: Path) -> list[str]:

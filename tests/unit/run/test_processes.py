@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from vrft.run import health, processes
-from vrft.run.processes import account, start_worker, worker_command
+from vrft.run.processes import first_failure, start_worker, worker_command
 
 
 def settings(*, name="local", processes=1, deepspeed=None, threads=None, watchdog_s=None) -> dict:
@@ -148,7 +148,7 @@ def test_of_several_machines_each_watches_its_own_processes(worker, tmp_path, ca
     other = health.Status()
     other.begin(tmp_path, 1, node=1)
     other.say(doing="train", step=3, state="runs")
-    (word,) = health.heard(tmp_path)
+    (word,) = health.read_statuses(tmp_path)
     old = tmp_path / health.FOLDER / "rank_1.json"
     source = f"""
 import json
@@ -169,11 +169,11 @@ status.say(state="finished", code=0)
 def test_a_machine_forgets_its_own_words_and_the_first_all(tmp_path):
     for rank in range(4):
         health.Status().begin(tmp_path, rank, node=rank // 2)
-    assert [word["rank"] for word in health.heard(tmp_path, 1)] == [2, 3]
-    health.forget(tmp_path, 1)
-    assert [word["rank"] for word in health.heard(tmp_path)] == [0, 1]
-    health.forget(tmp_path)
-    assert health.heard(tmp_path) == []
+    assert [word["rank"] for word in health.read_statuses(tmp_path, 1)] == [2, 3]
+    health.remove_statuses(tmp_path, 1)
+    assert [word["rank"] for word in health.read_statuses(tmp_path)] == [0, 1]
+    health.remove_statuses(tmp_path)
+    assert health.read_statuses(tmp_path) == []
 
 
 def test_a_signal_that_was_ignored_stays_so(worker, tmp_path, monkeypatch):
@@ -282,7 +282,7 @@ def test_whatever_befalls_the_parent_the_worker_ends(worker, tmp_path, monkeypat
             raise MemoryError
         return []
 
-    monkeypatch.setattr(health, "heard", fail)
+    monkeypatch.setattr(health, "read_statuses", fail)
     with pytest.raises(MemoryError):
         start_worker(tmp_path, settings())
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -305,7 +305,7 @@ for rank in (0, 1):
         {worker}
         os._exit(1)
     ids.append(child)
-while len(health.heard(run_dir)) < 2:
+while len(health.read_statuses(run_dir)) < 2:
     time.sleep(0.01)
 time.sleep(0.5)
 {torchrun}
@@ -344,7 +344,7 @@ def test_a_process_that_outlives_torchrun_and_says_nothing_is_ended(worker, tmp_
     source = "health.end_with_parent(0); signal.signal(signal.SIGUSR1, signal.SIG_IGN); time.sleep(600)"
     worker(OF_TWO.format(worker=source, torchrun="os.kill(os.getpid(), signal.SIGKILL)"))
     assert start_worker(tmp_path, settings(watchdog_s=2)) == 124
-    assert all(dies(one["pid"]) for one in health.heard(tmp_path))
+    assert all(dies(one["pid"]) for one in health.read_statuses(tmp_path))
 
 
 PATIENT_ALONE = """
@@ -410,7 +410,7 @@ with status.patience():
     time.sleep(0.2)
     os.kill(child, signal.SIGTERM)
     _, status = os.waitpid(child, 0)
-    (word,) = health.heard(run_dir)
+    (word,) = health.read_statuses(run_dir)
     (run_dir / "seen").write_text(f"{os.WTERMSIG(status)} {word['state']} {word['doing']}")
 """
     worker(WORKER + source)
@@ -452,7 +452,7 @@ def word(rank, state, time=0.0, **what):
     ],
 )  # fmt: skip
 def test_the_process_that_brought_the_others_down_is_named(tmp_path, words, gone, told):
-    assert told in account(tmp_path, words, gone)
+    assert told in first_failure(tmp_path, words, gone)
 
 
 def test_a_worker_that_is_interrupted_by_somebody_else_is_not_called_a_failure(worker, tmp_path, capfd):
@@ -477,7 +477,7 @@ os._exit(1)
 """
     worker(WORKER + source)
     assert start_worker(tmp_path, settings()) == 1
-    (word,) = health.heard(tmp_path)
+    (word,) = health.read_statuses(tmp_path)
     assert (word["step"], word["state"]) == (4, "interrupted")
 
 
