@@ -51,6 +51,20 @@ def join(file: TextIO) -> None:
     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
+@contextlib.contextmanager
+def claimed(path: Path, *, is_patient: bool = False) -> Iterator[bool]:
+    """Yield True if this process alone holds the lock file while the block runs. is_patient: True waits for it."""
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if is_patient else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:  # a file system without locks
+            pass
+        yield True
+
+
 PACKAGES = (
     "accelerate",
     "bitsandbytes",

@@ -11,7 +11,8 @@ import pytest
 from vrft.errors import UserError
 from vrft.run import sweep
 from vrft.run.resume import config_hash
-from vrft.run.sweep import CHILDREN, PENALTY, child_name, finish, run_child, trial
+from vrft.run.sweep import CHILDREN, PENALTY, child_name, finish, run_child
+from vrft.run.sweep_choice import trial
 
 QUESTION = {"title": "Which rate?", "choose": ["trainer.learning_rate"], "choose_seed": 0}
 
