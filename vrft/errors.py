@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake, the collector that shows several together, and the faults of a schema."""
+"""Every exit code, the one exception for a user's mistake, the collector that shows several, the faults of a schema."""
 
 from __future__ import annotations
 
@@ -11,9 +11,28 @@ from pydantic_core import ErrorDetails, ValidationError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+from enum import IntEnum
 
 CANNOT_RUN = "The config cannot run:"
-USER_ERROR, STOPPED_BY_ALARM, OUT_OF_MEMORY = 2, 3, 77  # exit codes
+SIGNALLED = 128
+"""A process that a signal has ended has this exit code plus the signal's number, as in a shell."""
+
+
+class ExitCode(IntEnum):
+    """The exit codes of `vrft` and of its workers; `launch/README.md` has the same table for users."""
+
+    DONE = 0
+    FAILED = 1
+    USER_ERROR = 2
+    STOPPED_BY_ALARM = 3
+    BUSY = 75  # temporary failure in sysexits.h
+    OUT_OF_MEMORY = 77
+    HUNG = 124  # as timeout(1) has it
+    HUNG_UP = SIGNALLED + 1  # SIGHUP
+    INTERRUPTED = SIGNALLED + 2  # SIGINT
+    KILLED = SIGNALLED + 9  # SIGKILL
+    WARNED = SIGNALLED + 12  # SIGUSR2, SLURM's warning before the time limit
+    TERMINATED = SIGNALLED + 15  # SIGTERM
 
 
 class UserError(Exception):

@@ -11,9 +11,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from vrft.errors import UserError, raise_all
 
 MANIFEST = "manifest.json"
+_HASHES = {"xxh3_128": xxhash.xxh3_128, "sha256": hashlib.sha256}  # the first is written, both are read
 
 
 class DamagedFolderError(UserError):
@@ -27,11 +30,11 @@ def publish(staging: Path, folder: Path, *, previous: Path | None = None) -> Non
     power cut `folder` is there with every byte, or not at all.
     """
     files = {
-        path.relative_to(staging).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        path.relative_to(staging).as_posix(): {"bytes": path.stat().st_size, "hash": file_hash(path)}
         for path in sorted(staging.rglob("*"))
         if path.is_file()
     }
-    text = json.dumps({"files": files, "sha256": _sha256_of_entries(files)}, indent=1) + "\n"
+    text = json.dumps({"files": files, "hash": _hash_of_entries(files)}, indent=1) + "\n"
     (staging / MANIFEST).write_text(text, encoding="utf-8")
     for path in [*staging.rglob("*"), staging]:
         _flush(path)
@@ -46,8 +49,9 @@ def check_whole(folder: Path) -> None:
     """Raise `DamagedFolderError` that names everything in which a published folder differs from its manifest."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files, is_intact = manifest["files"], manifest["sha256"] == _sha256_of_entries(manifest["files"])
-        is_intact &= all({"bytes", "sha256"} <= entry.keys() for entry in files.values())
+        files, noted = manifest["files"], _noted_hash(manifest)
+        is_intact = noted == _hash_of_entries(files, kind=hash_kind(noted))
+        is_intact &= all("bytes" in entry and hash_kind(_noted_hash(entry)) in _HASHES for entry in files.values())
     except FileNotFoundError:
         raise DamagedFolderError(f"{folder} has no {MANIFEST}: it was never completed") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -66,18 +70,49 @@ def _fault(path: Path, entry: dict) -> str | None:
             return "is missing"
         if (size := path.stat().st_size) != entry["bytes"]:
             return f"has {size:,} bytes in place of {entry['bytes']:,}"
-        return None if _sha256(path) == entry["sha256"] else "has other bytes than were written"
+        noted = _noted_hash(entry)
+        return None if file_hash(path, kind=hash_kind(noted)) == noted else "has other bytes than were written"
     except OSError as error:  # a bad sector
         return f"cannot be read ({error.strerror})"
 
 
-def _sha256(path: Path) -> str:
+def file_hash(path: Path, *, kind: str = "xxh3_128") -> str:
+    """`KIND:HEX` over a file's bytes, to notice damage and changes; nobody is kept from forging it.
+
+    kind: `xxh3_128`, or `sha256` as earlier versions wrote.
+    """
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return f"{kind}:{hashlib.file_digest(file, _HASHES[kind]).hexdigest()}"
 
 
-def _sha256_of_entries(files: dict) -> str:
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+def hash_of(texts: Iterable[str]) -> str:
+    """`xxh3_128:HEX` over texts, in order.
+
+    >>> hash_of(["a", "b"]) == hash_of(["a"])
+    False
+    """
+    digest = xxhash.xxh3_128()
+    for text in texts:
+        digest.update(text.encode())
+    return f"xxh3_128:{digest.hexdigest()}"
+
+
+def hash_kind(noted: str) -> str:
+    """The kind of a hash; that of earlier versions, which wrote no kind, is SHA-256.
+
+    >>> hash_kind("xxh3_128:99aa06d3014798d86001c324468d497f"), hash_kind("9f86d081884c7d65")
+    ('xxh3_128', 'sha256')
+    """
+    return noted.partition(":")[0] if ":" in noted else "sha256"
+
+
+def _noted_hash(entry: dict) -> str:
+    """The hash that a manifest or one of its entries holds, with its kind."""
+    return entry["hash"] if "hash" in entry else f"sha256:{entry['sha256']}"
+
+
+def _hash_of_entries(files: dict, *, kind: str = "xxh3_128") -> str:
+    return f"{kind}:{_HASHES[kind](json.dumps(files, sort_keys=True).encode()).hexdigest()}"
 
 
 def _flush(path: Path) -> None:

@@ -16,6 +16,7 @@ from vrft.cli.app import SweepFiles
 from vrft.config.freeze import freeze
 from vrft.config.package_files import config_folder
 from vrft.run.directory import provenance
+from vrft.run.health import Status
 from vrft.run.resume import config_hash
 from vrft.run.rows import build_rows
 
@@ -50,9 +51,9 @@ def frozen(alone: Path, run_dir: Path, **sections: dict) -> Path:
     return run_dir
 
 
-def work(run_dir: Path) -> int:
+def work(run_dir: Path, status: Status | None = None) -> int:
     """The worker, in this process; its exit code."""
-    return vrft.run.worker._outcome(run_dir, is_main=True)
+    return vrft.run.worker._outcome(run_dir, status or Status(), is_main=True)
 
 
 def read_config(run_dir: Path) -> dict:

@@ -12,7 +12,7 @@ from healthy_run import lines_of, read_config, work
 from safetensors.torch import load_file
 
 from vrft.config.batch_sizes import batch_sizes
-from vrft.errors import OUT_OF_MEMORY
+from vrft.errors import ExitCode
 from vrft.evaluate import completions
 from vrft.run import experiment, health, processes
 from vrft.train.grpo import ResumableSharing
@@ -21,12 +21,12 @@ TOO_MUCH = 2**46  # bytes: the allocator refuses
 
 
 def in_this_process(run_dir: Path, config: dict) -> int:
-    """What `launching.start_worker` does, without a process of its own."""
-    health.forget(run_dir)
-    health.begin(run_dir, 0)
-    code = work(run_dir)
-    health.say(state="finished", code=code)
-    health.fall_silent()
+    """What `processes.start_worker` does, without a process of its own."""
+    health.remove_statuses(run_dir)
+    status = health.Status()
+    status.begin(run_dir, 0)
+    code = work(run_dir, status)
+    status.say(state="finished", code=code)
     return code
 
 
@@ -104,7 +104,7 @@ def test_where_nothing_smaller_helps_the_run_ends_and_names_what_is_left(healthy
     run_dir = tmp_path / "run"
     config = smaller(healthy, run_dir, completions_per_device=2)
     scarce(monkeypatch, n_rows=0, step=1)
-    assert experiment.run_experiment(config, choices={}, overrides=[]) == OUT_OF_MEMORY
+    assert experiment.run_experiment(config, choices={}, overrides=[]) == ExitCode.OUT_OF_MEMORY
     said = capsys.readouterr().err
     assert "smaller batches cannot help; left to turn in a new run are memory.gradient_checkpointing=true" in said
     assert "memory.max_pixels=200704, model/peft=lora, memory.num_generations=" in said

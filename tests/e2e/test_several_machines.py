@@ -38,7 +38,7 @@ def test_a_signal_to_one_machine_saves_on_all_and_the_run_goes_on_to_the_same_bi
     port = free_port()
     second = machine(1, port, run_dir)  # may be there first
     first = machine(0, port, run_dir)
-    while not any((word.get("step") or 0) >= 3 for word in health.heard(run_dir)):
+    while not any((word.get("step") or 0) >= 3 for word in health.read_statuses(run_dir)):
         assert first.poll() is None, first.stderr.read()
         assert second.poll() is None, second.stderr.read()
         time.sleep(0.02)
@@ -76,7 +76,7 @@ def script(tmp_path):
 def test_the_script_starts_every_machine(script, tmp_path):
     done = script(f"run.dir={tmp_path / 'a run'}", "run.name='two words'")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {word["node"] for word in health.heard(tmp_path / "a run")} == {0, 1}
+    assert {word["node"] for word in health.read_statuses(tmp_path / "a run")} == {0, 1}
     assert (tmp_path / "a run" / "report.html").exists()
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from vrft.evaluate.truth import read_truth
 from vrft.evaluate.bootstrap import COCO_FIGURES, LVIS_FIGURES
 from vrft.evaluate.box_files import score_coco_file, score_lvis_file
 from vrft.evaluate.label_lists import score_label_file
 from vrft.evaluate.masks import score_mask_file
+from vrft.evaluate.truth import read_truth
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not there: its oracles are not part of vrft")

@@ -66,7 +66,7 @@ class Run:
         return done.stdout
 
     def is_in_step(self, step: int) -> bool:
-        return any((word.get("step") or 0) >= step for word in health.heard(self.run_dir))
+        return any((word.get("step") or 0) >= step for word in health.read_statuses(self.run_dir))
 
 
 def until(is_so, run: Run, timeout_s: float = 240) -> None:
@@ -90,7 +90,7 @@ def alone(cluster, tmp_path_factory):
 def test_a_job_of_two_nodes(alone):
     assert (alone / "result.json").exists()
     assert (alone / "report.html").exists()
-    words = health.heard(alone)
+    words = health.read_statuses(alone)
     assert [(word["rank"], word["state"], word["code"]) for word in words] == [(0, "finished", 0), (1, "finished", 0)]
     assert {word["node"] for word in words} == {0, 1}
 
@@ -145,7 +145,7 @@ def test_a_job_that_is_cancelled_before_it_begins_is_noticed(cluster, tmp_path):
 def test_a_job_that_fails_is_reported(cluster, tmp_path):
     run = Run(cluster, tmp_path, *ON_CPUS, "trainer.max_steps=60")
     until(lambda: run.is_in_step(2), run)
-    os.kill(health.heard(run.run_dir)[0]["pid"], signal.SIGKILL)
+    os.kill(health.read_statuses(run.run_dir)[0]["pid"], signal.SIGKILL)
     told = run.ends(1)
     assert "ended as FAILED, exit code 1" in told
     assert re.search(r"the end of .*_0_log.out:", told)
@@ -196,7 +196,7 @@ def test_the_job_script_of_ones_own_requeues_itself(cluster, tmp_path):
             assert time.monotonic() < end, (tmp_path / "log").read_text()
             time.sleep(0.05)
 
-    wait_for(lambda: any((word.get("step") or 0) >= 3 for word in health.heard(run_dir)))
+    wait_for(lambda: any((word.get("step") or 0) >= 3 for word in health.read_statuses(run_dir)))
     subprocess.run(["scancel", "--signal=USR2", job], env=cluster, check=True)
     wait_for((run_dir / "report.html").exists)
     assert "training goes on from" in (tmp_path / "log").read_text()

@@ -31,7 +31,7 @@ from harness import N_STEPS, SETTINGS, differences, duration, finish, prepare, r
 from tqdm import tqdm
 
 from vrft.files import DamagedFolderError, check_whole
-from vrft.run.health import heard
+from vrft.run.health import read_statuses
 
 N_INSIDE = 8  # of 20 kills
 MEBIBYTE = 2**20
@@ -48,7 +48,7 @@ def kill(alone: Path, run_dir: Path, number: int, *, is_inside: bool) -> dict:
             wait_for(partial.exists, processes)
         time.sleep(chance.uniform(0, 0.08))
     else:
-        wait_for(lambda: heard(run_dir), processes)
+        wait_for(lambda: read_statuses(run_dir), processes)
         time.sleep(chance.uniform(0, duration(alone)))
     send(processes, signal.SIGKILL)
     codes = finish(processes)
@@ -60,7 +60,7 @@ def terminate(alone: Path, run_dir: Path, number: int) -> dict:
     chance = random.Random(f"{run_dir.parent.name} {number}")
     processes = start(run_dir)
     is_early = number < 2  # before training too, where nothing is to be saved
-    wait_for(lambda: heard(run_dir) and (is_early or _step(run_dir) is not None), processes)
+    wait_for(lambda: read_statuses(run_dir) and (is_early or _step(run_dir) is not None), processes)
     time.sleep(chance.uniform(0, duration(alone) * (1.0 if is_early else 0.6)))
     was_over = (run_dir / "result.json").exists()
     send(processes[-1:], signal.SIGTERM)
@@ -185,7 +185,7 @@ def _shall_be_inside(records: list[dict], n: int) -> bool:
 
 def _step(run_dir: Path) -> int | None:
     """The last step of which the first process spoke; None before training."""
-    words = heard(run_dir)
+    words = read_statuses(run_dir)
     return words[0].get("step") if words else None
 
 

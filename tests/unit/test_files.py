@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
 import pytest
 
 from vrft import files
-from vrft.files import MANIFEST, DamagedFolderError, check_whole, publish
+from vrft.files import MANIFEST, DamagedFolderError, check_whole, file_hash, publish
 
 
 @pytest.fixture
@@ -34,13 +35,21 @@ def rewrite_manifest(folder, change):
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
-def whole_manifest_of(files) -> str:
-    return json.dumps({"files": files, "sha256": files._sha256_of_entries(files)})
+def whole_manifest_of(entries) -> str:
+    return json.dumps({"files": entries, "hash": files._hash_of_entries(entries)})
 
 
 DAMAGES = {
     "entries that say nothing": (
         lambda f: (f / MANIFEST).write_text(whole_manifest_of({"weights.bin": 3})),
+        "manifest.json is damaged",
+    ),
+    "a hash of an unknown kind": (
+        lambda f: (f / MANIFEST).write_text(whole_manifest_of({"weights.bin": {"bytes": 1000, "hash": "md5:00"}})),
+        "manifest.json is damaged",
+    ),
+    "a manifest under a hash of an unknown kind": (
+        lambda f: rewrite_manifest(f, lambda m: m.update(hash="md5:00")),
         "manifest.json is damaged",
     ),
     "a manifest too deep": (lambda f: (f / MANIFEST).write_text("[" * 100_000), "manifest.json is damaged"),
@@ -112,9 +121,30 @@ def test_what_is_replaced_stays_until_all_is_written(folder, tmp_path, monkeypat
 
 
 def test_a_file_that_cannot_be_read_is_a_damage(folder, monkeypatch):
-    def fail(path):
+    def fail(path, kind):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(files, "_sha256", fail)
+    monkeypatch.setattr(files, "file_hash", fail)
     with pytest.raises(DamagedFolderError, match=r"inner/state.json cannot be read \(Input/output error\)"):
         check_whole(folder)
+
+
+def test_a_manifest_of_an_earlier_version_is_understood(folder):
+    """It holds SHA-256 under the key `sha256`."""
+    names = {"inner/state.json": b'{"step": 3}', "weights.bin": bytes(1000)}
+    entries = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in names.items()}
+    of_all = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps({"files": entries, "sha256": of_all}))
+    check_whole(folder)
+    flip_a_bit(folder / "weights.bin")
+    with pytest.raises(DamagedFolderError, match=r"folder: weights.bin has other bytes than were written$"):
+        check_whole(folder)
+    rewrite_manifest(folder, lambda manifest: manifest["files"].popitem())
+    with pytest.raises(DamagedFolderError, match=r"manifest.json is damaged"):
+        check_whole(folder)
+
+
+def test_a_hash_carries_its_kind(tmp_path):
+    (tmp_path / "empty").touch()
+    assert file_hash(tmp_path / "empty") == "xxh3_128:99aa06d3014798d86001c324468d497f"  # of xxHash's own tests
+    assert file_hash(tmp_path / "empty", kind="sha256") == f"sha256:{hashlib.sha256().hexdigest()}"

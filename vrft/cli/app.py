@@ -30,9 +30,8 @@ from vrft.config.freeze import freeze, freeze_plain, plain
 from vrft.config.hydra import careful_environment, careful_hydra, composition_message
 from vrft.config.package_files import config_folder
 from vrft.config.section import Section
-from vrft.errors import USER_ERROR, UserError
+from vrft.errors import ExitCode, UserError
 
-INTERRUPTED = 130
 _ONLY_IN_SWEEPS = re.compile(r"\+*~?hydra\.(launcher|sweeper|sweep)\b")
 
 
@@ -47,23 +46,25 @@ def run_verb(verb: str, overrides: list[str]) -> int:
     """Compose the verb's config with Hydra and run the verb; every mistake becomes a message on stderr."""
     if rerun := next((override for override in overrides if override.startswith("--e")), None):
         print(f"vrft {verb}: {rerun}: a pickle, which could run code, is never loaded", file=sys.stderr)
-        return USER_ERROR
+        return ExitCode.USER_ERROR
     if not VERBS[verb].is_swept and {"-m", "--multirun"} & set(overrides):
         swept = " and ".join(name for name, known in VERBS.items() if known.is_swept)
         print(f"vrft {verb}: -m is for {swept}; this verb runs once, so leave it out", file=sys.stderr)
-        return USER_ERROR
+        return ExitCode.USER_ERROR
     sys.argv = [f"vrft {verb}", *overrides]
     asked, started = os.environ.get("HYDRA_FULL_ERROR"), time.time()
     if SweepFiles not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(SweepFiles)
 
+    children: list[str] = []  # of a sweep
+
     def job(config: DictConfig) -> float | None:
         """The task function of Hydra, which would print all overrides above an error: so errors exit here."""
         try:
-            return _run(verb, config)
+            return _run(verb, config, children)
         except (UserError, OSError) as error:
             print(f"{sys.argv[0]}: {error}", file=sys.stderr)
-            raise SystemExit(USER_ERROR) from None
+            raise SystemExit(ExitCode.USER_ERROR) from None
 
     app = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(job)
     try:
@@ -72,32 +73,35 @@ def run_verb(verb: str, overrides: list[str]) -> int:
         if composed.sweep_dir:
             from vrft.run.sweep import finish
 
-            return finish(Path(composed.sweep_dir), since=started)
+            return finish(Path(composed.sweep_dir), names=children, since=started)
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else USER_ERROR * bool(end.code)
+        return end.code if isinstance(end.code, int) else ExitCode.USER_ERROR * bool(end.code)
     except KeyboardInterrupt:
         print(f"vrft {verb}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UserError) as error:
         if asked == "1":
             raise
         print(f"vrft {verb}: {composition_message(error)}", file=sys.stderr)
-        return USER_ERROR
+        return ExitCode.USER_ERROR
     return 0
 
 
-def _run(verb: str, config: DictConfig) -> float | None:
-    """Freeze the composed config and run the verb. In a sweep run a child, and return its objective for a search."""
+def _run(verb: str, config: DictConfig, children: list[str]) -> float | None:
+    """Freeze the composed config and run the verb. In a sweep run a child, and return its objective for a search.
+
+    children: the names of those that this call has run; a child is appended.
+    """
     settings = HydraConfig.get()
     _refuse_unused_sweep(settings)
     overrides, choices = list(settings.overrides.task), dict(settings.runtime.choices)
     if settings.mode == RunMode.MULTIRUN:
-        return _run_child(config, settings, overrides=overrides, choices=choices)
+        return _run_child(config, settings, overrides=overrides, choices=choices, children=children)
     frozen = _frozen(verb, config, overrides)
     warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers: nobody here can act
     record = {"choices": choices, "overrides": overrides} if VERBS[verb].is_swept else {}
     code = importlib.import_module(f"vrft.cli.{verb}").run(frozen, **record)
-    if code == INTERRUPTED:
+    if code == ExitCode.INTERRUPTED:
         raise KeyboardInterrupt
     if code:
         raise SystemExit(code)
@@ -116,7 +120,9 @@ def _frozen(verb: str, config: DictConfig, overrides: list[str]) -> Section:
     return freeze(config, device=device, overrides=overrides, **known.options)
 
 
-def _run_child(config: DictConfig, settings: DictConfig, *, overrides: list[str], choices: dict[str, Any]) -> float:
+def _run_child(
+    config: DictConfig, settings: DictConfig, *, overrides: list[str], choices: dict[str, Any], children: list[str]
+) -> float:
     """Run a child of a sweep, in a process of its own, which also freezes its config."""
     from vrft.run.sweep import run_child
 
@@ -124,7 +130,8 @@ def _run_child(config: DictConfig, settings: DictConfig, *, overrides: list[str]
         raise UserError("a sweep cannot run on several machines that torchrun joins; choose launch=slurm")
     if not (config.launch.get("wait", True) or settings.sweeper["_target_"].endswith(".BasicSweeper")):
         raise UserError("a search needs each job's result before the next; leave out launch.wait=false")
-    return run_child(plain(config), sweep_dir=Path(settings.sweep.dir), choices=choices, overrides=overrides)
+    sweep_dir = Path(settings.sweep.dir)
+    return run_child(plain(config), sweep_dir=sweep_dir, choices=choices, overrides=overrides, names=children)
 
 
 def _refuse_unused_sweep(settings: DictConfig) -> None:

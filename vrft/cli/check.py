@@ -64,7 +64,9 @@ def gold_figures(
             if parsed.reason is not None:
                 faults.append(f"{split}, row {row['row_id']}: gold {str(row['gold'])[:200]} ({parsed.reason})")
             elif task.for_row(row).answer_kind in ("box", "boxes") and row["gold"]:
-                gold, answer = ([box for box, _ in boxes_of(value)] for value in (row["gold"], answer_as_json(parsed.answer)))
+                gold, answer = (
+                    [box for box, _ in boxes_of(value)] for value in (row["gold"], answer_as_json(parsed.answer))
+                )
                 n_merged += len(gold) - len(answer)
                 ious = iou_matrix(gold, answer)
                 of_each = ious.diagonal() if len(gold) == len(answer) else ious.max(axis=1)

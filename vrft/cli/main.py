@@ -9,7 +9,7 @@ import sys
 
 import vrft
 from vrft.cli.verbs import FORMER_NAMES, VERBS, overview, verb_help
-from vrft.errors import USER_ERROR, suggestion
+from vrft.errors import ExitCode, suggestion
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
-        return 0 if arguments else USER_ERROR
+        return 0 if arguments else ExitCode.USER_ERROR
     if arguments[0] == "--version":
         print(f"vrft {vrft.__version__}")
         return 0
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         verb = FORMER_NAMES[verb]
     if verb not in VERBS:
         print(f"vrft: no verb {verb!r}; {suggestion(verb, VERBS)}known: {', '.join(VERBS)}", file=sys.stderr)
-        return USER_ERROR
+        return ExitCode.USER_ERROR
     if "--help" in overrides or "-h" in overrides:
         print(verb_help(verb))
         return 0

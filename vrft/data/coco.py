@@ -197,7 +197,9 @@ def _asked_ids(found: Annotations, options: Options, *, is_test: bool) -> frozen
     """The ids of the categories that the options choose. Raises `UserError` for a list or a name that there is not."""
     key = "test_classes" if is_test and options.test_classes is not None else "classes"
     chosen = _ids_of(getattr(options, key), found, key=f"dataset.{key}")
-    excluded = _ids_of(options.exclude_classes, found, key="dataset.exclude_classes") if options.exclude_classes else set()
+    excluded = (
+        _ids_of(options.exclude_classes, found, key="dataset.exclude_classes") if options.exclude_classes else set()
+    )
     if not chosen - excluded:
         raise UserError(
             f"dataset.{key} without dataset.exclude_classes leaves no category of {found.name}; name others"

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +148,9 @@ def _class_folders(path: Path, split: str | None, classes: ClassNames) -> list[L
 
 def _list(path: Path, split: str | None, classes: ClassNames) -> list[Labelled]:
     is_pth = path.suffix == ".pth"
-    entries = read_pth_labels(path, classes.faults, key="dataset.path") if is_pth else _text_entries(path, classes.faults)
+    entries = (
+        read_pth_labels(path, classes.faults, key="dataset.path") if is_pth else _text_entries(path, classes.faults)
+    )
     labelled, first = [], {}
     for number, image, label, prediction in entries:
         where = f"{path.name}, row {number}"

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from vrft.data.class_names import read_class_names
-from vrft.evaluate.truth import Truth, read_truth
 from vrft.evaluate.bootstrap import (
     COCO_FIGURES,
     LVIS_FIGURES,
@@ -23,6 +22,7 @@ from vrft.evaluate.bootstrap import (
 from vrft.evaluate.coco import COCO_LIMIT, LVIS_LIMIT, Evaluation, as_coco, asked_names, evaluate_coco
 from vrft.evaluate.detections import count_detections, only_asked, read_detections, read_exist_map
 from vrft.evaluate.lvis import evaluate_lvis
+from vrft.evaluate.truth import Truth, read_truth
 from vrft.tasks.rows import Row
 
 

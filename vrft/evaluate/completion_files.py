@@ -61,8 +61,8 @@ def _score_by_annotations(config: Mapping, rows: Sequence[Row], answers: Sequenc
 
     Gold that no row asked for cannot be found: it counts as missed, and is counted; `coco_asked` leaves it out.
     """
-    from vrft.evaluate.truth import read_truth
     from vrft.evaluate.detections import asked_pairs, detections_of
+    from vrft.evaluate.truth import read_truth
 
     protocol = config["protocol"]
     whole = read_truth(Path(config["annotations"]), is_federated=protocol["scorer"] == "lvis")
@@ -80,7 +80,9 @@ def _score_by_annotations(config: Mapping, rows: Sequence[Row], answers: Sequenc
         result = score_lvis_detections(truth, found, **options)
     else:
         exist_map = Path(config["exist_map"]) if config["exist_map"] else None
-        result = score_coco_detections(truth, found, asked=protocol.get("asked") or "all", exist_map=exist_map, **options)
+        result = score_coco_detections(
+            truth, found, asked=protocol.get("asked") or "all", exist_map=exist_map, **options
+        )
     judged = {*result["per_class"], *result["absent_classes"]}
     judged_ids = {number for number, name in whole.class_names.items() if name in judged}
     gold = [(one["image_id"], one["category_id"]) for one in truth.dataset["annotations"] if not one.get("iscrowd")]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import importlib.util
 import math
 import re
+import runpy
+from pathlib import Path
 
 from vrft.errors import UserError, suggestion
 
@@ -45,17 +49,50 @@ def gpu_bytes(name: str | float, *, key: str = "plan.gpu") -> int:
 
 
 def gpu_at_hand() -> int | None:
-    """Bytes of the smallest GPU that the driver shows to this process, or None. CUDA_VISIBLE_DEVICES is respected."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
+    """Bytes of the smallest GPU that the driver shows to this process (CUDA_VISIBLE_DEVICES is respected), or None.
+
+    The driver is ROCm's where torch was built for ROCm, else CUDA's; the functions differ in their names alone.
+    """
+    rocm = _rocm_of_torch()
+    driver = _loaded(_rocm_libraries(rocm) if rocm else ["libcuda.so.1"])
+    if driver is None:
         return None
+    names = _ROCM_FUNCTIONS if rocm else _CUDA_FUNCTIONS
+    start, count, get, total = (getattr(driver, name) for name in names)
     n_devices, device, size = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_size_t(0)
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(n_devices)):
+    if start(0) or count(ctypes.byref(n_devices)):
         return None
     sizes = []
     for number in range(n_devices.value):
-        is_found = driver.cuDeviceGet(ctypes.byref(device), number) == 0
-        if is_found and driver.cuDeviceTotalMem_v2(ctypes.byref(size), device) == 0:
+        if get(ctypes.byref(device), number) == 0 and total(ctypes.byref(size), device) == 0:
             sizes.append(size.value)
     return min(sizes, default=None)
+
+
+_CUDA_FUNCTIONS = ("cuInit", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceTotalMem_v2")
+_ROCM_FUNCTIONS = ("hipInit", "hipGetDeviceCount", "hipDeviceGet", "hipDeviceTotalMem")
+
+
+def _torch_folder() -> Path | None:
+    spec = importlib.util.find_spec("torch")
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def _rocm_of_torch() -> str | None:
+    """The version of ROCm that torch was built for, or None. From torch's version file: its import takes seconds."""
+    folder = _torch_folder()
+    return runpy.run_path(str(folder / "version.py")).get("hip") if folder else None
+
+
+def _rocm_libraries(rocm: str) -> list[str]:
+    """Where ROCm's library may lie: in torch's wheel, or on the system, where only its major version may be named."""
+    name = "libamdhip64.so"
+    return [str(_torch_folder() / "lib" / name), name, f"{name}.{rocm.partition('.')[0]}"]
+
+
+def _loaded(names: list[str]) -> ctypes.CDLL | None:
+    """The first library of these that there is."""
+    for name in names:
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(name)
+    return None

@@ -97,7 +97,7 @@ def chosen(sweep: Sweep) -> pd.DataFrame:
 
     Preferred is the highest best validation figure with `question.choose_seed`; without one the highest mean over
     seeds, among the settings that most seeds have tried: one lucky seed is no choice. Of equals it is the smallest,
-    as in `vrft.run.sweep`. What was chosen stays as columns.
+    as in `vrft.run.sweep_choice`. What was chosen stays as columns.
     """
     knobs = [key for key in sweep.question.choose or [] if key in sweep.settings]
     if not knobs:

@@ -19,6 +19,7 @@ from vrft.files import read_rows
 from vrft.models.families import FAMILIES, frame_for, seen_size
 from vrft.models.generate import render_prompt, set_thought_opening
 from vrft.models.load import load_processor
+from vrft.run.health import Status
 from vrft.run.rows import data_folder, evaluation_folder, with_other
 from vrft.tasks import MixedTask, Task, load_task
 from vrft.tasks.boxes import Frame
@@ -31,7 +32,8 @@ class RunContext:
     """A frozen run directory, opened: its config, rows, task, judge and processor, and the process's place among the
     others.
 
-    other: the name of the other task (`evaluate.others`) of which this is a view; None for the run itself.
+    other: the name of the other task (`evaluate.others`) of which this is a view; None for the run itself. status: what
+    this process tells the parent.
     """
 
     run_dir: Path
@@ -43,6 +45,7 @@ class RunContext:
     processes: PartialState
     durations_s: dict[str, float] = field(default_factory=dict)
     other: str | None = None
+    status: Status = field(default_factory=Status)
 
     @property
     def data_dir(self) -> Path:
@@ -99,12 +102,12 @@ class RunContext:
         return frame
 
 
-def open_experiment(run_dir: Path) -> RunContext:
+def open_experiment(run_dir: Path, status: Status) -> RunContext:
     """Read the frozen files of a run directory and load its processor (no weights). Raises `UserError` for long
     questions."""
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
     rows = {path.stem: read_rows(path) for path in sorted((run_dir / "data").glob("*.jsonl"))}
-    experiment = make_experiment(run_dir, config, rows)
+    experiment = replace(make_experiment(run_dir, config, rows), status=status)
     check_question_lengths(experiment)
     return experiment
 
@@ -113,7 +116,7 @@ def open_other(experiment: RunContext, name: str) -> RunContext:
     """The same run, to be judged on another task of `evaluate.others`."""
     folder = data_folder(experiment.run_dir, name)
     config, rows = with_other(experiment.config, name), {"test": read_rows(folder / "test.jsonl")}
-    return replace(make_experiment(experiment.run_dir, config, rows), other=name)
+    return replace(make_experiment(experiment.run_dir, config, rows), other=name, status=experiment.status)
 
 
 def make_experiment(run_dir: Path, config: dict, rows: dict[str, list[Row]]) -> RunContext:

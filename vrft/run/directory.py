@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -14,9 +13,11 @@ from typing import Any, TextIO
 
 from vrft.config.package_files import PACKAGE
 from vrft.errors import UserError
+from vrft.files import file_hash, hash_of
 from vrft.run import health
 
-LOCK_FILE = ".lock"
+LOCK_FILE, SLURM_FOLDER = ".lock", "slurm"
+_OWN_FOLDERS = ("data", "images", health.FOLDER, SLURM_FOLDER)  # any other within a run directory is another run's
 
 
 class OccupiedError(UserError):
@@ -34,7 +35,7 @@ def alone_in(run_dir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             join(file)  # the workers do the same
         except BlockingIOError:  # the two are not one step, and another parent may come between
-            ids = ", ".join(str(word["pid"]) for word in health.heard(run_dir) if word["state"] != "finished")
+            ids = ", ".join(str(word["pid"]) for word in health.read_statuses(run_dir) if word["state"] != "finished")
             raise OccupiedError(
                 f"another process works in run.dir={run_dir}"
                 + (f" (processes {ids}, perhaps left behind by one that was killed)" if ids else "")
@@ -48,6 +49,20 @@ def alone_in(run_dir: Path) -> Iterator[None]:
 def join(file: TextIO) -> None:
     """Hold the lock together with other processes of the run, until the file is closed."""
     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+@contextlib.contextmanager
+def claimed(path: Path, *, is_patient: bool = False) -> Iterator[bool]:
+    """Yield True if this process alone holds the lock file while the block runs. is_patient: True waits for it."""
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if is_patient else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:  # a file system without locks
+            pass
+        yield True
 
 
 PACKAGES = (
@@ -114,16 +129,9 @@ def code_state(package: Path) -> dict[str, Any]:
 
 
 def weight_hash(folder: Path) -> str | None:
-    """SHA-256 over names and bytes of a local model's weight files; None for a model on the hub (see its revision)."""
+    """`xxh3_128:HEX` over names and bytes of a local model's weight files; None for a hub model (see its revision)."""
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if folder.is_dir() else []
-    if not files:
-        return None
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return hash_of(text for path in files for text in (path.name, file_hash(path))) if files else None
 
 
 def _version(package: str) -> str | None:
@@ -141,7 +149,7 @@ def fresh_run_dir(run_dir: Path, *, is_resuming: bool, key: str = "run.dir") -> 
     decoding all images again. key: the config's key that names it. Raises `UserError` if it holds anything else and the
     run is not resuming.
     """
-    has_content = run_dir.exists() and (not run_dir.is_dir() or any(_files_but_cache(run_dir)))
+    has_content = run_dir.exists() and (not run_dir.is_dir() or _has_content(run_dir))
     if has_content and not is_resuming:
         raise UserError(
             f"{key} is {run_dir}, which exists and is not empty; choose another, or go on in it with run.resume=true"
@@ -160,25 +168,29 @@ def fresh_run_dir(run_dir: Path, *, is_resuming: bool, key: str = "run.dir") -> 
 
 
 def remove_all_but_cache(folder: Path) -> None:
-    """Remove all files but the cache of checked images, and the folders that this leaves empty."""
-    for path in [*folder.rglob(LOCK_FILE), *_files_but_cache(folder)]:
-        path.unlink()
-    for inner in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
-        if not any(inner.iterdir()):
-            inner.rmdir()
-    if not any(folder.iterdir()):
-        folder.rmdir()
+    """Remove a run's own files but the cache of checked images, and those of its folders that this leaves empty.
+
+    Its own are the files at the top of its folder, and all in the folders that are made before a worker starts. Any
+    other folder within belongs to another run, which may be at work.
+    """
+    own = [path for path in folder.iterdir() if not path.is_dir() or path.name in _OWN_FOLDERS]
+    own += [inner for path in own if not path.is_symlink() for inner in path.rglob("*")]
+    for path in own:
+        if not path.is_dir() and not _is_cache(path):
+            path.unlink()
+    for path in [*sorted((path for path in own if path.is_dir()), reverse=True), folder]:
+        with contextlib.suppress(OSError):  # it is not empty
+            path.rmdir()
 
 
-def _files_but_cache(folder: Path) -> list[Path]:
-    """All files below a folder but its lock, the cache of checked images and what it kept of them."""
+def _has_content(folder: Path) -> bool:
+    """Whether there is any file below the folder but a lock and the cache of checked images."""
+    files = (path for path in folder.rglob("*") if not path.is_dir() and path.name != LOCK_FILE)
+    return not all(map(_is_cache, files))
+
+
+def _is_cache(path: Path) -> bool:
+    """Whether a file is the list of checked images, or one of the images beside it."""
     from vrft.data.images import KEPT_FILE
 
-    caches = {path.parent for path in folder.rglob(KEPT_FILE)}
-    return [
-        path
-        for path in folder.rglob("*")
-        if not path.is_dir()
-        and path.name not in (KEPT_FILE, LOCK_FILE)
-        and not any(path.parent == c / "images" for c in caches)
-    ]
+    return path.name == KEPT_FILE or (path.parent.name == "images" and (path.parent.parent / KEPT_FILE).is_file())

@@ -13,7 +13,6 @@ from vrft.evaluate.completions import generate_completions
 from vrft.evaluate.resume import KeptBatches, OtherEvaluationError
 from vrft.evaluate.score import score_completions
 from vrft.files import write_text_atomically
-from vrft.run import health
 from vrft.run.context import RunContext
 from vrft.run.directory import weight_hash
 from vrft.run.resume import lasting_hash
@@ -69,7 +68,7 @@ def completions_of(experiment: RunContext, model, rows: Sequence[Row], *, progre
         rank=processes.process_index,
         world_size=processes.num_processes,
         progress=shown,
-        on_batch=lambda row_ids: health.say(doing=shown or "evaluate", rows=row_ids),
+        on_batch=lambda row_ids: experiment.status.say(doing=shown or "evaluate", rows=row_ids),
         **options,
     )
     order = {row["row_id"]: index for index, row in enumerate(rows)}

@@ -15,7 +15,7 @@ import yaml
 from vrft.config.batch_sizes import derive
 from vrft.config.schema import Config
 from vrft.config.section import with_values
-from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR, UserError
+from vrft.errors import ExitCode, UserError
 from vrft.files import write_text_atomically
 from vrft.memory.auto import fitting_changes, turned_knobs
 from vrft.memory.setup import Setup
@@ -65,12 +65,12 @@ def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides
             raise
         if code is None:
             return 0
-    if code in (0, STOPPED_BY_ALARM):
+    if code in (0, ExitCode.STOPPED_BY_ALARM):
         write_reports([run_dir])
     is_begun = not {path.name for path in run_dir.iterdir()} <= _BEFORE_IT_BEGINS
-    if code not in (0, STOPPED_BY_ALARM, USER_ERROR) or (code == USER_ERROR and is_begun):
+    if code not in (0, ExitCode.STOPPED_BY_ALARM, ExitCode.USER_ERROR) or (code == ExitCode.USER_ERROR and is_begun):
         print(f"vrft: not finished; the same command goes on with run.dir={run_dir} run.resume=true", file=sys.stderr)
-    if code == USER_ERROR and is_fresh and not is_begun:  # refused
+    if code == ExitCode.USER_ERROR and is_fresh and not is_begun:  # refused
         remove_all_but_cache(run_dir)
     return code
 
@@ -81,7 +81,7 @@ def _run_backing_off(start: Callable[[Path, dict], int | None], run_dir: Path, c
     On several machines that torchrun joins the others have ended: there all have to be started again.
     """
     code = start(run_dir, config)
-    while code == OUT_OF_MEMORY:
+    while code == ExitCode.OUT_OF_MEMORY:
         # a job may have backed off itself
         smaller = backed_off(run_dir, yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")))
         if smaller is None:
@@ -124,7 +124,7 @@ def _prepare(
             data_hash=data_hash({**rows, **others}, run_dir / "data"),
         )
         begun = begun_with(run_dir)
-        check_same_hashes(run_dir, begun, record)
+        record |= check_same_hashes(run_dir, begun, record)
         warn_of_versions(begun, record)
         if begun:
             record["earlier"] = [*begun.pop("earlier", []), begun]

@@ -63,7 +63,7 @@ def backed_off(run_dir: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     In the loss that is the micro-batch, of which there are as many more: G and the prompts of a step stay. In an
     evaluation it is its own. Each time adds a line to `oom.jsonl`. None where that cannot help; what can is then said.
     """
-    word = next((word for word in health.heard(run_dir) if "oom" in word), {"oom": "step"})
+    word = next((word for word in health.read_statuses(run_dir) if "oom" in word), {"oom": "step"})
     key = _KEYS.get(word["oom"])
     now = _size(config, key)
     changed = with_limit(config, max(now // 2, 1), key=key or _MICRO_BATCH)

@@ -14,7 +14,7 @@ import yaml
 from vrft.config.package_files import TINY_MODEL
 from vrft.config.section import flat
 from vrft.errors import UserError, raise_all
-from vrft.files import read_rows
+from vrft.files import hash_kind, read_rows
 from vrft.tasks.rows import Row
 
 _MAY_CHANGE = (  # what had ended it; on it goes
@@ -129,15 +129,28 @@ def check_same_rows(data_dir: Path, splits: dict[str, list[Row]]) -> None:
     raise_all(faults, heading=_OTHER.format(data_dir.parent))
 
 
-def check_same_hashes(run_dir: Path, begun: dict[str, Any], record: dict[str, Any]) -> None:
-    """Raise `UserError` if images or model weights have other bytes than those the run directory was begun with."""
+def check_same_hashes(run_dir: Path, begun: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """Raise `UserError` if images or model weights have other bytes than those the run directory was created with.
+
+    Returns the hashes that the run keeps, as what it has evaluated is filed under them: those of an earlier version are
+    of another kind. They cannot be compared; a warning says so.
+    """
     names = {"data_hash": "an image has other bytes", "model_hash": "the model has other weights"}
+    kept = {key: begun[key] for key in names if begun.get(key) and record[key]}
+    kept = {key: noted for key, noted in kept.items() if hash_kind(noted) != hash_kind(record[key])}
     faults = [
         f"{what} ({key} {begun.get(key)} then, {record[key]} now)"
         for key, what in names.items()
-        if begun and begun.get(key) != record[key]
+        if begun and key not in kept and begun.get(key) != record[key]
     ]
     raise_all(faults, heading=_OTHER.format(run_dir))
+    if kept:
+        print(
+            f"warning: an earlier version wrote {' and '.join(kept)} of {run_dir} as SHA-256, which is not compared; "
+            "check yourself whether images or weights have changed",
+            file=sys.stderr,
+        )
+    return kept
 
 
 def warn_of_versions(begun: dict[str, Any], record: dict[str, Any]) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from pathlib import Path
 from typing import Any
 
 from vrft.errors import raise_all
 from vrft.evaluate.protocols import questions_not_asked, row_faults
-from vrft.files import write_rows
+from vrft.files import hash_of, write_rows
 from vrft.models.families import FAMILIES
 from vrft.run.resume import check_same_rows
 from vrft.tasks import load_task
@@ -120,11 +119,8 @@ def check_rows(splits: dict[str, list[Row]], task: Task, *, needed: dict[str, st
 
 
 def data_hash(splits: dict[str, list[Row]], root: Path) -> str:
-    """SHA-256 over the names, rows and images of all splits, as a hex string."""
-    digest = hashlib.sha256()
-    for split in sorted(splits):
-        digest.update(f"{split} {rows_hash(splits[split], root)}\n".encode())
-    return digest.hexdigest()
+    """`xxh3_128:HEX` over the names, rows and images of all splits."""
+    return hash_of(f"{split} {rows_hash(splits[split], root)}\n" for split in sorted(splits))
 
 
 def data_folder(run_dir: Path, other: str | None = None) -> Path:

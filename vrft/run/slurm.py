@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from vrft.errors import USER_ERROR, UserError
+from vrft.errors import ExitCode, UserError
 from vrft.files import write_text_atomically
 from vrft.run import health
 from vrft.run.directory import OccupiedError, alone_in
@@ -22,16 +22,16 @@ from vrft.run.slurm_job import ENDED, FOLDER, JOB
 
 # A job's final states, and the exit codes where the job itself has not said one.
 _ENDS = {
-    "COMPLETED": 0,
-    "FAILED": 1,
-    "CANCELLED": 143,
-    "TIMEOUT": 140,
-    "PREEMPTED": 140,
-    "OUT_OF_MEMORY": 137,
-    "NODE_FAIL": 1,
-    "BOOT_FAIL": 1,
-    "DEADLINE": 1,
-    "REVOKED": 1,
+    "COMPLETED": ExitCode.DONE,
+    "FAILED": ExitCode.FAILED,
+    "CANCELLED": ExitCode.TERMINATED,
+    "TIMEOUT": ExitCode.WARNED,
+    "PREEMPTED": ExitCode.WARNED,
+    "OUT_OF_MEMORY": ExitCode.KILLED,
+    "NODE_FAIL": ExitCode.FAILED,
+    "BOOT_FAIL": ExitCode.FAILED,
+    "DEADLINE": ExitCode.FAILED,
+    "REVOKED": ExitCode.FAILED,
 }
 _TOOLS = ("sbatch", "srun", "scontrol")
 _TAIL, _N_LOGS = 12, 4  # lines of a log that are shown, and of how many nodes
@@ -71,8 +71,20 @@ def device_of_job(launch: dict[str, Any]) -> str | None:
     """What `launch.device=auto` means in a job: `cuda` if it asks for GPUs; None unless the run is one."""
     if launch.get("name") != "slurm":
         return None
-    asks = launch.get("gpus_per_node") or any("gpu" in str(value) for value in (launch.get("extra") or {}).items())
+    asks = launch.get("gpus_per_node") or any(_asks_for_gpus(*option) for option in (launch.get("extra") or {}).items())
     return "cuda" if asks else "cpu"
+
+
+def _asks_for_gpus(key: str, value: Any) -> bool:
+    """Whether an option of sbatch asks for GPUs.
+
+    >>> _asks_for_gpus("gres", "gpu:a100:2"), _asks_for_gpus("gpus_per_task", 1), _asks_for_gpus("exclude", "gpu[1-4]")
+    (True, True, False)
+    """
+    name = str(key).replace("_", "-")
+    if name in ("gpus", "gpus-per-node", "gpus-per-task"):
+        return str(value) not in ("0", "False")
+    return (name == "gres" or name.startswith("tres")) and re.search(r"\bgpu\b", str(value)) is not None
 
 
 def run_as_job(run_dir: Path, config: dict[str, Any]) -> int | None:
@@ -184,13 +196,13 @@ def follow(run_dir: Path, job_id: str) -> int:
         if job["JobState"] != "COMPLETED" or _said(run_dir, ENDED).get("job") == job_id:
             break
         time.sleep(1)
-    code = _exit_code(run_dir, job_id, job)
+    code = _code_of_job(run_dir, job_id, job)
     if code:
         print(f"vrft: job {job_id} ended as {job['JobState']}, exit code {code}", file=sys.stderr)
-        errors = {word["error"]: word["rank"] for word in reversed(health.heard(run_dir)) if "error" in word}
+        errors = {word["error"]: word["rank"] for word in reversed(health.read_statuses(run_dir)) if "error" in word}
         for error, rank in reversed(errors.items()):
             print(f"vrft: rank {rank}: {error}", file=sys.stderr)
-        if code != USER_ERROR or not errors:
+        if code != ExitCode.USER_ERROR or not errors:
             _show_logs(run_dir, job_id)
     return code
 
@@ -215,13 +227,13 @@ def _asked(job_id: str) -> dict[str, str] | None:
     return {"JobState": state.split()[0], "ExitCode": code}
 
 
-def _exit_code(run_dir: Path, job_id: str, job: dict[str, str]) -> int:
+def _code_of_job(run_dir: Path, job_id: str, job: dict[str, str]) -> int:
     """The run's own, else what the job's end means; a run that has not said a code is never taken for finished."""
     said, state = _said(run_dir, ENDED), job["JobState"]
     if said.get("job") == job_id and not said["is_requeued"] and said["restarts"] >= int(job.get("Restarts", 0)):
         return said["code"] or _ENDS[state]
     status = job.get("ExitCode", "0:0").partition(":")[0]
-    return (int(status) if state == "FAILED" and status.isdigit() else _ENDS[state]) or 1
+    return (int(status) if state == "FAILED" and status.isdigit() else _ENDS[state]) or ExitCode.FAILED
 
 
 def _words(job_id: str, job: dict[str, str]) -> str:
@@ -236,7 +248,7 @@ def _words(job_id: str, job: dict[str, str]) -> str:
 
 
 def _progress(run_dir: Path) -> str:
-    word = next(iter(health.heard(run_dir)), {})
+    word = next(iter(health.read_statuses(run_dir)), {})
     return f": {word['doing']} {word.get('step') or ''}".rstrip() if "doing" in word else ""
 
 

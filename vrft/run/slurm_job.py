@@ -14,15 +14,14 @@ from typing import Any
 
 import yaml
 
-from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR, UserError
+from vrft.errors import SIGNALLED, ExitCode, UserError
 from vrft.files import write_text_atomically
-from vrft.run.directory import alone_in
+from vrft.run.directory import SLURM_FOLDER, alone_in
 from vrft.run.health import SIGNALS
 from vrft.run.out_of_memory import backed_off
 from vrft.run.processes import start_worker
 
-WARNED = 128 + signal.SIGUSR2
-_INTERRUPTED = frozenset(128 + number for number in SIGNALS)
+_INTERRUPTED = frozenset(SIGNALLED + number for number in SIGNALS)
 _KILLED_WITHIN_S = 60.0
 _TOLD_WITHIN_S = 60.0
 
@@ -43,8 +42,8 @@ def run_on_node(run_dir: str) -> None:
         code = _first_node(folder, config) if node == 0 else start_worker(folder, config, is_patient=True)
     except UserError as error:
         print(f"vrft: {error}", file=sys.stderr)
-        code = USER_ERROR
-    if node and code in (*_INTERRUPTED, STOPPED_BY_ALARM, USER_ERROR, OUT_OF_MEMORY):
+        code = ExitCode.USER_ERROR
+    if node and code in (*_INTERRUPTED, ExitCode.STOPPED_BY_ALARM, ExitCode.USER_ERROR, ExitCode.OUT_OF_MEMORY):
         code = 0  # the first node says what comes now; a failure here would have srun end it
     elif node and code:
         time.sleep(_TOLD_WITHIN_S)  # the first node, which fails too, names the cause and ends this one
@@ -57,16 +56,17 @@ def _first_node(run_dir: Path, config: dict[str, Any]) -> int:
     job_id, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     with alone_in(run_dir):
         code = start_worker(run_dir, config, is_patient=True)
-        while code == OUT_OF_MEMORY and config["launch"]["nnodes"] == 1 and (smaller := backed_off(run_dir, config)):
-            config = smaller  # several nodes would have to agree: there who waits for the job submits it again
+        can_back_off = config["launch"]["nnodes"] == 1  # several nodes would have to agree: the parent resubmits there
+        while code == ExitCode.OUT_OF_MEMORY and can_back_off and (smaller := backed_off(run_dir, config)):
+            config = smaller
             code = start_worker(run_dir, config, is_patient=True)
-    if code in (0, STOPPED_BY_ALARM):
+    if code in (0, ExitCode.STOPPED_BY_ALARM):
         from vrft.report.write import write_reports
 
         write_reports([run_dir])
     limit, is_requeued = config["launch"]["max_requeues"], False
-    if code == WARNED or (code in _INTERRUPTED and _is_preempted(job_id)):
-        code, is_requeued = WARNED, restarts < limit
+    if code == ExitCode.WARNED or (code in _INTERRUPTED and _is_preempted(job_id)):
+        code, is_requeued = ExitCode.WARNED, restarts < limit
         if not is_requeued:
             print(f"vrft: saved, and requeued launch.max_requeues={limit} times before: the job ends", file=sys.stderr)
     note_end(run_dir, job_id=job_id, restarts=restarts, code=code, is_requeued=is_requeued)
@@ -83,7 +83,7 @@ def _requeue(run_dir: Path, job_id: str, restarts: int) -> None:
         time.sleep(_KILLED_WITHIN_S)
     else:
         print(f"vrft: SLURM does not requeue it: {done.stderr.strip()}", file=sys.stderr)
-        note_end(run_dir, job_id=job_id, restarts=restarts, code=WARNED, is_requeued=False)
+        note_end(run_dir, job_id=job_id, restarts=restarts, code=ExitCode.WARNED, is_requeued=False)
 
 
 def _is_preempted(job_id: str) -> bool:
@@ -106,7 +106,7 @@ def _told(*arguments: str) -> str:
     return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=False).stdout
 
 
-FOLDER = "slurm"  # of the run directory: logs, submitit's files, and these
+FOLDER = SLURM_FOLDER  # logs, submitit's files, and these
 JOB, ENDED = "job.json", "ended.json"
 
 

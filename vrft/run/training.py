@@ -17,7 +17,6 @@ from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts, load_model
 from vrft.models.prompt_settings import make_card, read_card
 from vrft.report.wandb import RolloutPictures, picture
-from vrft.run import health
 from vrft.run.context import RunContext
 from vrft.run.evaluation import evaluate_splits
 from vrft.run.rejection_sampling import rows_with_own_completions
@@ -67,7 +66,7 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
     shown = {"reward": "reward", "loss": "loss", f"validation/{metric}": "validation"}
     alarms = Alarms(config["alarms"], alarm_file, validation=metric, known=start.log, known_alarms=start.alarms)
     callbacks = [
-        StopOnSignal(health.received),
+        StopOnSignal(experiment.status.received),
         MetricsFile(experiment.run_dir / "metrics.jsonl"),
         ProgressBar(shown),
         alarms,
@@ -80,9 +79,9 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
     if validation:
         validation.trainer, trainer.validation = trainer, validation
     trainer.stops_on_non_finite = config["alarms"]["non_finite"] != "off"
-    trainer.on_batch = lambda step, rows: health.say(doing="train", step=step, rows=rows)
+    trainer.on_batch = lambda step, rows: experiment.status.say(doing="train", step=step, rows=rows)
     stopped_by = None
-    with health.patience():
+    with experiment.status.patience():
         try:
             trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
             (stopped_by,) = broadcast_object_list([alarms.stopped_by])
@@ -92,7 +91,7 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
             stopped_by = {"step": step, "rule": NON_FINITE, "action": action, "message": str(error)}
             if experiment.processes.is_main_process:
                 tell(stopped_by, alarm_file)
-    if agreed_maximum(health.received() is not None, trainer.args):
+    if agreed_maximum(experiment.status.received() is not None, trainer.args):
         raise Interrupted
     is_non_finite = stopped_by is not None and stopped_by["rule"] == NON_FINITE  # it may go on from before the best
     if experiment.processes.is_main_process and not is_non_finite:

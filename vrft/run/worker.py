@@ -26,13 +26,14 @@ from safetensors import SafetensorError
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from vrft.config.schema import Config
-from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR, UserError
+from vrft.errors import SIGNALLED, ExitCode, UserError
 from vrft.files import check_whole, write_text_atomically
 from vrft.models.prompt_settings import read_card, wording_drift
 from vrft.report.wandb import tracked
 from vrft.run import directory, health
 from vrft.run.context import RunContext, open_experiment, open_other
 from vrft.run.evaluation import evaluate_splits, known_evaluation
+from vrft.run.health import Status
 from vrft.run.out_of_memory import is_out_of_memory, phase_of
 from vrft.run.rows import other_names
 from vrft.run.training import NON_FINITE, Interrupted, load_policy, open_engine, start_of, train
@@ -41,12 +42,12 @@ from vrft.run.vllm_checks import check_vllm
 _LATE_S = 60  # how much later a network's file system may show on one machine what another has written
 
 
-def run(run_dir: Path) -> dict | None:
+def run(run_dir: Path, status: Status) -> dict | None:
     """All parts that the frozen config asks for; `result.json` is written at the very end.
 
     Returns the alarm that ended the run: after it nothing is judged.
     """
-    experiment = open_experiment(run_dir)
+    experiment = open_experiment(run_dir, status)
     config = Config.model_validate(experiment.config)
     if "wandb" not in config.logging.report_to or not experiment.processes.is_main_process:
         return _run_parts(experiment, run_dir)
@@ -164,7 +165,8 @@ def _write_result(
 def main() -> int:
     """Entry point of the worker; exit code 2 for a user's mistake."""
     run_dir, node = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    health.listen()
+    status = Status()
+    status.listen()
     for _ in range(_LATE_S * 10 * bool(node)):  # of several machines another has made the run directory
         if (run_dir / "config.yaml").is_file():
             break
@@ -173,37 +175,37 @@ def main() -> int:
     lock = (run_dir / directory.LOCK_FILE).open("a", encoding="utf-8")  # open to the end of the process
     with contextlib.suppress(OSError):  # a file system without locks
         directory.join(lock)
-    health.begin(run_dir, rank, node)
+    status.begin(run_dir, rank, node)
     _write_stacks_on_request(run_dir, rank)
     set_environment(run_dir)
     silence_libraries()
-    code = _outcome(run_dir, is_main=rank == 0)
-    health.say(state="finished", code=code)
+    code = _outcome(run_dir, status, is_main=rank == 0)
+    status.say(state="finished", code=code)
     return code
 
 
-def _outcome(run_dir: Path, *, is_main: bool) -> int:
+def _outcome(run_dir: Path, status: Status, *, is_main: bool) -> int:
     """Run, and turn what a user can act on into a message and an exit code."""
     try:
-        stopped_by = run(run_dir)
+        stopped_by = run(run_dir, status)
     except Interrupted:
-        return 128 + (health.received() or signal.SIGTERM)  # it came to another process
+        return SIGNALLED + (status.received() or signal.SIGTERM)  # it came to another process
     except UserError as error:
         if is_main:  # under torchrun every process has the same to say, or this one tells the parent
             print(f"vrft: {error}", file=sys.stderr)
-        health.say(error=str(error))
-        return USER_ERROR
+        status.say(error=str(error))
+        return ExitCode.USER_ERROR
     except Exception as error:
         if isinstance(error, (OSError, SafetensorError)) and os.strerror(errno.ENOSPC) in str(error):
             print(
                 f"vrft: the disk of run.dir={run_dir} is full; free some space and go on with run.resume=true",
                 file=sys.stderr,
             )
-            return USER_ERROR
+            return ExitCode.USER_ERROR
         if is_out_of_memory(error):
-            health.say(oom=phase_of(error), error=str(error).strip().partition("\n")[0])
-            return OUT_OF_MEMORY
-        health.say(state="failed", error=f"{type(error).__name__}: {error}")
+            status.say(oom=phase_of(error), error=str(error).strip().partition("\n")[0])
+            return ExitCode.OUT_OF_MEMORY
+        status.say(state="failed", error=f"{type(error).__name__}: {error}")
         raise
     finally:
         if torch.distributed.is_initialized():
@@ -214,7 +216,7 @@ def _outcome(run_dir: Path, *, is_main: bool) -> int:
             "at these rows; alarms.non_finite=stop_keep_best goes on to judge the best checkpoint",
             file=sys.stderr,
         )
-    return STOPPED_BY_ALARM if stopped_by else 0
+    return ExitCode.STOPPED_BY_ALARM if stopped_by else 0
 
 
 def _write_stacks_on_request(run_dir: Path, rank: int) -> None:

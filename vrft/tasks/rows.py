@@ -13,11 +13,12 @@ training), `distractors` (boxes of the objects that were not asked for), `proble
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from vrft.files import file_hash, hash_of
 
 Row = dict[str, Any]
 
@@ -28,13 +29,10 @@ def image_paths(row: Row, root: Path) -> list[Path]:
 
 
 def rows_hash(rows: Sequence[Row], root: Path) -> str:
-    """SHA-256 over the rows and the bytes of their images, in order, as a hex string."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row, sort_keys=True).encode())
-        for path in image_paths(row, root):
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+    """`xxh3_128:HEX` over the rows and the bytes of their images, in order."""
+    return hash_of(
+        text for row in rows for text in (json.dumps(row, sort_keys=True), *map(file_hash, image_paths(row, root)))
+    )
 
 
 def labelled_boxes(gold: Sequence) -> list[tuple[Sequence[float], str]]:

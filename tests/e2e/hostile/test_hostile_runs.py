@@ -17,6 +17,7 @@ from wandb.sdk.lib.gitlib import remote_url_without_password
 from wandb_file import read_history, read_run
 
 from vrft.files import publish
+from vrft.run.health import Status
 from vrft.run.worker import _outcome
 from vrft.train.resume import newest_checkpoint
 
@@ -139,7 +140,7 @@ def test_a_poisoned_checkpoint_is_passed_over_or_refused(careful_run, tmp_path, 
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     config["run"]["resume"], config["trainer"]["max_steps"], config["logging"]["report_to"] = True, 3, []
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
-    assert _outcome(run_dir, is_main=True) == 2
+    assert _outcome(run_dir, Status(), is_main=True) == 2
     assert not mark.exists()
     assert f"{checkpoint} holds more than tensors" in capsys.readouterr().err
     assert load_file(checkpoint / "model.safetensors")

@@ -154,7 +154,10 @@ def test_a_folder_without_classes_is_refused(tmp_path):
 def test_class_lists(tmp_path, content, words):
     (tmp_path / "classes.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
     if words is None:
-        assert read_class_names(str(tmp_path / "classes.txt"), key="dataset.classes", is_numbered=True) == ["cat", "dog"]
+        assert read_class_names(str(tmp_path / "classes.txt"), key="dataset.classes", is_numbered=True) == [
+            "cat",
+            "dog",
+        ]
         return
     with pytest.raises(UserError, match=words):
         read_class_names(str(tmp_path / "classes.txt"), key="dataset.classes", is_numbered=True)

@@ -219,7 +219,10 @@ def test_a_pickle_of_python_2_is_read(tmp_path):
         ("[", r"instances\.json: not JSON"),
         ("[]", "holds a list; an object with images, annotations is right"),
         ('{"images": [{"width": 3}], "annotations": []}', r"instances\.json, images\[0\]: id is None; a whole number"),
-        ('{"images": [], "annotations": [{"id": 1}, {"id": 1}]}', r"annotations\[1\]: id 1 is that of an earlier entry"),
+        (
+            '{"images": [], "annotations": [{"id": 1}, {"id": 1}]}',
+            r"annotations\[1\]: id 1 is that of an earlier entry",
+        ),
     ],
 )
 def test_annotations_that_cannot_be_used_are_refused(coco, content, words):

@@ -11,8 +11,8 @@ from two_boxes import RIGHT, TRUTH, write
 
 from vrft.data.class_names import read_class_names
 from vrft.errors import UserError
-from vrft.evaluate.truth import read_truth
 from vrft.evaluate.box_files import score_coco_file, score_lvis_file
+from vrft.evaluate.truth import read_truth
 
 
 def broken(**changes):
@@ -100,10 +100,19 @@ def test_a_file_that_is_given_twice_is_refused(tmp_path):
     ("truth", "words"),
     [
         ([], ["holds a list", "an object with images, categories, annotations is right"]),
-        ({"images": [], "annotations": [], "categories": "x"}, ["categories is x", "images is []; a list with at least one entry"]),
+        (
+            {"images": [], "annotations": [], "categories": "x"},
+            ["categories is x", "images is []; a list with at least one entry"],
+        ),
         (broken(annotations={"image_id": 5}), ["annotations[0] (id 0), image_id 5, category_id 1: image_id is 5"]),
-        (broken(annotations={"category_id": 5}), ["annotations[0] (id 0), image_id 1, category_id 5: category_id is 5"]),
-        (broken(annotations={"bbox": [0, 0, 1, float("inf")]}), ["annotations[0] (id 0), image_id 1, category_id 1: bbox is [0, 0, 1, inf]"]),
+        (
+            broken(annotations={"category_id": 5}),
+            ["annotations[0] (id 0), image_id 1, category_id 5: category_id is 5"],
+        ),
+        (
+            broken(annotations={"bbox": [0, 0, 1, float("inf")]}),
+            ["annotations[0] (id 0), image_id 1, category_id 1: bbox is [0, 0, 1, inf]"],
+        ),
         (broken(annotations={"area": None}), ["annotations[0] (id 0), image_id 1, category_id 1: area is None"]),
         (broken(annotations={"iscrowd": 2}), ["annotations[0] (id 0), image_id 1, category_id 1: iscrowd is 2"]),
         (broken(annotations={"id": 7}), ["annotations[1]: id 7 is that of an earlier entry too"]),

@@ -122,7 +122,10 @@ LENGTHS = {"size": [10, 12], "counts": [120]}
         ({**GOOD, "pred_box": None, "pred_mask": {"size": [12, 10], "counts": [120]}}, ["pred_mask.size is [12, 10]"]),
         ({**GOOD, "pred_box": None, "pred_mask": {**LENGTHS, "counts": [100]}}, ["of 100 pixels", "10 × 12"]),
         ({**GOOD, "pred_box": None, "pred_mask": {**LENGTHS, "counts": [-1, 121]}}, ["pred_mask is"]),
-        ({**GOOD, "pred_box": None, "pred_mask": {**LENGTHS, "counts": "0000"}}, ["cannot be decoded", "of fewer pixels", "10 × 12"]),
+        (
+            {**GOOD, "pred_box": None, "pred_mask": {**LENGTHS, "counts": "0000"}},
+            ["cannot be decoded", "of fewer pixels", "10 × 12"],
+        ),
         ({**GOOD, "pred_box": None, "pred_mask": {**LENGTHS, "counts": "T3"}}, ["of fewer pixels"]),  # 100
         ({**GOOD, "pred_box": None, "pred_mask": {**LENGTHS, "counts": "i3"}}, ["cannot be decoded"]),  # 121
         ({**GOOD, "pred_box": None, "pred_mask": {**LENGTHS, "counts": ""}}, ["'' is no compressed text"]),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from vrft.errors import UserError
 from vrft.memory import gpus
 from vrft.memory.gpus import GIB, GPUS, gpu_at_hand, gpu_bytes
 from vrft.memory.parts import Counts, Sharding, bytes_of_optimizer, states
+from vrft.run.processes import find_device
 
 N_2B, N_7B = 2_208_985_600, 8_291_375_616  # parameters of Qwen2-VL-2B and -7B Instruct, as their checkpoints have them
 LARGEST = {N_2B: 151936 * 1536, N_7B: 152064 * 3584}  # the embeddings
@@ -156,6 +159,41 @@ class Driver:
 def test_the_smallest_visible_gpu_counts(monkeypatch, sizes, found):
     monkeypatch.setattr(gpus.ctypes, "CDLL", lambda name: Driver(*sizes))
     assert gpu_at_hand() == found
+
+
+class RocmDriver:
+    """ROCm's functions have other names, and do the same."""
+
+    def __init__(self, *sizes: int) -> None:
+        one = Driver(*sizes)
+        self.hipInit, self.hipGetDeviceCount, self.hipDeviceGet = one.cuInit, one.cuDeviceGetCount, one.cuDeviceGet
+        self.hipDeviceTotalMem = one.cuDeviceTotalMem_v2
+
+
+@pytest.mark.parametrize("library", ["torch/lib/libamdhip64.so", "libamdhip64.so", "libamdhip64.so.6"])
+def test_where_torch_is_built_for_rocm_its_driver_is_asked(monkeypatch, tmp_path, library):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise MemoryError('the parent must not import it')")
+    (tmp_path / "torch" / "version.py").write_text("cuda = None\nhip: str | None = '6.4.43482-0f2d60242'\n")
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def load(name: str):
+        if name != (str(tmp_path / library) if library.startswith("torch") else library):
+            raise OSError(name)
+        return RocmDriver(192 * GIB)
+
+    monkeypatch.setattr(gpus.ctypes, "CDLL", load)
+    assert gpu_at_hand() == 192 * GIB
+    assert find_device() == "cuda"
+
+
+def test_without_a_driver_the_device_is_the_cpu(monkeypatch):
+    def load(name: str):
+        raise OSError(name)
+
+    monkeypatch.setattr(gpus.ctypes, "CDLL", load)
+    assert find_device() == "cpu"
 
 
 @pytest.mark.parametrize("name", ["a100_80", "", -3, 0, True, float("inf"), float("nan")])

@@ -85,6 +85,25 @@ def test_a_run_that_has_nothing_to_resume_says_so(tmp_path, monkeypatch, capsys)
         assert capsys.readouterr().err.count("nothing is to be resumed") == count
 
 
+@pytest.mark.parametrize("nested", ["sft/config.yaml", "sweep/children/a.json", "sft/data/images/a.png"])
+def test_a_run_that_is_refused_leaves_one_within_its_folder_alone(tmp_path, nested):
+    """Another terminal may have started it meanwhile. The cache of checked images stays too."""
+    cache = ["data/.checked_images", "data/images/a.png"]
+
+    def start() -> None:
+        with fresh_run_dir(tmp_path, is_resuming=False):
+            for name in (nested, *cache, "data/train.jsonl", "config.yaml", "slurm/.lock", "health/rank_0.json"):
+                (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / name).write_text("mine")
+            raise UserError("no rows")
+
+    with pytest.raises(UserError, match="no rows"):
+        start()
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {nested, *cache}
+    assert {path.name for path in tmp_path.iterdir()} == {nested.partition("/")[0], "data"}
+
+
 def test_the_same_command_twice_leaves_the_first_alone(tmp_path):
     run_dir = tmp_path / "run"
     with fresh_run_dir(run_dir, is_resuming=False), alone_in(run_dir):

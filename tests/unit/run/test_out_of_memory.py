@@ -59,7 +59,7 @@ def test_only_what_is_allowed_and_helps_is_told(overrides, phase, told, not_told
 
 
 def test_a_loss_that_depends_on_the_micro_batch_is_said_to_change(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(health, "heard", lambda run_dir: [{"oom": "step", "rank": 0}])
+    monkeypatch.setattr(health, "read_statuses", lambda run_dir: [{"oom": "step", "rank": 0}])
     for loss_type, is_told in (("bnpo", True), ("grpo", False)):
         out_of_memory.backed_off(tmp_path, composed("deepspeed=zero2", f"trainer.args.loss_type={loss_type}"))
         assert ("loss_type=bnpo divides by a micro-batch's tokens" in capsys.readouterr().err) == is_told

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from vrft.run import health, processes
-from vrft.run.processes import account, start_worker, worker_command
+from vrft.run.processes import first_failure, start_worker, worker_command
 
 
 def settings(*, name="local", processes=1, deepspeed=None, threads=None, watchdog_s=None) -> dict:
@@ -86,18 +86,19 @@ import os, signal, sys, time
 from pathlib import Path
 from vrft.run import health
 run_dir = Path(sys.argv[1])
-health.listen()
-health.begin(run_dir, 0)
-health.say(doing="train", step=3, rows=["a", "b"])
+status = health.Status()
+status.listen()
+status.begin(run_dir, 0)
+status.say(doing="train", step=3, rows=["a", "b"])
 """
 PATIENT = """
-with health.patience():
+with status.patience():
     os.kill(os.getppid(), signal.{name})  # whoever interrupts vrft
-    while not health.received():
+    while not status.received():
         time.sleep(0.01)
     {then}
-    health.say(state="finished", code=128 + health.received())
-    raise SystemExit(128 + health.received())
+    status.say(state="finished", code=128 + status.received())
+    raise SystemExit(128 + status.received())
 """
 
 
@@ -144,20 +145,20 @@ def test_a_scheduler_that_sends_several_signals_does_not_kill(worker, tmp_path):
 
 def test_of_several_machines_each_watches_its_own_processes(worker, tmp_path, capfd):
     """The clock of another machine may be far behind, and its process numbers mean others here."""
-    health.begin(tmp_path, 1, node=1)
-    health.say(doing="train", step=3, state="runs")
-    health.fall_silent()
-    (word,) = health.heard(tmp_path)
+    other = health.Status()
+    other.begin(tmp_path, 1, node=1)
+    other.say(doing="train", step=3, state="runs")
+    (word,) = health.read_statuses(tmp_path)
     old = tmp_path / health.FOLDER / "rank_1.json"
     source = f"""
 import json
-health.fall_silent()
+status.fall_silent()
 (run_dir / "health" / "rank_1.json").write_text(json.dumps({word} | {{"time": 0.0}}))
-health.begin(run_dir, 0)
+status.begin(run_dir, 0)
 for step in range(8):
-    health.say(doing="train", step=step)
+    status.say(doing="train", step=step)
     time.sleep(0.1)
-health.say(state="finished", code=0)
+status.say(state="finished", code=0)
 """
     worker(WORKER + source)
     assert start_worker(tmp_path, settings(watchdog_s=0.5)) == 0
@@ -167,13 +168,12 @@ health.say(state="finished", code=0)
 
 def test_a_machine_forgets_its_own_words_and_the_first_all(tmp_path):
     for rank in range(4):
-        health.begin(tmp_path, rank, node=rank // 2)
-    health.fall_silent()
-    assert [word["rank"] for word in health.heard(tmp_path, 1)] == [2, 3]
-    health.forget(tmp_path, 1)
-    assert [word["rank"] for word in health.heard(tmp_path)] == [0, 1]
-    health.forget(tmp_path)
-    assert health.heard(tmp_path) == []
+        health.Status().begin(tmp_path, rank, node=rank // 2)
+    assert [word["rank"] for word in health.read_statuses(tmp_path, 1)] == [2, 3]
+    health.remove_statuses(tmp_path, 1)
+    assert [word["rank"] for word in health.read_statuses(tmp_path)] == [0, 1]
+    health.remove_statuses(tmp_path)
+    assert health.read_statuses(tmp_path) == []
 
 
 def test_a_signal_that_was_ignored_stays_so(worker, tmp_path, monkeypatch):
@@ -189,13 +189,13 @@ def test_a_signal_that_was_ignored_stays_so(worker, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("said", "code"), [("state='finished', code=2", 2), ("state='failed', error='E: x'", 1)])
 def test_what_goes_wrong_after_a_signal_is_not_taken_for_saved(worker, tmp_path, capfd, said, code):
-    worker(WORKER + PATIENT.format(name="SIGTERM", then=f"health.say({said}); raise SystemExit({code})"))
+    worker(WORKER + PATIENT.format(name="SIGTERM", then=f"status.say({said}); raise SystemExit({code})"))
     assert start_worker(tmp_path, settings()) == code
     assert ("at rows a, b: E: x" in capfd.readouterr().err) == (code == 1)
 
 
 def test_a_signal_that_comes_when_all_is_done_changes_nothing(worker, tmp_path):
-    worker(WORKER + PATIENT.format(name="SIGTERM", then="health.say(state='finished', code=0); raise SystemExit(0)"))
+    worker(WORKER + PATIENT.format(name="SIGTERM", then="status.say(state='finished', code=0); raise SystemExit(0)"))
     assert start_worker(tmp_path, settings()) == 0
 
 
@@ -253,16 +253,16 @@ stuck_here()
 
 
 def test_a_worker_that_speaks_is_left_alone(worker, tmp_path):
-    worker(WORKER + "\nfor step in range(20):\n    health.say(step=step)\n    time.sleep(0.1)\n")
+    worker(WORKER + "\nfor step in range(20):\n    status.say(step=step)\n    time.sleep(0.1)\n")
     assert start_worker(tmp_path, settings(watchdog_s=1.0)) == 0
 
 
 def test_a_run_that_has_finished_may_take_its_time_to_end(worker, tmp_path):
     source = """
 for step in range(15):
-    health.say(step=step)
+    status.say(step=step)
     time.sleep(0.1)
-health.say(state="finished", code=0)
+status.say(state="finished", code=0)
 time.sleep(0.5)
 """
     worker(WORKER + source)
@@ -270,7 +270,7 @@ time.sleep(0.5)
 
 
 def test_nothing_is_awaited_before_work_begins(worker, tmp_path):
-    worker(WORKER.replace('health.say(doing="train", step=3, rows=["a", "b"])', "time.sleep(1)"))
+    worker(WORKER.replace('status.say(doing="train", step=3, rows=["a", "b"])', "time.sleep(1)"))
     assert start_worker(tmp_path, settings(watchdog_s=0.3)) == 0
 
 
@@ -282,7 +282,7 @@ def test_whatever_befalls_the_parent_the_worker_ends(worker, tmp_path, monkeypat
             raise MemoryError
         return []
 
-    monkeypatch.setattr(health, "heard", fail)
+    monkeypatch.setattr(health, "read_statuses", fail)
     with pytest.raises(MemoryError):
         start_worker(tmp_path, settings())
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -298,13 +298,14 @@ run_dir = Path(sys.argv[1])
 ids = []
 for rank in (0, 1):
     if not (child := os.fork()):
-        health.listen()
-        health.begin(run_dir, rank)
-        health.say(doing="before: test", rows=[f"row-{{rank}}"])
+        status = health.Status()
+        status.listen()
+        status.begin(run_dir, rank)
+        status.say(doing="before: test", rows=[f"row-{{rank}}"])
         {worker}
         os._exit(1)
     ids.append(child)
-while len(health.heard(run_dir)) < 2:
+while len(health.read_statuses(run_dir)) < 2:
     time.sleep(0.01)
 time.sleep(0.5)
 {torchrun}
@@ -314,7 +315,7 @@ time.sleep(0.5)
 @pytest.mark.parametrize(
     ("fails", "told"),
     [
-        ("health.say(state='failed', error='RuntimeError: no') if rank else time.sleep(60)", "RuntimeError: no"),
+        ("status.say(state='failed', error='RuntimeError: no') if rank else time.sleep(60)", "RuntimeError: no"),
         ("time.sleep(0.3) if rank else time.sleep(60)", "ended without a word"),
     ],
 )
@@ -327,12 +328,12 @@ def test_a_failure_outside_of_training_is_not_taken_for_an_interruption(worker, 
 
 def test_where_torchrun_is_killed_its_processes_save_and_stop(worker, tmp_path):
     source = """
-        with health.patience():
-            while not health.received():
+        with status.patience():
+            while not status.received():
                 time.sleep(0.01)
             time.sleep(0.5)
         (run_dir / f"saved_{rank}").touch()
-        health.say(state="finished", code=143)
+        status.say(state="finished", code=143)
 """
     worker(OF_TWO.format(worker=source.strip(), torchrun="os.kill(os.getpid(), signal.SIGKILL)"))
     assert start_worker(tmp_path, settings()) == 143
@@ -343,13 +344,13 @@ def test_a_process_that_outlives_torchrun_and_says_nothing_is_ended(worker, tmp_
     source = "health.end_with_parent(0); signal.signal(signal.SIGUSR1, signal.SIG_IGN); time.sleep(600)"
     worker(OF_TWO.format(worker=source, torchrun="os.kill(os.getpid(), signal.SIGKILL)"))
     assert start_worker(tmp_path, settings(watchdog_s=2)) == 124
-    assert all(dies(one["pid"]) for one in health.heard(tmp_path))
+    assert all(dies(one["pid"]) for one in health.read_statuses(tmp_path))
 
 
 PATIENT_ALONE = """
-with health.patience():
+with status.patience():
     (run_dir / "ready").write_text(str(os.getpid()))
-    while not health.received():
+    while not status.received():
         time.sleep(0.01)
 (run_dir / "saved").touch()
 """
@@ -366,9 +367,9 @@ def test_a_worker_whose_parent_is_killed_ends_and_in_training_saves(tmp_path, so
     parent = f"""
 import sys
 from pathlib import Path
-from vrft import launching
-launching.worker_command = lambda run_dir, config: [sys.executable, "-c", {source!r}, str(run_dir)]
-launching.start_worker(Path({str(tmp_path)!r}), {settings()!r})
+from vrft.run import processes
+processes.worker_command = lambda run_dir, config: [sys.executable, "-c", {source!r}, str(run_dir)]
+processes.start_worker(Path({str(tmp_path)!r}), {settings()!r})
 """
     process = subprocess.Popen([sys.executable, "-c", parent])
     while not ((tmp_path / "ready").exists() and (tmp_path / "ready").read_text()):
@@ -402,14 +403,14 @@ def test_what_is_not_the_workers_gets_no_signal(worker, tmp_path):
 def test_a_workers_children_can_be_terminated_and_do_not_speak_for_it(worker, tmp_path):
     """As those that a reward term of the user's own starts."""
     source = """
-with health.patience():
+with status.patience():
     if not (child := os.fork()):
-        health.say(doing="somewhere else")
+        status.say(doing="somewhere else")
         time.sleep(60)
     time.sleep(0.2)
     os.kill(child, signal.SIGTERM)
     _, status = os.waitpid(child, 0)
-    (word,) = health.heard(run_dir)
+    (word,) = health.read_statuses(run_dir)
     (run_dir / "seen").write_text(f"{os.WTERMSIG(status)} {word['state']} {word['doing']}")
 """
     worker(WORKER + source)
@@ -451,7 +452,7 @@ def word(rank, state, time=0.0, **what):
     ],
 )  # fmt: skip
 def test_the_process_that_brought_the_others_down_is_named(tmp_path, words, gone, told):
-    assert told in account(tmp_path, words, gone)
+    assert told in first_failure(tmp_path, words, gone)
 
 
 def test_a_worker_that_is_interrupted_by_somebody_else_is_not_called_a_failure(worker, tmp_path, capfd):
@@ -469,17 +470,17 @@ def interrupted_write(path, text):
     os.kill(os.getpid(), signal.SIGTERM)
     write(path, text)
 health.write_text_atomically = interrupted_write
-with health.patience():
-    health.say(step=4)
+with status.patience():
+    status.say(step=4)
 time.sleep(0.1)
 os._exit(1)
 """
     worker(WORKER + source)
     assert start_worker(tmp_path, settings()) == 1
-    (word,) = health.heard(tmp_path)
+    (word,) = health.read_statuses(tmp_path)
     assert (word["step"], word["state"]) == (4, "interrupted")
 
 
 def test_torchruns_code_is_that_of_its_workers(worker, tmp_path):
-    worker(WORKER + "health.say(state='finished', code=3); raise SystemExit(1)")
+    worker(WORKER + "status.say(state='finished', code=3); raise SystemExit(1)")
     assert start_worker(tmp_path, settings()) == 3

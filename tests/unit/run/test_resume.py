@@ -65,6 +65,17 @@ def test_other_images_and_weights_are_refused(tmp_path, key, what):
         check_same_hashes(tmp_path, hashes, {**hashes, key: "x"})
 
 
+def test_hashes_of_different_kinds_are_not_compared(tmp_path, capsys):
+    """An earlier version wrote SHA-256. Its hashes stay in the record, under which evaluations are filed."""
+    earlier, record = {"data_hash": "d" * 64, "model_hash": "xxh3_128:m"}, {"data_hash": "xxh3_128:d"}
+    assert check_same_hashes(tmp_path, earlier, {**record, "model_hash": "xxh3_128:m"}) == {"data_hash": "d" * 64}
+    assert capsys.readouterr().err.count("warning: an earlier version wrote data_hash of ") == 1
+    with pytest.raises(UserError, match=r"the model has other weights"):
+        check_same_hashes(tmp_path, earlier, {**record, "model_hash": "xxh3_128:x"})
+    from_the_hub = {"data_hash": "xxh3_128:d", "model_hash": None}
+    assert check_same_hashes(tmp_path, from_the_hub, from_the_hub) == {}
+
+
 @pytest.mark.parametrize("text", ["{", "[1]"])
 def test_a_record_that_is_none_is_named(tmp_path, text):
     assert begun_with(tmp_path) == {}

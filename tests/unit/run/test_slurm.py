@@ -158,6 +158,13 @@ def test_a_job_is_submitted_and_no_pickle_but_its_own_is_left(sbatch, states, tm
         ({"name": "slurm", "gpus_per_node": 1}, "cuda"),  # though the login node has none
         ({"name": "slurm", "gpus_per_node": None, "extra": {}}, "cpu"),
         ({"name": "slurm", "gpus_per_node": None, "extra": {"gres": "gpu:a100:2"}}, "cuda"),
+        ({"name": "slurm", "gpus_per_node": None, "extra": {"gres": "shard:4,gpu:1"}}, "cuda"),
+        ({"name": "slurm", "gpus_per_node": None, "extra": {"gres": "craynetwork:1"}}, "cpu"),
+        ({"name": "slurm", "gpus_per_node": None, "extra": {"gpus_per_task": 1}}, "cuda"),
+        ({"name": "slurm", "gpus_per_node": None, "extra": {"gpus-per-task": 0}}, "cpu"),
+        ({"name": "slurm", "gpus_per_node": None, "extra": {"tres-per-task": "cpu=4,gres/gpu:a100=1"}}, "cuda"),
+        ({"name": "slurm", "gpus_per_node": None, "extra": {"exclude": "gpu[01-04]"}}, "cpu"),
+        ({"name": "slurm", "gpus_per_node": None, "extra": {"comment": "no gpu", "gpu-bind": "none"}}, "cpu"),
     ],
 )
 def test_the_device_is_the_jobs(launch, device):
@@ -208,7 +215,7 @@ def test_what_a_jobs_end_means(states, capsys, answers, said, code, words):
     (run_dir / "slurm" / "7_0_log.out").write_text("begin\nwhat went wrong\n")
     if said is not None:
         whole = {"job": "7", "restarts": 0, "is_requeued": False} | said
-        slurm.note_end(run_dir, job_id=whole.pop("job"), **whole)
+        slurm_job.note_end(run_dir, job_id=whole.pop("job"), **whole)
     assert slurm.follow(run_dir, "7") == code
     told = capsys.readouterr().err
     for one in words:

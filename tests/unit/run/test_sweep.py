@@ -11,7 +11,8 @@ import pytest
 from vrft.errors import UserError
 from vrft.run import sweep
 from vrft.run.resume import config_hash
-from vrft.run.sweep import CHILDREN, PENALTY, child_name, finish, run_child, trial
+from vrft.run.sweep import CHILDREN, PENALTY, child_name, finish, run_child
+from vrft.run.sweep_choice import trial
 
 QUESTION = {"title": "Which rate?", "choose": ["trainer.learning_rate"], "choose_seed": 0}
 
@@ -40,16 +41,12 @@ def record(sweep, rate: float, seed: int, *, validation: float | None, state: st
     return name
 
 
-def run(sweep, rate: float, seed: int, *, k: int = 4) -> dict:
+def run(sweep, rate: float, seed: int, *, k: int = 4, names: list[str] | None = None) -> dict:
     """What is recorded of a child, whose process would end at once: the config holds no task."""
+    names = [] if names is None else names
     values, words = config(rate, seed, k=k), [f"learning_rate={rate}", f"seed={seed}", f"k_shot={k}"]
-    assert run_child(values, sweep_dir=sweep, choices={}, overrides=words) == PENALTY
+    assert run_child(values, sweep_dir=sweep, choices={}, overrides=words, names=names) == PENALTY
     return json.loads((sweep / CHILDREN / f"{child_name(values, words)}.json").read_text())
-
-
-@pytest.fixture(autouse=True)
-def nothing_looked_after(monkeypatch):
-    monkeypatch.setattr(sweep, "_looked_after", [])
 
 
 @pytest.fixture
@@ -64,10 +61,10 @@ def test_what_the_choosing_seed_did_not_prefer_is_left_out(tmp_path, starts, cap
     record(tmp_path, 1e-4, 0, validation=0.5)
     record(tmp_path, 3e-4, 0, validation=0.7)
     record(tmp_path, 1e-4, 0, validation=0.9, k=16)  # another cell
-    left_out = run(tmp_path, 1e-4, 1)
+    left_out = run(tmp_path, 1e-4, 1, names=(names := []))
     assert (left_out["state"], starts) == ("not_chosen", [])
     assert left_out["cause"] == "seed 0 chose trainer.learning_rate=0.0003 by validation"
-    assert finish(tmp_path, since=0) == 0
+    assert finish(tmp_path, names=names, since=0) == 0
     assert "0 of 0 children completed, 1 were not chosen" in capsys.readouterr().out
     assert run(tmp_path, 3e-4, 1)["state"] == "failed"
     assert run(tmp_path, 1e-4, 2, k=16)["state"] == "failed"
@@ -104,10 +101,10 @@ def test_where_nothing_can_choose_all_run(tmp_path, starts):
 def test_a_job_that_has_yet_to_choose_is_waited_for_by_the_next_call(tmp_path, starts):
     record(tmp_path, 1e-4, 0, validation=0.5)
     name = record(tmp_path, 3e-4, 0, validation=None, state="submitted")
-    waiting = run(tmp_path, 1e-4, 1)
+    waiting = run(tmp_path, 1e-4, 1, names=(names := []))
     assert (waiting["state"], starts) == ("waiting", [])
     assert name in waiting["cause"]
-    assert finish(tmp_path, since=0) == 0
+    assert finish(tmp_path, names=names, since=0) == 0
 
 
 def test_one_that_was_killed_together_with_its_sweep_is_to_be_run_first(tmp_path, starts):
@@ -135,7 +132,7 @@ def test_one_that_ran_before_it_was_known_stays_completed(tmp_path, starts):
     record(tmp_path, 3e-4, 0, validation=0.7)
     name = record(tmp_path, 1e-4, 1, validation=0.6)
     words = ["learning_rate=0.0001", "seed=1", "k_shot=4"]
-    assert run_child(config(1e-4, 1), sweep_dir=tmp_path, choices={}, overrides=words) == 0.6
+    assert run_child(config(1e-4, 1), sweep_dir=tmp_path, choices={}, overrides=words, names=[]) == 0.6
     assert json.loads((tmp_path / CHILDREN / f"{name}.json").read_text())["state"] == "completed"
 
 
