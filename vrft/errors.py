@@ -29,6 +29,15 @@ def raise_all(faults: list[str], *, heading: str) -> None:
     raise UserError("\n".join([heading, *shown]))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of the error's text, or the name of its type where it has none.
+
+    >>> first_line(OSError("no such file\nlook elsewhere")), first_line(OSError())
+    ('no such file', 'OSError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def suggestion(name: str, known) -> str:
     """Return `did you mean X? ` for the nearest known name, or nothing.
 

@@ -16,7 +16,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from vrft.errors import UserError
+from vrft.errors import UserError, first_line
 from vrft.models.adapters import read_adapter
 from vrft.models.families import Family, part_of
 
@@ -123,5 +123,4 @@ def require_folder(path: str) -> None:
 
 
 def _load_fault(path: str, error: Exception) -> str:
-    first_line = str(error).strip().splitlines()[0]
-    return f"model.path={path} could not be loaded: {first_line}"
+    return f"model.path={path} could not be loaded: {first_line(error)}"

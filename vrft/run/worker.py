@@ -25,7 +25,7 @@ from accelerate.utils import gather_object, set_seed
 from safetensors import SafetensorError
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR, UserError
+from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR, UserError, first_line
 from vrft.files import check_whole, write_text_atomically
 from vrft.models.prompt_settings import read_card, wording_drift
 from vrft.report.wandb import tracked
@@ -196,7 +196,7 @@ def _outcome(run_dir: Path, *, is_main: bool) -> int:
             )
             return USER_ERROR
         if is_out_of_memory(error):
-            health.say(oom=phase_of(error), error=str(error).strip().partition("\n")[0])
+            health.say(oom=phase_of(error), error=first_line(error))
             return OUT_OF_MEMORY
         health.say(state="failed", error=f"{type(error).__name__}: {error}")
         raise
