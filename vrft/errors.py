@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+from collections.abc import Iterator
+from typing import Literal
 
 CANNOT_RUN = "The config cannot run:"
 USER_ERROR, STOPPED_BY_ALARM, OUT_OF_MEMORY = 2, 3, 77  # exit codes
@@ -27,6 +30,24 @@ def raise_all(faults: list[str], *, heading: str) -> None:
     if len(faults) > 20:
         shown.append(f"  … and {len(faults) - 20} more")
     raise UserError("\n".join([heading, *shown]))
+
+
+Phase = Literal["loading", "evaluation", "rollout", "step"]
+
+
+@contextlib.contextmanager
+def phase(name: Phase) -> Iterator[None]:
+    """Errors raised in the block, or in a function decorated with it, carry this phase; of nested blocks the inner."""
+    try:
+        yield
+    except Exception as error:
+        error.phase = phase_of(error) or name
+        raise
+
+
+def phase_of(error: BaseException) -> Phase | None:
+    """The phase of the run in which the error was raised; None outside of all."""
+    return getattr(error, "phase", None)
 
 
 def first_line(error: BaseException) -> str:

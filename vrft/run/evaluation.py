@@ -9,6 +9,7 @@ from pathlib import Path
 
 from accelerate.utils import gather_object
 
+from vrft.errors import phase
 from vrft.evaluate.completions import generate_completions
 from vrft.evaluate.resume import KeptBatches, OtherEvaluationError
 from vrft.evaluate.score import score_completions
@@ -20,6 +21,7 @@ from vrft.run.resume import lasting_hash
 from vrft.tasks.rows import Row
 
 
+@phase("evaluation")
 def evaluate_splits(
     experiment: RunContext, model, splits: list[str], *, name: str | None, in_step: bool = False
 ) -> dict[str, dict]:
@@ -50,6 +52,7 @@ def evaluate_splits(
     return results
 
 
+@phase("evaluation")
 def completions_of(experiment: RunContext, model, rows: Sequence[Row], *, progress: str | None, **options) -> list:
     """The completions of the rows by all processes together, in the order of the rows and of their samples.
 

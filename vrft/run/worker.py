@@ -25,14 +25,14 @@ from accelerate.utils import gather_object, set_seed
 from safetensors import SafetensorError
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR, UserError, first_line
+from vrft.errors import OUT_OF_MEMORY, STOPPED_BY_ALARM, USER_ERROR, UserError, first_line, phase_of
 from vrft.files import check_whole, write_text_atomically
 from vrft.models.prompt_settings import read_card, wording_drift
 from vrft.report.wandb import tracked
 from vrft.run import directory, health
 from vrft.run.context import RunContext, open_experiment, open_other
 from vrft.run.evaluation import evaluate_splits, known_evaluation
-from vrft.run.out_of_memory import is_out_of_memory, phase_of
+from vrft.run.out_of_memory import is_out_of_memory
 from vrft.run.rows import other_names
 from vrft.run.training import NON_FINITE, Interrupted, load_policy, open_engine, start_of, train
 from vrft.run.vllm_checks import check_vllm
@@ -196,7 +196,7 @@ def _outcome(run_dir: Path, *, is_main: bool) -> int:
             )
             return USER_ERROR
         if is_out_of_memory(error):
-            health.say(oom=phase_of(error), error=first_line(error))
+            health.say(oom=phase_of(error) or "loading", error=first_line(error))
             return OUT_OF_MEMORY
         health.say(state="failed", error=f"{type(error).__name__}: {error}")
         raise
