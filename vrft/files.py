@@ -20,6 +20,11 @@ class DamagedFolderError(UserError):
     """A folder differs from what its manifest says."""
 
 
+def is_local(path: str) -> bool:
+    """True unless the path of a model can only be a hub name, ORG/NAME, for nothing of that name lies here."""
+    return path.startswith((".", "/", "~")) or len(Path(path).parts) != 2 or Path(path).exists()
+
+
 def publish(staging: Path, folder: Path, *, previous: Path | None = None) -> None:
     """Write the manifest of all files in `staging`, flush it all to the disk and rename it to `folder`.
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from vrft import files
-from vrft.files import MANIFEST, DamagedFolderError, check_whole, publish
+from vrft.files import MANIFEST, DamagedFolderError, check_whole, is_local, publish
 
 
 @pytest.fixture
@@ -118,3 +118,22 @@ def test_a_file_that_cannot_be_read_is_a_damage(folder, monkeypatch):
     monkeypatch.setattr(files, "_sha256", fail)
     with pytest.raises(DamagedFolderError, match=r"inner/state.json cannot be read \(Input/output error\)"):
         check_whole(folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("Qwen/Qwen2-VL-2B-Instruct", False),  # though there is a folder Qwen
+        ("Qwen/mine", True),
+        ("Qwen/mine/", True),
+        ("other/mine", False),
+        ("mine", True),
+        ("a/b/c", True),
+        ("./other", True),
+        ("~/mine", True),
+    ],
+)
+def test_only_what_does_not_lie_here_is_a_name_on_the_hub(tmp_path, monkeypatch, path, expected):
+    (tmp_path / "Qwen" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert is_local(path) == expected

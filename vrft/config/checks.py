@@ -18,6 +18,7 @@ from vrft.config.schema import AlarmRule, Other
 from vrft.config.shapes import fits, flat, shape_faults
 from vrft.config.trl_fields import argument_faults
 from vrft.errors import UserError, suggestion
+from vrft.files import is_local
 
 _AT_LEAST = {
     "trainer.prompts_per_step": 1,
@@ -92,7 +93,7 @@ def model_faults(config: dict[str, Any], *, is_elsewhere: bool = False) -> Itera
             f"but model.family is {model['family']}; give a folder or a hub name"
         )
     path = str(model["path"] or TINY_MODEL)
-    if _is_local(path) and not any((Path(path) / name).is_file() for name in ("config.json", "adapter_config.json")):
+    if is_local(path) and not any((Path(path) / name).is_file() for name in ("config.json", "adapter_config.json")):
         what = "has no config.json" if Path(path).is_dir() else "does not exist"
         yield f"model.path is {path}, a folder that {what}; give one with a saved model, or a hub name ORG/NAME"
     if config["evaluate"]["train"]:
@@ -112,11 +113,6 @@ def _training_faults(model: dict[str, Any], path: str, *, has_deepspeed: bool) -
             "model.dtype is bfloat16, in which AdamW's small steps round to nothing; choose deepspeed=zero2 or zero3 "
             "(they keep float32 master weights), model/peft=lora, or model.dtype=float32"
         )
-
-
-def _is_local(path: str) -> bool:
-    """True unless the path can only be a hub name: one slash, and nothing of that name lies here."""
-    return path.count("/") != 1 or path.startswith((".", "/", "~")) or Path(path.partition("/")[0]).exists()
 
 
 def judging_faults(config: dict[str, Any]) -> Iterator[str]:

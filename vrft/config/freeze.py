@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,6 +89,8 @@ def plain(composed: DictConfig) -> dict[str, Any]:
     raise_all([f"{key}: no code is called by its name" for key in targets], heading=CANNOT_RUN)
     if isinstance(weights := values.get("reward", {}).get("weights"), dict):
         values["reward"]["weights"] = dict(flat(weights))  # an override of a.b.term arrives nested
+    if str(path := values.get("model", {}).get("path")).startswith("~"):
+        values["model"]["path"] = os.path.expanduser(path)
     if values.get("rollout", {}).get("sharing") is True:
         values["rollout"]["sharing"] = "on"  # YAML reads a bare on as true
     return values
