@@ -64,6 +64,11 @@ def check_whole(folder: Path) -> None:
         raise DamagedFolderError(f"{folder}: {'; '.join(faults)}")
 
 
+def manifest_hash(folder: Path) -> str:
+    """The hash of a published folder as its manifest has it: of names and bytes of all files, none of them read."""
+    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
+
+
 def _fault(path: Path, entry: dict) -> str | None:
     """What is wrong with one file, or None."""
     try:
