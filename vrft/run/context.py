@@ -110,10 +110,12 @@ def open_experiment(run_dir: Path) -> RunContext:
 
 
 def open_other(experiment: RunContext, name: str) -> RunContext:
-    """The same run, to be judged on another task of `evaluate.others`."""
+    """The same run, to be judged on another task of `evaluate.others`. Raises `UserError` for long questions."""
     folder = data_folder(experiment.run_dir, name)
     config, rows = with_other(experiment.config, name), {"test": read_rows(folder / "test.jsonl")}
-    return replace(make_experiment(experiment.run_dir, config, rows), other=name)
+    other = replace(make_experiment(experiment.run_dir, config, rows), other=name)
+    check_question_lengths(other)
+    return other
 
 
 def make_experiment(run_dir: Path, config: dict, rows: dict[str, list[Row]]) -> RunContext:
@@ -153,8 +155,9 @@ def check_question_lengths(experiment: RunContext) -> None:
     memory, wanted = experiment.config["memory"], experiment.config["evaluate"]
     asked = ["train", "validation"] if wanted["train"] else []
     asked += experiment.test_splits if wanted["before"] or wanted["after"] else []
+    where = f"evaluate.others.{experiment.other}" if experiment.other else None
     faults = [
-        f"{split}, row {row['row_id']}: {n_tokens} tokens, {n_image_tokens} of them for an image"
+        f"{where or split}, row {row['row_id']}: {n_tokens} tokens, {n_image_tokens} of them for an image"
         for split, rows in experiment.rows.items()
         if split in asked
         for row, (n_tokens, n_image_tokens) in zip(rows, question_lengths(experiment, rows), strict=True)

@@ -60,8 +60,8 @@ def _run_parts(experiment: RunContext, run_dir: Path) -> dict | None:
             print(f"warning: {difference}", file=sys.stderr)
     check_vllm(experiment)
     is_by_vllm = config["rollout"].get("evaluate", False)
-    model = (open_engine if is_by_vllm else load_policy)(experiment, config["model"]["path"])
     others = [open_other(experiment, name) for name in other_names(config)]
+    model = (open_engine if is_by_vllm else load_policy)(experiment, config["model"]["path"])
     results: dict[str, dict] = {}
     history, stopped_by = [], None
     if wanted["before"]:
