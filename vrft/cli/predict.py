@@ -11,7 +11,7 @@ import transformers
 from vrft.data.images import load_image
 from vrft.errors import UserError
 from vrft.evaluate.score import plain
-from vrft.models.families import FAMILIES, frame_for
+from vrft.models.families import FAMILIES, frame_for, pixel_limits
 from vrft.models.generate import generate_texts, set_thought_opening
 from vrft.models.load import load_model, load_processor
 from vrft.report.draw import LabelledBox, boxes_of, draw_boxes
@@ -33,7 +33,7 @@ def predict(config: dict[str, Any]) -> Parsed:
     """
     asked, memory, model_config = config["predict"], config["memory"], config["model"]
     image = load_image(Path(asked["image"]), what="predict.image")
-    limits = {"min_pixels": memory["min_pixels"], "max_pixels": memory["max_pixels"]}
+    limits = pixel_limits(memory)
     trusted = {name: model_config[name] for name in ("revision", "trust_remote_code")}
     transformers.logging.disable_progress_bar()
     processor = load_processor(model_config["path"], **limits, **trusted)

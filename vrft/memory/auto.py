@@ -52,11 +52,10 @@ def fitted(config: dict[str, Any], rows: dict[str, list[Row]]) -> dict[str, Any]
 
 def _most_text(config: dict[str, Any], rows: dict[str, list[Row]]) -> int:
     """Tokens that no prompt's text exceeds, told without a tokenizer: a token is a byte or more."""
-    from vrft.models.families import FAMILIES, frame_for
+    from vrft.models.families import FAMILIES, frame_for, pixel_limits
     from vrft.tasks import load_task
 
-    task, memory = load_task(**config["task"], trust_code=config["trust_code"]), config["memory"]
-    limits = {"min_pixels": memory["min_pixels"], "max_pixels": memory["max_pixels"]}
+    task, limits = load_task(**config["task"], trust_code=config["trust_code"]), pixel_limits(config["memory"])
     family = FAMILIES[config["model"]["family"]]
     questions = (
         task.question(row, frame_for(family, row["image_wh"], **limits)) for one in rows.values() for row in one

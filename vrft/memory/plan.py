@@ -15,7 +15,7 @@ from vrft.memory.architectures import architecture, make_model
 from vrft.memory.batch import Shapes, most_prompts
 from vrft.memory.dry_run import rollout_bytes, step_bytes
 from vrft.memory.parts import Counts, Sharding, States, bytes_of_optimizer, states
-from vrft.models.families import FAMILIES, seen_size
+from vrft.models.families import FAMILIES, pixel_limits, seen_size
 
 LARGE_IMAGE = (4032, 3024)  # pixels: a photograph, larger than any max_pixels in use
 _QUESTION = 16  # tokens of the shortest question, with what stands around it
@@ -141,9 +141,9 @@ def _gathered(config: dict[str, Any], sharding: Sharding, counts: Counts, lastin
 
 def image_size(config: dict[str, Any], image_wh: tuple[int, int] = LARGE_IMAGE) -> tuple[int, int]:
     """(width, height) to which an image is brought under `memory.max_pixels`. Raises `UserError` for a thin one."""
-    family, memory = FAMILIES[config["model"]["family"]], config["memory"]
+    family = FAMILIES[config["model"]["family"]]
     try:
-        return seen_size(image_wh, family, min_pixels=memory["min_pixels"], max_pixels=memory["max_pixels"])
+        return seen_size(image_wh, family, **pixel_limits(config["memory"]))
     except ValueError as error:
         raise UserError(f"plan.image_wh is {list(image_wh)}, which the image processor refuses: {error}") from None
 
