@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import types
 from collections.abc import Iterator, Sequence
+from enum import IntEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic_core import ErrorDetails, ValidationError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-from enum import IntEnum
 
 CANNOT_RUN = "The config cannot run:"
 SIGNALLED = 128
@@ -54,6 +55,33 @@ def raise_all(faults: list[str], *, heading: str) -> None:
     if len(faults) > 20:
         shown.append(f"  … and {len(faults) - 20} more")
     raise UserError("\n".join([heading, *shown]))
+
+
+Phase = Literal["loading", "evaluation", "rollout", "step"]
+
+
+@contextlib.contextmanager
+def phase(name: Phase) -> Iterator[None]:
+    """Errors raised in the block, or in a function decorated with it, carry this phase; of nested blocks the inner."""
+    try:
+        yield
+    except Exception as error:
+        error.phase = phase_of(error) or name
+        raise
+
+
+def phase_of(error: BaseException) -> Phase | None:
+    """The phase of the run in which the error was raised; None outside of all."""
+    return getattr(error, "phase", None)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the error's text, or the name of its type where it has none.
+
+    >>> first_line(OSError("no such file\nlook elsewhere")), first_line(OSError())
+    ('no such file', 'OSError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def suggestion(name: str, known) -> str:

@@ -23,6 +23,11 @@ class DamagedFolderError(UserError):
     """A folder differs from what its manifest says."""
 
 
+def is_local(path: str) -> bool:
+    """True unless the path of a model can only be a hub name, ORG/NAME, for nothing of that name lies here."""
+    return path.startswith((".", "/", "~")) or len(Path(path).parts) != 2 or Path(path).exists()
+
+
 def publish(staging: Path, folder: Path, *, previous: Path | None = None) -> None:
     """Write the manifest of all files in `staging`, flush it all to the disk and rename it to `folder`.
 
@@ -61,6 +66,11 @@ def check_whole(folder: Path) -> None:
     faults = [f"{name} {fault}" for name, entry in files.items() if (fault := _fault(folder / name, entry))]
     if faults:
         raise DamagedFolderError(f"{folder}: {'; '.join(faults)}")
+
+
+def manifest_hash(folder: Path) -> str:
+    """The hash of a published folder as its manifest has it: of names and bytes of all files, none of them read."""
+    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
 
 
 def _fault(path: Path, entry: dict) -> str | None:

@@ -24,3 +24,12 @@ def test_another_task_is_judged_as_in_a_run_of_its_own(vrft, tmp_path):
         beside / "evaluations/others/detection/before/test", alone / "evaluations/before/test")]  # fmt: skip
     assert completions[0].read_text() == completions[1].read_text()
     assert result["peak_memory_gib"] > 0.1
+
+
+def test_another_tasks_questions_are_not_too_long_either(vrft, tmp_path):
+    """The run's own take 42 tokens at most, riddles 44."""
+    sizes = ("debug=smoke", "others=digits", "memory.max_prompt_length=43")
+    refused = vrft("evaluate", "experiment=digits_detection", *sizes, f"run.dir={tmp_path / 'run'}", code=2)
+    assert "Questions longer than memory.max_prompt_length=43" in refused.stderr
+    assert "evaluate.others.reasoning_grounding, row" in refused.stderr
+    assert "44 tokens" in refused.stderr

@@ -10,11 +10,13 @@ import pytest
 import torch
 from healthy_run import lines_of, read_config, work
 from safetensors.torch import load_file
+from transformers import Qwen2VLForConditionalGeneration
 
 from vrft.config.batch_sizes import batch_sizes
 from vrft.errors import ExitCode
 from vrft.evaluate import completions
-from vrft.run import experiment, health, processes
+from vrft.run import experiment, health, processes, training
+from vrft.train import grpo
 from vrft.train.grpo import ResumableSharing
 
 TOO_MUCH = 2**46  # bytes: the allocator refuses
@@ -110,6 +112,37 @@ def test_where_nothing_smaller_helps_the_run_ends_and_names_what_is_left(healthy
     assert "memory.max_pixels=200704, model/peft=lora, memory.num_generations=" in said
     assert "deepspeed" not in said
     assert [line["to"] for line in lines_of(run_dir / "oom.jsonl")] == [1, None]
+
+
+@pytest.mark.parametrize("owner", ["load_model", "GRPOConfig", "create_optimizer"])
+def test_while_weights_are_loaded_no_batch_is_halved(healthy, tmp_path, monkeypatch, capsys, owner):
+    """Of the policy, of what the trainer holds beside it, and of the optimizer just before the first step."""
+    monkeypatch.setattr(experiment, "start_worker", in_this_process)
+    where = {"load_model": training, "GRPOConfig": grpo, "create_optimizer": ResumableSharing}[owner]
+    monkeypatch.setattr(where, owner, lambda *_, **__: torch.empty(TOO_MUCH, dtype=torch.uint8))
+    run_dir = tmp_path / "run"
+    assert experiment.run_experiment(smaller(healthy, run_dir), choices={}, overrides=[]) == ExitCode.OUT_OF_MEMORY
+    said = capsys.readouterr().err
+    assert "out of memory while the weights were loaded: smaller batches cannot help; left to turn" in said
+    assert "are model/peft=lora, a smaller model=; see vrft plan" in said
+    (line,) = lines_of(run_dir / "oom.jsonl")
+    assert (line["phase"], line["to"]) == ("loading", None)
+
+
+@pytest.mark.parametrize("sharing", ["auto", None])
+def test_in_a_rollout_no_batch_is_halved(healthy, tmp_path, monkeypatch, capsys, sharing):
+    monkeypatch.setattr(experiment, "start_worker", in_this_process)
+    monkeypatch.setattr(
+        Qwen2VLForConditionalGeneration, "generate", lambda *_, **__: torch.empty(TOO_MUCH, dtype=torch.uint8)
+    )
+    run_dir = tmp_path / "run"
+    config = smaller(healthy, run_dir)
+    config["trainer"]["eval_steps"] = None  # a validation would come first
+    config["rollout"]["sharing"] = sharing
+    assert experiment.run_experiment(config, choices={}, overrides=[]) == ExitCode.OUT_OF_MEMORY
+    assert "out of memory in the rollout of step" in capsys.readouterr().err
+    (line,) = lines_of(run_dir / "oom.jsonl")
+    assert (line["phase"], line["to"]) == ("rollout", None)
 
 
 def test_a_validation_out_of_memory_goes_on_in_smaller_batches(healthy, tmp_path, monkeypatch, capsys):

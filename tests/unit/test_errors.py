@@ -1,4 +1,4 @@
-"""Exit codes: the enum, the signals' numbers and the users' table agree."""
+"""Exit codes, what an error's text becomes in a message, and in which phase it was raised."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import re
 import signal
 from pathlib import Path
 
-from vrft.errors import SIGNALLED, ExitCode
+import pytest
+
+from vrft.errors import SIGNALLED, ExitCode, first_line, phase, phase_of
 
 README = Path(__file__).parents[2] / "launch" / "README.md"
 
@@ -21,3 +23,32 @@ def test_a_code_after_a_signal_is_128_and_its_number():
     names = {"HUNG_UP": "SIGHUP", "INTERRUPTED": "SIGINT", "KILLED": "SIGKILL", "WARNED": "SIGUSR2"}
     for name, sent in {**names, "TERMINATED": "SIGTERM"}.items():
         assert ExitCode[name] == SIGNALLED + signal.Signals[sent]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError("no such file"), "no such file"),
+        (ValueError("\n  first\nsecond"), "first"),
+        (MemoryError(), "MemoryError"),  # Python's own has no text
+        (OSError(" \n"), "OSError"),
+    ],
+)
+def test_an_error_without_a_text_is_named_by_its_type(error, line):
+    assert first_line(error) == line
+
+
+def test_the_innermost_phase_is_that_of_an_error():
+    @phase("rollout")
+    def sample():
+        raise MemoryError
+
+    def step():
+        with phase("evaluation"):
+            pass  # over by then
+        sample()
+
+    with pytest.raises(MemoryError) as caught, phase("step"):
+        step()
+    assert phase_of(caught.value) == "rollout"
+    assert phase_of(MemoryError()) is None

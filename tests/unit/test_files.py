@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from vrft import files
-from vrft.files import MANIFEST, DamagedFolderError, check_whole, file_hash, publish
+from vrft.files import MANIFEST, DamagedFolderError, check_whole, file_hash, is_local, publish
 
 
 @pytest.fixture
@@ -148,3 +148,22 @@ def test_a_hash_carries_its_kind(tmp_path):
     (tmp_path / "empty").touch()
     assert file_hash(tmp_path / "empty") == "xxh3_128:99aa06d3014798d86001c324468d497f"  # of xxHash's own tests
     assert file_hash(tmp_path / "empty", kind="sha256") == f"sha256:{hashlib.sha256().hexdigest()}"
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("Qwen/Qwen2-VL-2B-Instruct", False),  # though there is a folder Qwen
+        ("Qwen/mine", True),
+        ("Qwen/mine/", True),
+        ("other/mine", False),
+        ("mine", True),
+        ("a/b/c", True),
+        ("./other", True),
+        ("~/mine", True),
+    ],
+)
+def test_only_what_does_not_lie_here_is_a_name_on_the_hub(tmp_path, monkeypatch, path, expected):
+    (tmp_path / "Qwen" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert is_local(path) == expected

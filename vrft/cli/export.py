@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.utils import cached_file
 
 from vrft.config.verb_schema import ExportConfig
-from vrft.errors import UserError
+from vrft.errors import UserError, first_line
 from vrft.files import publish
 from vrft.models.adapters import read_adapter
 from vrft.models.load import require_folder
@@ -45,7 +45,7 @@ def export(path: Path, out: Path, *, dtype: str | None = None, trust_remote_code
         has_processor = (path / "tokenizer_config.json").is_file()
         processor = AutoProcessor.from_pretrained(path if has_processor else base, **source)
     except (OSError, ValueError, ImportError, SafetensorError, UnpicklingError) as error:
-        raise UserError(f"model.path={path} cannot be exported: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(f"model.path={path} cannot be exported: {first_line(error)}") from None
     staging = out.with_name(out.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)
     try:

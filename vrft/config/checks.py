@@ -18,6 +18,7 @@ from vrft.config.schema import Alarms, Config, DeepSpeed, Launch, Memory, Model,
 from vrft.config.section import flat, with_values
 from vrft.config.trl_fields import argument_faults
 from vrft.errors import UserError, suggestion
+from vrft.files import is_local
 
 
 def range_faults(config: Config) -> Iterator[str]:
@@ -49,7 +50,7 @@ def model_faults(model: Model, deepspeed: DeepSpeed, *, is_training: bool, is_re
             f"but model.family is {model.family}; give a folder or a hub name"
         )
     path = str(model.path or TINY_MODEL)
-    if _is_local(path) and not any((Path(path) / name).is_file() for name in ("config.json", "adapter_config.json")):
+    if is_local(path) and not any((Path(path) / name).is_file() for name in ("config.json", "adapter_config.json")):
         what = "has no config.json" if Path(path).is_dir() else "does not exist"
         yield f"model.path is {path}, a folder that {what}; give one with a saved model, or a hub name ORG/NAME"
     if is_training:
@@ -69,11 +70,6 @@ def _training_faults(model: Model, path: str, *, has_deepspeed: bool) -> Iterato
             "model.dtype is bfloat16, in which AdamW's small steps round to nothing; choose deepspeed=zero2 or zero3 "
             "(they keep float32 master weights), model/peft=lora, or model.dtype=float32"
         )
-
-
-def _is_local(path: str) -> bool:
-    """True unless the path must be a hub name: it has one slash, and no folder here has that name."""
-    return path.count("/") != 1 or path.startswith((".", "/", "~")) or Path(path.partition("/")[0]).exists()
 
 
 def judging_faults(task_options: dict[str, Any], reward: Reward, trusted: Sequence[str]) -> Iterator[str]:

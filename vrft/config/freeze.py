@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -97,7 +98,9 @@ def plain(composed: DictConfig) -> dict[str, Any]:
     targets = [key for key, _ in flat(values) if key.rpartition(".")[2] == "_target_"]
     raise_all([f"{key} is not allowed: a config calls no code by its name" for key in targets], heading=CANNOT_RUN)
     if isinstance(weights := values.get("reward", {}).get("weights"), dict):
-        values["reward"]["weights"] = dict(flat(weights))  # an override of a.b.term comes nested
+        values["reward"]["weights"] = dict(flat(weights))  # an override of a.b.term arrives nested
+    if str(path := values.get("model", {}).get("path")).startswith("~"):
+        values["model"]["path"] = os.path.expanduser(path)
     if values.get("rollout", {}).get("sharing") is True:
         values["rollout"]["sharing"] = "on"  # YAML reads a bare on as true
     return values

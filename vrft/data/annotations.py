@@ -1,4 +1,4 @@
-"""COCO and LVIS annotation files, read and checked entry by entry: the one reader, for building rows and for scoring."""
+"""COCO and LVIS annotation files, read and checked entry by entry: one reader, for building rows and for scoring."""
 
 from __future__ import annotations
 

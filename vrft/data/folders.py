@@ -165,7 +165,7 @@ def _list(path: Path, split: str | None, classes: ClassNames) -> list[Labelled]:
 
 
 def _text_entries(path: Path, faults: list[str]) -> Iterator[tuple[int, str, str, None]]:
-    """`(line, image, label, None)` of each line. All lines have one separator: tab, else comma, else the first blank."""
+    """`(line, image, label, None)` of each line. The separator of all lines: tab, else comma, else blank."""
     lines = [(n, line) for n, line in enumerate(read_lines(path, key="dataset.path"), 1) if line.strip()]
     mark = next((mark for mark in "\t," if all(mark in line for _, line in lines)), None)
     for position, (number, line) in enumerate(lines):

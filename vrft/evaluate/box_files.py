@@ -27,8 +27,10 @@ from vrft.tasks.rows import Row
 
 
 def score_coco_file(annotations: Path, detections: Sequence[Path], **options: Any) -> dict:
-    """As `score_coco_detections`, of an annotation file and one or several results files. Raises `UserError` that lists what is
-    wrong with them."""
+    """As `score_coco_detections`, of an annotation file and one or several results files.
+
+    Raises `UserError` that lists what is wrong with them.
+    """
     return _score_file(score_coco_detections, annotations, detections, is_federated=False, **options)
 
 
@@ -97,7 +99,7 @@ def score_lvis_detections(
 
 
 def score_coco_rows(rows: Sequence[Row], found: Sequence[Sequence[tuple]], *, n_resamples: int = 1000) -> dict:
-    """As `score_coco_detections`, of vrft's own rows; found: as for `average_precision`. Figures are None without gold."""
+    """As `score_coco_detections`, of vrft's own rows. found: as in `average_precision`. Without gold figures are None."""
     dataset, detections = as_coco(rows, found)
     asked = asked_names(rows)
     for category in dataset["categories"]:

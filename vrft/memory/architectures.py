@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConf
 from trl.trainer.utils import add_fused_lm_head
 
 from vrft.config.schema import Model
-from vrft.errors import UserError
+from vrft.errors import UserError, first_line
 from vrft.memory.four_bits import pack
 from vrft.models.adapters import lora_settings
 from vrft.models.attention import register_attention
@@ -67,8 +67,7 @@ def architecture(model: Model) -> PreTrainedConfig:
     try:
         found = AutoConfig.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"model.path={path}: no config.json to plan by ({first_line})") from None
+        raise UserError(f"model.path={path}: no config.json to plan by ({first_line(error)})") from None
     if found.model_type not in {family.model_type for family in FAMILIES.values()}:
         raise UserError(f"model.path={path} is a {found.model_type}; a plan knows the Qwen-VL families")
     return found

@@ -10,7 +10,7 @@ from PIL.Image import Image
 from safetensors import SafetensorError
 from transformers import AutoModelForMaskGeneration, AutoProcessor
 
-from vrft.errors import UserError
+from vrft.errors import UserError, first_line
 
 
 def load_mask_model(path: str, *, device: str = "cpu") -> Callable[[Image, Sequence[float]], np.ndarray]:
@@ -25,7 +25,7 @@ def load_mask_model(path: str, *, device: str = "cpu") -> Callable[[Image, Seque
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(
-            f"mask_model={path} cannot be loaded ({str(error).strip().splitlines()[0]}); a folder or a hub name of a "
+            f"mask_model={path} cannot be loaded ({first_line(error)}); a folder or a hub name of a "
             "model of masks from boxes with its processor is needed, such as facebook/sam-vit-huge"
         ) from None
 

@@ -16,7 +16,8 @@ from transformers import (
     ProcessorMixin,
 )
 
-from vrft.errors import UserError
+from vrft.errors import UserError, first_line
+from vrft.files import is_local
 from vrft.models.adapters import read_adapter
 from vrft.models.families import Family, part_of
 
@@ -108,20 +109,18 @@ def freeze_parts(model: PreTrainedModel, parts: Sequence[str], family: Family) -
 
 
 def require_folder(path: str) -> None:
-    """A path that looks local must be a model's folder; anything else is left to the hub."""
-    folder = Path(path).expanduser()
-    looks_local = path.startswith((".", "/", "~")) or len(folder.parts) != 2
+    """Raise `UserError` where a local path is no model's folder; anything else is left to the hub."""
+    folder = Path(path)
     if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise UserError(
             f"model.path={path} is a folder without config.json (or, for an adapter, adapter_config.json); "
             "a folder written by save_pretrained is needed"
         )
-    if looks_local and not folder.is_dir():
+    if is_local(path) and not folder.is_dir():
         raise UserError(
             f"model.path={path} does not exist; name a model's folder, or a hub name such as Qwen/Qwen2-VL-2B-Instruct"
         )
 
 
 def _load_fault(path: str, error: Exception) -> str:
-    first_line = str(error).strip().splitlines()[0]
-    return f"model.path={path} could not be loaded: {first_line}"
+    return f"model.path={path} could not be loaded: {first_line(error)}"

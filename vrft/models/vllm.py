@@ -18,7 +18,7 @@ from transformers import GenerationConfig, ProcessorMixin
 from transformers.image_utils import SizeDict
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from vrft.errors import UserError
+from vrft.errors import UserError, first_line
 from vrft.models.generate import completion_of, render_prompt, text_ends
 
 _NEVER = -100.0  # what is added to a logit
@@ -92,7 +92,7 @@ class VLLMEngine:
         except (ValueError, RuntimeError, OSError) as error:
             if "out of memory" in str(error):
                 raise
-            raise UserError(f"vLLM cannot load model.path={path}: {str(error).strip().splitlines()[0]}") from None
+            raise UserError(f"vLLM cannot load model.path={path}: {first_line(error)}") from None
 
     def generate_texts(
         self,

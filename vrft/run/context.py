@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from vrft.data.splits import mix
 from vrft.errors import raise_all
 from vrft.evaluate.protocols import primary_metrics, protocol_key
 from vrft.files import read_rows
-from vrft.models.families import FAMILIES, frame_for, seen_size
+from vrft.models.families import FAMILIES, frame_for, pixel_limits
 from vrft.models.generate import render_prompt, set_thought_opening
 from vrft.models.load import load_processor
 from vrft.run.health import Status
@@ -93,8 +94,7 @@ class RunContext:
     def frame_for_row(self, row: Row) -> Frame:
         """The frame of the row's question and answer: the family's, or `dataset.frame` for a question taken
         verbatim."""
-        memory = self.config["memory"]
-        limits = {"min_pixels": memory["min_pixels"], "max_pixels": memory["max_pixels"]}
+        limits = pixel_limits(self.config["memory"])
         frame = frame_for(FAMILIES[self.config["model"]["family"]], row["image_wh"], **limits)
         own_frame = self.config["dataset"].get("frame")
         if "problem" in row and own_frame:
@@ -113,20 +113,21 @@ def open_experiment(run_dir: Path, status: Status) -> RunContext:
 
 
 def open_other(experiment: RunContext, name: str) -> RunContext:
-    """The same run, to be judged on another task of `evaluate.others`."""
+    """The same run, to be judged on another task of `evaluate.others`. Raises `UserError` for long questions."""
     folder = data_folder(experiment.run_dir, name)
     config, rows = with_other(experiment.config, name), {"test": read_rows(folder / "test.jsonl")}
-    return replace(make_experiment(experiment.run_dir, config, rows), other=name, status=experiment.status)
+    other = replace(make_experiment(experiment.run_dir, config, rows), other=name, status=experiment.status)
+    check_question_lengths(other)
+    return other
 
 
 def make_experiment(run_dir: Path, config: dict, rows: dict[str, list[Row]]) -> RunContext:
     """An experiment on rows that are at hand, its processor loaded (no weights)."""
-    model, memory, trusted = config["model"], config["memory"], config["trust_code"]
+    model, trusted = config["model"], config["trust_code"]
     processes = PartialState(cpu=config["derived"]["device"] == "cpu")
     processor = load_processor(
         model["path"],
-        min_pixels=memory["min_pixels"],
-        max_pixels=memory["max_pixels"],
+        **pixel_limits(config["memory"]),
         revision=model["revision"],
         trust_remote_code=model["trust_remote_code"],
     )
@@ -138,14 +139,11 @@ def make_experiment(run_dir: Path, config: dict, rows: dict[str, list[Row]]) -> 
 
 def question_lengths(experiment: RunContext, rows: Sequence[Row]) -> Iterator[tuple[int, int]]:
     """Yield the tokens of each row's question, image tokens included, and how many of them one image takes."""
-    memory = experiment.config["memory"]
     family = FAMILIES[experiment.config["model"]["family"]]
-    limits = {"min_pixels": memory["min_pixels"], "max_pixels": memory["max_pixels"]}
     for row in rows:
-        question = experiment.task.question(row, experiment.frame_for_row(row))
-        prompt = render_prompt(experiment.processor, question, len(row["images"]))
-        width, height = seen_size(row["image_wh"], family, **limits)
-        n_image_tokens = width * height // family.pixel_factor**2
+        frame = experiment.frame_for_row(row)
+        prompt = render_prompt(experiment.processor, experiment.task.question(row, frame), len(row["images"]))
+        n_image_tokens = math.prod(frame.seen_wh) // family.pixel_factor**2
         n_text_tokens = len(experiment.processor.tokenizer(prompt, add_special_tokens=False)["input_ids"])
         yield n_text_tokens + len(row["images"]) * (n_image_tokens - 1), n_image_tokens
 
@@ -156,8 +154,9 @@ def check_question_lengths(experiment: RunContext) -> None:
     memory, wanted = experiment.config["memory"], experiment.config["evaluate"]
     asked = ["train", "validation"] if wanted["train"] else []
     asked += experiment.test_splits if wanted["before"] or wanted["after"] else []
+    where = f"evaluate.others.{experiment.other}" if experiment.other else None
     faults = [
-        f"{split}, row {row['row_id']}: {n_tokens} tokens, {n_image_tokens} of them for an image"
+        f"{where or split}, row {row['row_id']}: {n_tokens} tokens, {n_image_tokens} of them for an image"
         for split, rows in experiment.rows.items()
         if split in asked
         for row, (n_tokens, n_image_tokens) in zip(rows, question_lengths(experiment, rows), strict=True)

@@ -7,18 +7,19 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
+from vrft.errors import phase
 from vrft.evaluate.completions import generate_completions
 from vrft.evaluate.resume import KeptBatches, OtherEvaluationError
 from vrft.evaluate.score import score_completions
-from vrft.files import write_text_atomically
+from vrft.files import manifest_hash, write_text_atomically
 from vrft.run.context import RunContext
-from vrft.run.directory import weight_hash
 from vrft.run.resume import lasting_hash
 from vrft.tasks.rows import Row
 
 
+@phase("evaluation")
 def evaluate_splits(
     experiment: RunContext, model, splits: list[str], *, name: str | None, in_step: bool = False
 ) -> dict[str, dict]:
@@ -49,6 +50,7 @@ def evaluate_splits(
     return results
 
 
+@phase("evaluation")
 def completions_of(experiment: RunContext, model, rows: Sequence[Row], *, progress: str | None, **options) -> list:
     """The completions of the rows by all processes together, in the order of the rows and of their samples.
 
@@ -109,8 +111,12 @@ def _sampling(config: dict) -> dict:
 def _kept_batches(experiment: RunContext, folder: Path, name: str) -> KeptBatches:
     """What a killed evaluation of that name has kept; of a checkpoint that training has changed since, nothing."""
     provenance = json.loads((experiment.run_dir / "provenance.json").read_text(encoding="utf-8"))
-    checkpoint = experiment.run_dir / "checkpoints" / name
-    weights = provenance["model_hash"] if name == "before" else weight_hash(checkpoint)
+    weights = provenance["model_hash"]
+    if name != "before":  # on a shared disk the others may not see yet what the main process has written
+        checkpoint = experiment.run_dir / "checkpoints" / name
+        (weights,) = broadcast_object_list(
+            [manifest_hash(checkpoint) if experiment.processes.is_main_process else None]
+        )
     n_rows = experiment.config["memory"]["evaluation_batch_size"]  # a run may go on with smaller batches
     fingerprint = {"config": lasting_hash(experiment.config), "data": provenance["data_hash"], "model": weights}
     fingerprint |= {"evaluation_batch_size": n_rows}

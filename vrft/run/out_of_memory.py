@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from vrft.config.batch_sizes import batch_sizes
+from vrft.config.model_checks import quantization_faults
 from vrft.config.schema import Config
+from vrft.config.section import with_values
+from vrft.config.vllm_checks import vllm_faults
 from vrft.files import append_lines, write_text_atomically
 from vrft.memory.fit import BY_MICRO_BATCH, Change, first_changes, weighs_by_micro_batch
 from vrft.memory.setup import Setup
@@ -25,18 +29,17 @@ _WORDS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 _MICRO_BATCH, _EVALUATION = "memory.completions_per_device", "memory.evaluation_batch_size"
-_KEYS = {"step": _MICRO_BATCH, "evaluation": _EVALUATION}  # what is halved where; a rollout has no such batch
+_KEYS = {"step": _MICRO_BATCH, "evaluation": _EVALUATION}  # what is halved where; the other phases have no such batch
 _EVALUATED = "; greedy completions stay, but for rounding; where an evaluation samples too, it draws others"
 _HELPS = {  # in which phases a knob of the planner's helps
     "evaluation batch": (),  # halved above
     "micro-batch": (),
     "checkpointing": ("step",),
-    "ZeRO stage": ("step", "rollout", "evaluation"),
+    "ZeRO stage": ("loading", "step", "rollout", "evaluation"),
     "max_pixels": ("step", "rollout", "evaluation"),
-    "LoRA": ("step", "rollout", "evaluation"),
+    "LoRA": ("loading", "step", "rollout", "evaluation"),
     "num_generations": ("step", "rollout"),
 }
-_SAMPLING, _JUDGING = "_generate_single_turn", {"evaluate_splits", "completions_of"}  # on the way to where it happened
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -44,17 +47,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
-
-
-def phase_of(error: BaseException) -> str:
-    """`evaluation`, `rollout` or `step`: what a worker was at when it raised."""
-    names, frame = set(), error.__traceback__
-    while frame is not None:
-        names.add(frame.tb_frame.f_code.co_name)
-        frame = frame.tb_next
-    if _JUDGING & names:
-        return "evaluation"
-    return "rollout" if _SAMPLING in names else "step"
 
 
 def backed_off(run_dir: Path, config: dict[str, Any]) -> dict[str, Any] | None:
@@ -124,6 +116,8 @@ def _least(config: dict[str, Any]) -> int:
 
 
 def _where(word: dict[str, Any]) -> str:
+    if word["oom"] == "loading":
+        return "while the weights were loaded"
     step = f" of step {word['step']}" if word.get("step") is not None else ""
     return f"in the {word['oom']}{step}" if word["oom"] != "step" else f"in the loss{step}"
 
@@ -134,15 +128,20 @@ def _knobs(config: dict[str, Any], phase: str) -> str:
     changes = {knob: change for knob, change in _first_changes(config).items() if phase in _HELPS[knob]}
     if config["derived"]["device"] == "cpu" and Config.model_validate(config).launch.n_processes == 1:
         changes.pop("ZeRO stage", None)  # it would move states to main memory, which is what ran out
+    if not config["evaluate"]["train"]:  # a model that is only judged has neither
+        changes.pop("ZeRO stage", None)
+        changes.pop("LoRA", None)
     ways = []
     if phase == "step" and trainer["args"].get("steps_per_generation"):
         ways.append("trainer.args.steps_per_generation (without it the micro-batch is halved here)")
-    if phase == "rollout" and config["rollout"]["name"] == "vllm_colocate":
+    if phase in ("loading", "rollout") and config["rollout"]["name"] == "vllm_colocate":
         ways.append(f"rollout.vllm.gpu_memory_utilization (now {vllm['gpu_memory_utilization']})")
     if phase == "rollout":
         ways.append(f"trainer.prompts_per_step (now {trainer['prompts_per_step']})")
     ways += [change.words for change in changes.values()]
-    if phase != "step" or trainer["name"] == "grpo":
+    if phase == "loading":
+        ways += [*_four_bits(config, changes.get("LoRA")), "a smaller model="]
+    elif phase != "step" or trainer["name"] == "grpo":
         ways.append(f"memory.max_completion_length (now {config['memory']['max_completion_length']})")
     return f"smaller batches cannot help; left to turn in a new run are {', '.join(ways)}; see vrft plan"
 
@@ -154,3 +153,17 @@ def _batch_sizes(config: dict[str, Any]) -> dict[str, int]:
 
 def _first_changes(config: dict[str, Any]) -> dict[str, Change]:
     return first_changes(Config.model_validate(config).part(Setup))
+
+
+def _four_bits(config: dict[str, Any], lora: Change | None) -> Iterator[str]:
+    """How the language model would take a quarter of its memory, where that is possible. lora: the change to it."""
+    if config["model"]["quantization"] or config["derived"]["device"] == "cpu":
+        return
+    values = {"model.quantization": "nf4"} | (lora.values if lora else {})
+    changed = with_values(Config.model_validate(config), values)
+    faults = [
+        *quantization_faults(changed.model, changed.deepspeed, is_training=changed.evaluate.train, is_remote=True),
+        *vllm_faults(changed, device="cuda", is_remote=True),
+    ]
+    if not faults:
+        yield "model/peft=qlora" if config["evaluate"]["train"] else "model.quantization=nf4"

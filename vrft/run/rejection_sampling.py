@@ -6,6 +6,8 @@ import json
 import sys
 from collections.abc import Sequence
 
+from accelerate.utils import broadcast_object_list
+
 from vrft.errors import UserError
 from vrft.files import read_rows, write_text_atomically
 from vrft.run.context import RunContext
@@ -28,13 +30,8 @@ def rows_with_own_completions(experiment: RunContext, model) -> list[Row]:
     """
     path, settings = experiment.run_dir / FILE, experiment.config["trainer"]
     rows = list({row["row_id"]: row for row in experiment.training_rows}.values())
-    if not path.is_file():
-        judged = _sample(experiment, model, rows, n_samples=settings["own_samples"])
-        if experiment.processes.is_main_process:
-            write_text_atomically(path, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in judged))
-    experiment.processes.wait_for_everyone()
     right: dict[str, list[str]] = {}
-    for one in read_rows(path):
+    for one in _judged(experiment, model, rows):
         if one["earned"] >= settings["own_at_least"]:
             right.setdefault(one["row_id"], []).append(one["text"])
     if not right:
@@ -49,6 +46,22 @@ def rows_with_own_completions(experiment: RunContext, model) -> list[Row]:
             file=sys.stderr,
         )
     return taught
+
+
+def _judged(experiment: RunContext, model, rows: Sequence[Row]) -> list[dict]:
+    """Sampled completions of the rows with what they have earned, those of the file where it is there by now.
+
+    The main process alone looks at the file: the others may not see yet on a shared disk what it has written.
+    """
+    path, is_main = experiment.run_dir / FILE, experiment.processes.is_main_process
+    (known,) = broadcast_object_list([read_rows(path) if is_main and path.is_file() else None])
+    if known is not None:
+        return known
+    judged = _sample(experiment, model, rows, n_samples=experiment.config["trainer"]["own_samples"])
+    if is_main:
+        write_text_atomically(path, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in judged))
+    (judged,) = broadcast_object_list([judged])
+    return judged
 
 
 def _sample(experiment: RunContext, model, rows: Sequence[Row], *, n_samples: int) -> list[dict]:

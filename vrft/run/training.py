@@ -12,6 +12,7 @@ from pathlib import Path
 from accelerate.utils import broadcast_object_list
 
 from vrft.config.schema import Config
+from vrft.errors import phase
 from vrft.models.adapters import check_targets, lora_settings
 from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts, load_model
@@ -83,7 +84,8 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
     stopped_by = None
     with experiment.status.patience():
         try:
-            trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
+            with phase("step"):
+                trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
             (stopped_by,) = broadcast_object_list([alarms.stopped_by])
             save_checkpoint(trainer, experiment.processor, folder / "last", card | {"step": trainer.state.global_step})
         except NonFiniteError as error:
@@ -140,6 +142,7 @@ def _validation(experiment: RunContext, start: Start, card: dict):
     )
 
 
+@phase("loading")
 def _make_trainer(experiment: RunContext, model, arguments: dict, callbacks: list):
     from peft import LoraConfig
     from transformers import PrinterCallback
@@ -213,6 +216,7 @@ def start_of(experiment: RunContext) -> Start:
     return found[0]
 
 
+@phase("loading")
 def load_policy(experiment: RunContext, path: str):
     """The model of a folder or hub name, as `config.model` has it, on this process's device."""
     settings = experiment.config["model"]
@@ -228,6 +232,7 @@ def load_policy(experiment: RunContext, path: str):
     )
 
 
+@phase("loading")
 def open_engine(experiment: RunContext, path: str):
     """The checkpoint of a folder or hub name in vLLM, to be evaluated."""
     from vrft.config.trl_arguments import vllm_length

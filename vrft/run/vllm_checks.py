@@ -10,7 +10,6 @@ from typing import Any
 from vrft.config.schema import Config
 from vrft.config.vllm_checks import uses_vllm
 from vrft.errors import UserError
-from vrft.models.families import FAMILIES, seen_size
 from vrft.run.context import RunContext
 
 _BEGIN = "start it by launch/vllm_server.sh"
@@ -38,9 +37,8 @@ def _check_images(experiment: RunContext) -> None:
     model, memory = experiment.config["model"], experiment.config["memory"]
     trusted = {name: model[name] for name in ("revision", "trust_remote_code")}
     own = AutoProcessor.from_pretrained(model["path"], **trusted)
-    limits = {"min_pixels": memory["min_pixels"], "max_pixels": memory["max_pixels"]}
     for row in (row for rows in experiment.rows.values() for row in rows):
-        seen = seen_size(row["image_wh"], FAMILIES[model["family"]], **limits)
+        seen = experiment.frame_for_row(row).seen_wh
         if not is_kept(seen, own):
             size = own.image_processor.size
             raise UserError(

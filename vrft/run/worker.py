@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from vrft.config.schema import Config
-from vrft.errors import SIGNALLED, ExitCode, UserError
+from vrft.errors import SIGNALLED, ExitCode, UserError, first_line, phase_of
 from vrft.files import check_whole, write_text_atomically
 from vrft.models.prompt_settings import read_card, wording_drift
 from vrft.report.wandb import tracked
@@ -34,7 +34,7 @@ from vrft.run import directory, health
 from vrft.run.context import RunContext, open_experiment, open_other
 from vrft.run.evaluation import evaluate_splits, known_evaluation
 from vrft.run.health import Status
-from vrft.run.out_of_memory import is_out_of_memory, phase_of
+from vrft.run.out_of_memory import is_out_of_memory
 from vrft.run.rows import other_names
 from vrft.run.training import NON_FINITE, Interrupted, load_policy, open_engine, start_of, train
 from vrft.run.vllm_checks import check_vllm
@@ -66,8 +66,8 @@ def _run_parts(experiment: RunContext, run_dir: Path) -> dict | None:
             print(f"warning: {difference}", file=sys.stderr)
     check_vllm(experiment)
     is_by_vllm = config["rollout"].get("evaluate", False)
-    model = (open_engine if is_by_vllm else load_policy)(experiment, config["model"]["path"])
     others = [open_other(experiment, name) for name in other_names(config)]
+    model = (open_engine if is_by_vllm else load_policy)(experiment, config["model"]["path"])
     results: dict[str, dict] = {}
     history, stopped_by = [], None
     if wanted["before"]:
@@ -203,7 +203,7 @@ def _outcome(run_dir: Path, status: Status, *, is_main: bool) -> int:
             )
             return ExitCode.USER_ERROR
         if is_out_of_memory(error):
-            status.say(oom=phase_of(error), error=str(error).strip().partition("\n")[0])
+            status.say(oom=phase_of(error) or "loading", error=first_line(error))
             return ExitCode.OUT_OF_MEMORY
         status.say(state="failed", error=f"{type(error).__name__}: {error}")
         raise

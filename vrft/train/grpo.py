@@ -13,6 +13,7 @@ from peft import PeftConfig
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from vrft.errors import phase
 from vrft.files import append_lines
 from vrft.models.generate import end_token_ids
 from vrft.models.vllm import as_seen, with_one_token_an_image
@@ -29,6 +30,10 @@ from vrft.train.shared_prefix import SharedPrefixTrainer
 
 class ResumableGRPO(Resumable, GRPOTrainer):
     """TRL's own path."""
+
+    @phase("rollout")
+    def _generate_single_turn(self, *args, **kwargs):
+        return super()._generate_single_turn(*args, **kwargs)
 
 
 class ResumableSharing(Resumable, SharedPrefixTrainer):
@@ -171,6 +176,7 @@ class SeenImages:
     other pixels, and another number of image tokens than the prompt has. In the process it also sends a place for every
     patch, to which vLLM (0.30) adds its own: N patches became 2 N - 1. A server is told where the images stand."""
 
+    @phase("rollout")
     def _generate_single_turn(self, prompt_ids, images, *args, **kwargs):
         seen = {}  # the completions of a prompt have one image
         for image in (image for own in images or () for image in own or ()):

@@ -26,7 +26,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, load_model, save_file, save_model
 from trl.trainer.utils import RepeatSampler
 
-from vrft.errors import UserError
+from vrft.errors import UserError, phase
 from vrft.files import DamagedFolderError, check_whole, publish
 from vrft.train.alarms import NonFiniteError, agreed_maximum
 from vrft.train.callbacks import Validation
@@ -222,6 +222,7 @@ class Resumable:
         if isinstance(self.model, PeftModel):  # a whole model was made from the checkpoint: here its names would differ
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    @phase("loading")
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, checkpoint: str | None) -> Any:
         if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, checkpoint)

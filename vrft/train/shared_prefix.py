@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 
-from vrft.errors import UserError
+from vrft.errors import UserError, phase
 from vrft.models.attention import register_attention
 from vrft.models.image_features import ImageFeatures, is_vision_frozen
 from vrft.models.rollout import generate_shared, sampling_fault
@@ -76,6 +76,7 @@ class SharedPrefixTrainer(GRPOTrainer):
         self._zero_variance = (groups.amax(1) == groups.amin(1)).float().mean().item()
         return terms
 
+    @phase("rollout")
     def _generate_single_turn(self, prompt_ids, images, *args, **kwargs) -> tuple[list[list[int]], Any]:
         """TRL pads the B rows and calls the model's `generate` on them; a shared one stands in for it."""
         policy = self.accelerator.unwrap_model(self.model_wrapped)

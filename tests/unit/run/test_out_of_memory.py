@@ -49,6 +49,22 @@ def composed(*overrides: str) -> dict:
             ],
             ["gradient_checkpointing"],
         ),
+        (
+            ["deepspeed=zero2", "launch=torchrun", "launch.nproc_per_node=2"],
+            "loading",
+            ["deepspeed=zero3,", "model/peft=lora,", "model/peft=qlora,", "a smaller model="],
+            ["completion_length", "max_pixels", "prompts_per_step", "num_generations", "checkpointing"],
+        ),
+        # vLLM cannot be given weights of 4 bits, and ZeRO-3 cannot share them out
+        (["deepspeed=zero2", "rollout=vllm_colocate"], "loading", ["gpu_memory_utilization (now "], ["qlora"]),
+        (["deepspeed=zero3"], "loading", ["a smaller model="], ["qlora"]),
+        # what is only judged has neither optimizer nor adapter
+        (
+            ["evaluate.train=false", "evaluate.before=true"],
+            "loading",
+            ["are model.quantization=nf4, a smaller model=;"],
+            ["deepspeed", "peft"],
+        ),
         (["deepspeed=zero2"], "evaluation", ["memory.max_pixels=200704"], ["num_generations", "prompts_per_step"]),
     ],
 )

@@ -8,7 +8,7 @@ import yaml
 
 from vrft.errors import UserError
 from vrft.evaluate.resume import OtherEvaluationError
-from vrft.files import write_rows
+from vrft.files import MANIFEST, publish, write_rows
 from vrft.run.evaluation import _kept_batches
 from vrft.run.resume import begun_with, check_same_config, check_same_hashes, check_same_rows
 
@@ -84,15 +84,40 @@ def test_a_record_that_is_none_is_named(tmp_path, text):
         begun_with(tmp_path)
 
 
+def test_a_killed_evaluation_knows_its_checkpoint_by_the_manifest(tmp_path):
+    """Gigabytes of weights are not read again for every test set."""
+    (tmp_path / "provenance.json").write_text(json.dumps({"data_hash": "d", "model_hash": "m"}))
+    checkpoint = tmp_path / "checkpoints" / "best"
+
+    def kept(weights: str):
+        staging = tmp_path / "staging"
+        staging.mkdir()
+        (staging / "model.safetensors").write_text(weights)
+        checkpoint.parent.mkdir(exist_ok=True)
+        publish(staging, checkpoint)
+        for path in checkpoint.iterdir():
+            if path.name != MANIFEST:
+                path.unlink()
+        config = {**CONFIG, "memory": {"evaluation_batch_size": 4}}
+        return _kept_batches(alone(tmp_path, config), tmp_path / "batches", "best")
+
+    kept("one").add(0, [{"text": "four"}], rank=0)
+    assert kept("one").done == {0: [{"text": "four"}]}
+    assert kept("two").done == {}
+
+
+def alone(run_dir, config: dict) -> SimpleNamespace:
+    processes = SimpleNamespace(wait_for_everyone=lambda: None, is_main_process=True)
+    return SimpleNamespace(run_dir=run_dir, config=config, processes=processes)
+
+
 def test_a_killed_evaluation_goes_on_under_other_alarms_and_nothing_else(tmp_path):
     record = {"data_hash": "d", "model_hash": "m"}
 
     def kept(record: dict, **sections):
         (tmp_path / "provenance.json").write_text(json.dumps(record))
-        processes = SimpleNamespace(wait_for_everyone=lambda: None, is_main_process=True)
         config = {**CONFIG, "memory": {"evaluation_batch_size": 4}, **sections}
-        experiment = SimpleNamespace(run_dir=tmp_path, config=config, processes=processes)
-        return _kept_batches(experiment, tmp_path / "batches", "before")
+        return _kept_batches(alone(tmp_path, config), tmp_path / "batches", "before")
 
     kept(record, alarms={"window": 1}).add(0, [{"text": "four"}], rank=0)
     assert kept(record, alarms={"window": 2}).done == {0: [{"text": "four"}]}
