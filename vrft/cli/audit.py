@@ -17,7 +17,7 @@ from vrft.cli.judge import (
 )
 from vrft.tasks import load_task
 from vrft.tasks.audit import audit
-from vrft.tasks.reward import Judge
+from vrft.tasks.reward import RewardFunction
 
 
 def run(config: dict[str, Any]) -> int:
@@ -27,7 +27,7 @@ def run(config: dict[str, Any]) -> int:
     """
     task = load_task(**config["task"], trust_code=config["trust_code"])
     frame, path, out = config["frame"], config["rows"], config["out"] and _free_file(Path(config["out"]))
-    judge = Judge(task, config["reward"], trust_code=config["trust_code"], root=path and Path(path).parent)
+    judge = RewardFunction(task, config["reward"], trust_code=config["trust_code"], root=path and Path(path).parent)
     rows = [row for _, row in _read_cases(Path(path), task, frame=frame, completion="")] if path else []
     outcomes = []
     for name, one in getattr(task, "tasks", {task.name: task}).items():

@@ -122,7 +122,7 @@ def _is_local(path: str) -> bool:
 def judging_faults(config: dict[str, Any]) -> Iterator[str]:
     """Yield what is wrong with task, reward and trust_code, and where they do not fit together."""
     from vrft.tasks import load_task, task_names  # scipy: not for --help
-    from vrft.tasks.reward import Judge, is_own
+    from vrft.tasks.reward import RewardFunction, is_own
 
     reward, trusted = config["reward"], config["trust_code"]
     try:
@@ -149,7 +149,7 @@ def judging_faults(config: dict[str, Any]) -> Iterator[str]:
                 f"{_fitting('reward', functools.partial(_pays, task=one))}"
             )
     try:
-        Judge(task, reward, trust_code=trusted)
+        RewardFunction(task, reward, trust_code=trusted)
     except (UserError, ValueError) as error:
         yield str(error)
 

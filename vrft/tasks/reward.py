@@ -14,8 +14,8 @@ from vrft.tasks.rows import Row
 from vrft.tasks.user_code import guarded_term, load_own
 
 
-class Judge:
-    """Judges completions by a task and a reward preset; call it with a parsed completion and its row.
+class RewardFunction:
+    """The weighted sum of a task's reward terms under a preset; call it with a parsed completion and its row.
 
     faults: how often each term of the user's own failed and paid 0 (`reward.options.on_fault=zero`).
     """

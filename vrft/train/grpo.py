@@ -19,7 +19,7 @@ from vrft.models.vllm import as_seen, with_one_token_an_image
 from vrft.tasks.answers import REASONS
 from vrft.tasks.base import Task
 from vrft.tasks.boxes import Frame
-from vrft.tasks.reward import Judge
+from vrft.tasks.reward import RewardFunction
 from vrft.tasks.reward_terms import without_repetition
 from vrft.tasks.rows import Row
 from vrft.train.arguments import training_dataset
@@ -43,7 +43,7 @@ def grpo_trainer(
     root: Path,
     task: Task,
     frame_for_row: Callable[[Row], Frame],
-    judge: Judge,
+    judge: RewardFunction,
     arguments: dict,
     rollouts: Path,
     sharing: str | None = None,
@@ -92,7 +92,7 @@ def reward_functions(
     rows: Mapping[str, Row],
     frame_for_row: Callable[[Row], Frame],
     *,
-    judge: Judge,
+    judge: RewardFunction,
     end_ids: Sequence[int],
     rollouts: Path,
     failures: Counter,

@@ -7,7 +7,7 @@ import pytest
 from vrft.errors import UserError
 from vrft.tasks import load_task
 from vrft.tasks.boxes import Frame
-from vrft.tasks.reward import Judge, weights_for
+from vrft.tasks.reward import RewardFunction, weights_for
 
 FRAME = Frame("norm1000", (200, 100), (196, 98))
 SCENE = {"row_id": "r", "images": ["a.png"], "image_wh": [200, 100]}
@@ -17,7 +17,7 @@ HALF = "<think></think><answer>(0,0),(250,1000)</answer>"
 
 
 def verdict(task, row, text, reward, **given):
-    return Judge(task, reward, **given)(task.parse(text, row, FRAME), row)
+    return RewardFunction(task, reward, **given)(task.parse(text, row, FRAME), row)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_weights_for(name, reward, weights):
 def test_a_mixture_is_judged_row_by_row():
     task = load_task("mixed", tasks={"grounding": {}, "counting": {}})
     reward = {"weights": {"iou": 2, "accuracy": 1, "format": 1}, "weights_for": {"counting": {"count": 2, "format": 0}}}
-    judge = Judge(task, reward)
+    judge = RewardFunction(task, reward)
     assert judge.weights(GROUND) == {"iou": 2, "format": 1}
     assert judge.weights(COUNT) == {"accuracy": 1, "count": 2, "format": 0}
     assert verdict(task, GROUND, HALF, reward) == {"terms": {"iou": 0.5, "format": 1}, "total": 2}
@@ -105,7 +105,7 @@ def test_a_mixture_is_judged_row_by_row():
 )
 def test_a_preset_that_cannot_judge_is_refused(tasks, reward, words):
     with pytest.raises(UserError, match=words):
-        Judge(load_task("mixed", tasks=tasks), reward)
+        RewardFunction(load_task("mixed", tasks=tasks), reward)
 
 
 def test_a_term_of_ones_own_is_paid_with_the_rest(tmp_path, monkeypatch):
@@ -117,7 +117,7 @@ def test_a_term_of_ones_own_is_paid_with_the_rest(tmp_path, monkeypatch):
     trusted, task = {"trust_code": ["own_terms"], "root": tmp_path}, load_task("grounding")
     reward = {"weights": {"own_terms.half": 4, "iou": 1, "own_terms.broken": 1}, "options": {"on_fault": "zero"}}
     try:
-        judge = Judge(task, reward, **trusted)
+        judge = RewardFunction(task, reward, **trusted)
         found = judge(task.parse(HALF, GROUND, FRAME), GROUND)
         assert found == {"terms": {"iou": 0.5, "own_terms.half": 0.5, "own_terms.broken": 0}, "total": 2.5}
         assert judge.faults == {"own_terms.broken": 1}

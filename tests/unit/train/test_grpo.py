@@ -10,7 +10,7 @@ import pytest
 
 from vrft.tasks import load_task
 from vrft.tasks.boxes import Frame
-from vrft.tasks.reward import Judge
+from vrft.tasks.reward import RewardFunction
 from vrft.train.grpo import reward_functions
 
 END = 7
@@ -26,7 +26,7 @@ def called(tmp_path):
         load_task("grounding"),
         {"r": ROW},
         lambda row: FRAME,
-        judge=Judge(load_task("grounding"), {"weights": WEIGHTS}),
+        judge=RewardFunction(load_task("grounding"), {"weights": WEIGHTS}),
         end_ids=[END],
         rollouts=tmp_path,
         failures=Counter(),
