@@ -22,7 +22,7 @@ from vrft.tasks.box_list import Detection, write_boxes
 from vrft.tasks.reward import RewardFunction
 
 ROOT = Path(__file__).parents[2]
-GROWTH = runpy.run_path(str(ROOT / "tests" / "unit" / "test_growth.py"))  # its attack shapes
+GROWTH = runpy.run_path(str(ROOT / "tests" / "unit" / "tasks" / "test_reward_growth.py"))  # its attack shapes
 FRAME, SHAPES, TASKS, reader = (GROWTH[name] for name in ("FRAME", "SHAPES", "TASKS", "reader"))
 
 N_CHARACTERS, N_CALLS, N_WARM = 16_000, 2_000, 50
