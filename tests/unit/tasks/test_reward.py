@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from vrft.errors import UserError
-from vrft.tasks import load_task
+from vrft.tasks import box_list, load_task
 from vrft.tasks.boxes import Frame
 from vrft.tasks.reward import RewardFunction, weights_for
 
@@ -58,6 +58,21 @@ def test_the_options_are_used(options, iou):
     text = f"<answer>[{{{first}}}, {{{second}}}]</answer>"
     reward = {"weights": {"iou": 1}, "options": options}
     assert verdict(load_task("detection"), row, text, reward)["total"] == pytest.approx(iou)
+
+
+def test_the_boxes_of_an_answer_are_matched_once_for_all_terms(monkeypatch):
+    matchings, match_boxes = [], box_list.match_boxes
+    monkeypatch.setattr(
+        box_list, "match_boxes", lambda *args, **options: matchings.append(args) or match_boxes(*args, **options)
+    )
+    row, task = {**SCENE, "category": "dog", "gold": [[0, 0, 100, 100]]}, load_task("detection")
+    reward = RewardFunction(task, {"weights": dict.fromkeys(task.term_names, 1)})
+    half = "<think></think><answer>[{'Position': [0,0,250,1000], 'Confidence': 0.8}]</answer>"
+    parsed = [task.parse(text, row, FRAME) for text in (half, half.replace("250", "500"), "the dog")]
+    found = [reward(one, row)["terms"] for one in parsed]
+    assert len(matchings) == 2, "once for each answer that was read"
+    assert found == [{name: term(one, row) for name, term in task.terms(reward.options).items()} for one in parsed]
+    assert [terms["iou"] for terms in found] == [0, 1, 0]  # an IoU of 0.5 does not exceed the threshold
 
 
 @pytest.mark.parametrize(
