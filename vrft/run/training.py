@@ -46,10 +46,11 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
     validation history, and the alarm that ended the training early or None: after the rule `non_finite` there is no
     `checkpoints/last`. Raises `Interrupted` once a checkpoint is complete.
     """
-    from vrft.train.alarms import Alarms, NonFiniteError, agreed_maximum, tell
+    from vrft.train.alarms import Alarms, agreed_maximum, tell
     from vrft.train.arguments import trainer_arguments
     from vrft.train.callbacks import MetricsFile, ProgressBar, StopOnSignal
     from vrft.train.checkpoints import previous, save_checkpoint
+    from vrft.train.non_finite import NonFiniteError
 
     config, folder, alarm_file = experiment.config, experiment.run_dir / "checkpoints", experiment.run_dir / ALARMS
     row, metric = experiment.rows["train"][0], experiment.primary_metrics[0]
@@ -67,12 +68,14 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
     callbacks += _rollout_pictures(experiment)
     validation = _validation(experiment, start, card) if config["trainer"]["eval_steps"] else None
     trainer = _make_trainer(
-        experiment, model, trainer_arguments(config, folder), [*callbacks, *([validation] if validation else [])]
+        experiment,
+        model,
+        trainer_arguments(config, folder),
+        callbacks=[*callbacks, *([validation] if validation else [])],
+        validation=validation,
+        stops_on_non_finite=config["alarms"]["non_finite"] != "off",
+        on_batch=lambda step, rows: health.say(doing="train", step=step, rows=rows),
     )
-    if validation:
-        validation.trainer, trainer.validation = trainer, validation
-    trainer.stops_on_non_finite = config["alarms"]["non_finite"] != "off"
-    trainer.on_batch = lambda step, rows: health.say(doing="train", step=step, rows=rows)
     stopped_by = None
     with health.patience():
         try:
@@ -133,7 +136,8 @@ def _validation(experiment: RunContext, start: Start, card: dict):
     )
 
 
-def _make_trainer(experiment: RunContext, model, arguments: dict, callbacks: list):
+def _make_trainer(experiment: RunContext, model, arguments: dict, **resumable):
+    """The trainer of `config.trainer`. resumable: callbacks, and arguments of `vrft.train.trainers.Resumable`."""
     from peft import LoraConfig
     from transformers import PrinterCallback
 
@@ -158,7 +162,7 @@ def _make_trainer(experiment: RunContext, model, arguments: dict, callbacks: lis
         "frame_for_row": experiment.frame_for_row,
         "arguments": arguments,
         "peft_config": LoraConfig(**peft) if peft else None,
-        "callbacks": callbacks,
+        **resumable,
     }
     if config["trainer"]["name"] == "sft":
         trainer = sft_trainer(model, experiment.processor, thought=config["trainer"]["sft_thought"], **shared)
