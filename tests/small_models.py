@@ -153,7 +153,7 @@ def reward_by_ids(completion_ids: list, **kwargs) -> list[float]:
 def make_trainer(trainer_class, model: PreTrainedModel, family: str, rows: Dataset, folder: Path, **options):
     """A GRPO trainer on the CPU with plain SGD. options: fields of `trl.GRPOConfig`, and those named here."""
     reward, peft_config = options.pop("reward", reward_by_ids), options.pop("peft_config", None)
-    own = {"must_share": options.pop("must_share")} if "must_share" in options else {}
+    own = {name: options.pop(name) for name in ("must_share", "validation") if name in options}
     arguments = {
         "output_dir": str(folder),
         "max_steps": 3,
@@ -182,6 +182,7 @@ def make_trainer(trainer_class, model: PreTrainedModel, family: str, rows: Datas
         train_dataset=rows,
         processing_class=small_processor(family),
         peft_config=peft_config,
+        callbacks=[own["validation"]] if "validation" in own else None,
         **own,
     )
     trainer.remove_callback(PrinterCallback)

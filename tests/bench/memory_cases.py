@@ -21,7 +21,7 @@ from vrft.models.families import FAMILIES
 from vrft.models.generate import render_prompt
 from vrft.models.load import freeze_parts, load_model, load_processor
 from vrft.train.dataset import training_dataset
-from vrft.train.shared_prefix import SharedPrefixTrainer
+from vrft.train.trainers import SharedPrefixTrainer
 
 sys.path.append(str(Path(__file__).parents[1]))
 from small_models import picture, save_model

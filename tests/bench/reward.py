@@ -19,10 +19,10 @@ import yaml
 
 from vrft.tasks import load_task, task_names
 from vrft.tasks.box_list import Detection, write_boxes
-from vrft.tasks.reward import Judge
+from vrft.tasks.reward import RewardFunction
 
 ROOT = Path(__file__).parents[2]
-GROWTH = runpy.run_path(str(ROOT / "tests" / "unit" / "test_growth.py"))  # its attack shapes
+GROWTH = runpy.run_path(str(ROOT / "tests" / "unit" / "tasks" / "test_reward_growth.py"))  # its attack shapes
 FRAME, SHAPES, TASKS, reader = (GROWTH[name] for name in ("FRAME", "SHAPES", "TASKS", "reader"))
 
 N_CHARACTERS, N_CALLS, N_WARM = 16_000, 2_000, 50
@@ -31,12 +31,12 @@ WORDS = ["the", "red", "one", "by", "door", "left", "of", "a", "tall", "lamp", "
 
 def main() -> None:
     reward = yaml.safe_load((ROOT / "conf" / "reward" / "strict.yaml").read_text(encoding="utf-8"))
-    print(f"parse + Judge(strict), completions of {N_CHARACTERS:,} characters, {N_CALLS:,} calls")
+    print(f"parse + RewardFunction(strict), completions of {N_CHARACTERS:,} characters, {N_CALLS:,} calls")
     print(f"{'task':<28}{'answer':<26}{'median ms':>10}{'p99 ms':>10}{'total':>8}")
     for label, options, n_pred, n_gold in cases():
         task = load_task(label, **options)
         row, text = completion(task, n_pred, n_gold)
-        judge = Judge(task, reward)
+        judge = RewardFunction(task, reward)
         times, total = call_ms(
             lambda task=task, row=row, text=text, judge=judge: judge(task.parse(text, row, FRAME), row)
         )

@@ -14,7 +14,7 @@ from vrft.tasks.audit import audit
 from vrft.tasks.audit.attacks import attacks
 from vrft.tasks.audit.reference_answers import honest_answers
 from vrft.tasks.boxes import FRAMES, Frame
-from vrft.tasks.reward import Judge
+from vrft.tasks.reward import RewardFunction
 
 CONF = Path(__file__).parents[2] / "conf"
 TASKS = [(name, {}) for name in task_names()] + [
@@ -32,7 +32,7 @@ def outcomes_of(name: str, options: dict, preset: str, *, frame: str = "norm1000
     task = load_task(name, **options)
     rows = [{"row_id": str(i), "image_wh": [640, 480], **row} for i, row in enumerate(task.examples)]
     reward = yaml.safe_load((CONF / "reward" / f"{preset}.yaml").read_text(encoding="utf-8")) | changes
-    judge = Judge(task, reward, trust_code=["test_audit"])
+    judge = RewardFunction(task, reward, trust_code=["test_audit"])
     return list(audit(task, rows, judge=judge, frame_for_row=lambda row: Frame(frame, (640, 480), (532, 392))))
 
 
@@ -92,7 +92,9 @@ def test_strict_holds_on_rows_of_any_number_of_boxes(n_rows, n_gold):
     gold = [[10 + 100 * i, 10, 90 + 100 * i, 90] for i in range(n_gold)]
     rows = [{"row_id": str(i), "image_wh": [640, 480], "category": "dog", "gold": gold} for i in range(n_rows)]
     reward = yaml.safe_load((CONF / "reward" / "strict.yaml").read_text(encoding="utf-8"))
-    found = audit(task, rows, judge=Judge(task, reward), frame_for_row=lambda row: Frame("pixels", (640, 480), (1, 1)))
+    found = audit(
+        task, rows, judge=RewardFunction(task, reward), frame_for_row=lambda row: Frame("pixels", (640, 480), (1, 1))
+    )
     assert [one["attack"] for one in found if one["succeeds"]] == []
 
 

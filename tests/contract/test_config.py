@@ -19,7 +19,7 @@ from vrft.config.package_files import config_folder
 from vrft.config.verb_schema import AuditConfig, JudgeConfig, ScoreConfig
 from vrft.errors import UserError
 from vrft.tasks import load_task, task_names
-from vrft.tasks.reward import Judge, weights_for
+from vrft.tasks.reward import RewardFunction, weights_for
 from vrft.tasks.reward_terms import RewardOptions
 
 GROUPS = groups()
@@ -266,7 +266,7 @@ def test_every_preset_serves_every_task_that_it_pays(name):
     ]
     assert len(paid) >= 4
     for task in paid:
-        Judge(load_task(task), preset)
+        RewardFunction(load_task(task), preset)
 
 
 @pytest.mark.parametrize(("verb", "overrides"), [("judge", ["cases=a.jsonl", "out=b.jsonl"]), ("audit", [])])

@@ -14,7 +14,7 @@ from vrft.evaluate.score import score_completions
 from vrft.files import write_rows
 from vrft.tasks import load_task
 from vrft.tasks.boxes import Frame
-from vrft.tasks.reward import Judge
+from vrft.tasks.reward import RewardFunction
 
 SCORERS = {
     "reasoning_grounding": ("grounding", "grounding", {"iou": 1.0, "format": 1.0}),
@@ -106,7 +106,7 @@ def _evaluate(run_dir, config, task, split, rows, name, generator) -> dict:
         task=task,
         frame_for_row=frame_for_row,
         protocol=config["protocol"],
-        judge=Judge(task, config["reward"]),
+        judge=RewardFunction(task, config["reward"]),
     )
     write_rows(run_dir / "evaluations" / name / split / "completions.jsonl", completions)
     write_rows(run_dir / "evaluations" / name / split / "scores.jsonl", scored)

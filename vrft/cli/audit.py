@@ -13,7 +13,7 @@ from vrft.cli.reward import _frame, _free_file, _read_cases
 from vrft.config.verb_schema import AuditConfig
 from vrft.tasks import load_task
 from vrft.tasks.audit import audit
-from vrft.tasks.reward import Judge
+from vrft.tasks.reward import RewardFunction
 
 
 def run(config: AuditConfig) -> int:
@@ -23,7 +23,7 @@ def run(config: AuditConfig) -> int:
     """
     task = load_task(**config.task, trust_code=config.trust_code)
     frame, path, out = config.frame, config.rows, config.out and _free_file(Path(config.out))
-    judge = Judge(task, config.reward.plain(), trust_code=config.trust_code, root=path and Path(path).parent)
+    judge = RewardFunction(task, config.reward.plain(), trust_code=config.trust_code, root=path and Path(path).parent)
     rows = [row for _, row in _read_cases(Path(path), task, frame=frame, completion="")] if path else []
     outcomes = []
     for name, one in getattr(task, "tasks", {task.name: task}).items():

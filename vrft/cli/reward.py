@@ -21,7 +21,7 @@ from vrft.evaluate.score import answer_as_json
 from vrft.files import numbered_rows
 from vrft.tasks import MixedTask, Task, load_task
 from vrft.tasks.boxes import Frame
-from vrft.tasks.reward import Judge
+from vrft.tasks.reward import RewardFunction
 from vrft.tasks.rows import GoldBoxError, Row, labelled_boxes
 
 _UNBOUNDED = 10**9  # the side of an image of unknown size in pixels: boxes are not cut
@@ -51,7 +51,9 @@ def reward_cases(
     {'iou': 1.0, 'confidence': 1.0, 'format': 0.0}
     """
     task = load_task(task, trust_code=trust_code) if isinstance(task, str) else task
-    judge = Judge(task, preset(reward) if isinstance(reward, str) else reward, trust_code=trust_code, root=root)
+    judge = RewardFunction(
+        task, preset(reward) if isinstance(reward, str) else reward, trust_code=trust_code, root=root
+    )
     verdicts = []
     for number, case in enumerate(cases, 1):
         try:
@@ -123,7 +125,7 @@ def _with_size(case: Mapping, *, frame: str, root: Path) -> tuple[Row, bool]:
     return row, has_image
 
 
-def verdict_on(case: Mapping, row: Row, task: Task | MixedTask, *, judge: Judge, frame: str) -> dict:
+def verdict_on(case: Mapping, row: Row, task: Task | MixedTask, *, judge: RewardFunction, frame: str) -> dict:
     """The verdict on one case, as `reward_cases` returns it."""
     is_truncated = bool(case.get("is_truncated", False))
     parsed = task.parse(case["completion"], row, _frame(frame, row), is_truncated=is_truncated)
@@ -139,7 +141,7 @@ def run(config: RewardCasesConfig) -> None:
     if out.resolve() == path.resolve():
         raise UserError(f"cases and out are both {path}; give out another name, or the cases would be lost")
     task = load_task(**config.task, trust_code=config.trust_code)
-    judge = Judge(task, config.reward.plain(), trust_code=config.trust_code, root=path.parent)
+    judge = RewardFunction(task, config.reward.plain(), trust_code=config.trust_code, root=path.parent)
     cases = _read_cases(path, task, frame=config.frame)
     partial = out.with_name(out.name + ".partial")
     verdicts = []
@@ -206,7 +208,7 @@ def _image_wh(image: Any, root: Path) -> tuple[int, int]:
         raise ValueError(f"image {image!r} {error}") from None
 
 
-def _summary(verdicts: Sequence[Mapping], judge: Judge) -> str:
+def _summary(verdicts: Sequence[Mapping], judge: RewardFunction) -> str:
     """The means of the terms and of the total, and why answers were unreadable."""
     names = dict.fromkeys(name for verdict in verdicts for name in verdict["terms"])
     values = {name: [v["terms"][name] for v in verdicts if name in v["terms"]] for name in names}

@@ -75,7 +75,7 @@ def _training_faults(model: Model, path: str, *, has_deepspeed: bool) -> Iterato
 def judging_faults(task_options: dict[str, Any], reward: Reward, trusted: Sequence[str]) -> Iterator[str]:
     """Yield what is wrong with task, reward and trust_code, and where they do not fit together."""
     from vrft.tasks import load_task, task_names  # scipy: not for --help
-    from vrft.tasks.reward import Judge, is_own
+    from vrft.tasks.reward import RewardFunction, is_own
 
     try:
         task = load_task(**task_options, trust_code=trusted)
@@ -102,7 +102,7 @@ def judging_faults(task_options: dict[str, Any], reward: Reward, trusted: Sequen
                 f"{_fitting('reward', functools.partial(_pays, task=one))}"
             )
     try:
-        Judge(task, plain, trust_code=trusted)
+        RewardFunction(task, plain, trust_code=trusted)
     except (UserError, ValueError) as error:
         yield str(error)
 

@@ -99,7 +99,7 @@ def score_lvis_detections(
 
 
 def score_coco_rows(rows: Sequence[Row], found: Sequence[Sequence[tuple]], *, n_resamples: int = 1000) -> dict:
-    """As `score_coco_detections`, of vrft's own rows. found: as in `average_precision`. Without gold figures are None."""
+    """As `score_coco_detections`, of vrft's own rows. found: as in `average_precision`. None without gold."""
     dataset, detections = as_coco(rows, found)
     asked = asked_names(rows)
     for category in dataset["categories"]:

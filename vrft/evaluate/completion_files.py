@@ -14,7 +14,7 @@ from vrft.evaluate.score import answered_boxes, score_completions
 from vrft.files import numbered_rows
 from vrft.tasks import load_task
 from vrft.tasks.boxes import Frame
-from vrft.tasks.reward import Judge
+from vrft.tasks.reward import RewardFunction
 from vrft.tasks.rows import Row
 
 
@@ -39,7 +39,7 @@ def score_own(config: Mapping, mask_of: Callable | None) -> tuple[dict, list[dic
         task=task,
         frame_for_row=lambda row: _frame(config["frame"], row),
         protocol={**protocol, "scorer": "rows"} if is_own_measure else protocol,
-        judge=Judge(task, config["reward"], trust_code=config["trust_code"], root=rows_path.parent),
+        judge=RewardFunction(task, config["reward"], trust_code=config["trust_code"], root=rows_path.parent),
     )
     found = None
     if config["annotations"]:

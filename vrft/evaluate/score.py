@@ -13,7 +13,7 @@ from vrft.evaluate.protocols import scorer_for
 from vrft.tasks.answers import REASONS
 from vrft.tasks.base import Parsed, Task
 from vrft.tasks.boxes import Frame
-from vrft.tasks.reward import Judge
+from vrft.tasks.reward import RewardFunction
 from vrft.tasks.rows import Row
 
 
@@ -24,7 +24,7 @@ def score_completions(
     task: Task,
     frame_for_row: Callable[[Row], Frame],
     protocol: Mapping,
-    judge: Judge,
+    judge: RewardFunction,
 ) -> tuple[list[dict], dict[str, dict]]:
     """One scored row per row, in their order, and the protocol's metrics as `{name: {"value", "n", "interval"}}`.
 

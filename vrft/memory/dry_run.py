@@ -24,7 +24,8 @@ from vrft.memory.live import LiveBytes
 from vrft.memory.meta import on_meta
 from vrft.models.group_cache import GroupCache
 from vrft.models.shared_prefix import without_adapter
-from vrft.train.shared_prefix import SharedPrefixTrainer
+from vrft.train.shared_prefix import Sharing
+from vrft.train.trainers import SharedPrefixTrainer
 
 _ROOM = 64  # tokens by which a shared rollout's cache grows
 _SAMPLING_COPIES = 4  # of the logits in float32, while a token is drawn
@@ -191,10 +192,9 @@ def _bare_trainer(trainer_class: type, model: PreTrainedModel) -> GRPOTrainer:
     trainer.accelerator = types.SimpleNamespace(
         unwrap_model=lambda one: one, autocast=contextlib.nullcontext, is_main_process=False
     )
-    trainer.must_share, trainer._told = False, set()
-    trainer._skipped = trainer._inputs = None
+    trainer.sharing = Sharing(must_share=False, is_main_process=False)
     trainer._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
-    trainer._image_features = _Features()
+    trainer.sharing.image_features = _Features()
     return trainer
 
 

@@ -24,7 +24,7 @@ from vrft.run.health import Status
 from vrft.run.rows import data_folder, evaluation_folder, with_other
 from vrft.tasks import MixedTask, Task, load_task
 from vrft.tasks.boxes import Frame
-from vrft.tasks.reward import Judge
+from vrft.tasks.reward import RewardFunction
 from vrft.tasks.rows import Row
 
 
@@ -41,7 +41,7 @@ class RunContext:
     config: dict
     rows: dict[str, list[Row]]
     task: Task | MixedTask
-    judge: Judge
+    judge: RewardFunction
     processor: Any
     processes: PartialState
     durations_s: dict[str, float] = field(default_factory=dict)
@@ -133,7 +133,7 @@ def make_experiment(run_dir: Path, config: dict, rows: dict[str, list[Row]]) -> 
     )
     task = load_task(**config["task"], trust_code=trusted)
     set_thought_opening(processor, is_prefilled=task.is_prefilled)
-    judge = Judge(task, config["reward"], trust_code=trusted, root=run_dir / "data")
+    judge = RewardFunction(task, config["reward"], trust_code=trusted, root=run_dir / "data")
     return RunContext(run_dir, config, rows, task, judge, processor, processes)
 
 

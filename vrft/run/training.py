@@ -48,9 +48,10 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
     `checkpoints/last`. Raises `Interrupted` once a checkpoint is complete.
     """
     from vrft.config.trl_arguments import trainer_arguments
-    from vrft.train.alarms import Alarms, NonFiniteError, agreed_maximum, tell
+    from vrft.train.alarms import Alarms, agreed_maximum, tell
     from vrft.train.callbacks import MetricsFile, ProgressBar, StopOnSignal
     from vrft.train.checkpoints import previous, save_checkpoint
+    from vrft.train.non_finite import NonFiniteError
 
     config, folder, alarm_file = experiment.config, experiment.run_dir / "checkpoints", experiment.run_dir / ALARMS
     row, metric = experiment.rows["train"][0], experiment.primary_metrics[0]
@@ -75,12 +76,14 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
     callbacks += _rollout_pictures(experiment)
     validation = _validation(experiment, start, card) if config["trainer"]["eval_steps"] else None
     trainer = _make_trainer(
-        experiment, model, trainer_arguments(typed, folder), [*callbacks, *([validation] if validation else [])]
+        experiment,
+        model,
+        trainer_arguments(typed, folder),
+        callbacks=[*callbacks, *([validation] if validation else [])],
+        validation=validation,
+        stops_on_non_finite=config["alarms"]["non_finite"] != "off",
+        on_batch=lambda step, rows: experiment.status.say(doing="train", step=step, rows=rows),
     )
-    if validation:
-        validation.trainer, trainer.validation = trainer, validation
-    trainer.stops_on_non_finite = config["alarms"]["non_finite"] != "off"
-    trainer.on_batch = lambda step, rows: experiment.status.say(doing="train", step=step, rows=rows)
     stopped_by = None
     with experiment.status.patience():
         try:
@@ -143,7 +146,8 @@ def _validation(experiment: RunContext, start: Start, card: dict):
 
 
 @phase("loading")
-def _make_trainer(experiment: RunContext, model, arguments: dict, callbacks: list):
+def _make_trainer(experiment: RunContext, model, arguments: dict, **resumable):
+    """The trainer of `config.trainer`. resumable: callbacks, and arguments of `vrft.train.trainers.Resumable`."""
     from peft import LoraConfig
     from transformers import PrinterCallback
 
@@ -170,7 +174,7 @@ def _make_trainer(experiment: RunContext, model, arguments: dict, callbacks: lis
         "frame_for_row": experiment.frame_for_row,
         "arguments": arguments,
         "peft_config": LoraConfig(**peft) if peft else None,
-        "callbacks": callbacks,
+        **resumable,
     }
     if config["trainer"]["name"] == "sft":
         trainer = sft_trainer(model, experiment.processor, thought=config["trainer"]["sft_thought"], **shared)

@@ -89,7 +89,7 @@ class Task(ABC):
 
     @abstractmethod
     def answer_terms(self, options: RewardOptions) -> dict[str, AnswerTerm]:
-        """The terms that judge an answer that was read, by name: functions of the answer and its row to [0, 1]."""
+        """The terms of an answer that was read, by name: functions of `measure`'s value and the row to [0, 1]."""
 
     @property
     @abstractmethod
@@ -132,7 +132,12 @@ class Task(ABC):
         """
 
         def if_read(term: AnswerTerm) -> Term:
-            return lambda parsed, row: 0.0 if parsed.answer is None else float(term(parsed.answer, row))
+            def value(parsed: Parsed, row: Row) -> float:
+                if parsed.answer is None:
+                    return 0.0
+                return float(term(self.measure(parsed.answer, row, options), row))
+
+            return value
 
         def length(parsed: Parsed, row: Row) -> float:
             return 0.0 if parsed.answer is None else within_length(parsed.text, options.length_limit)
@@ -142,6 +147,10 @@ class Task(ABC):
 
         answer_terms = {name: if_read(term) for name, term in self.answer_terms(options).items()}
         return {**answer_terms, "format": self.format_term, "length": length, "repetition": repetition}
+
+    def measure(self, answer: Any, row: Row, options: RewardOptions) -> Any:
+        """What the answer terms of one completion share, computed once: the answer itself, unless a task says more."""
+        return answer
 
     def question(self, row: Row, frame: Frame) -> str:
         """The text of the user's turn, the image aside; a row's own `problem` is used verbatim."""

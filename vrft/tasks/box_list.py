@@ -35,19 +35,39 @@ class Detection(NamedTuple):
 
 
 class Matched(NamedTuple):
-    """The predictions of one answer beside the golds of its row.
+    """The predictions of one answer matched with the gold boxes of its row; boxes in pixels of the original image.
 
-    iou: (n_pred,) with the gold box given to each prediction, 0 without a match. confidences: (n_pred,).
+    pred_xyxy: (n_pred, 4). confidences: (n_pred,). gold_xyxy: (n_gold, 4). may_match: (n_pred, n_gold), True where the
+    labels agree; None where labels do not matter. iou: (n_pred,) with the gold box given to each prediction, 0 without
+    a match.
     """
 
-    iou: np.ndarray
+    pred_xyxy: Sequence[Sequence[float]]
     confidences: Sequence[float]
-    n_gold: int
+    gold_xyxy: Sequence[Sequence[float]]
+    may_match: np.ndarray | None
+    iou: np.ndarray
+
+    @property
+    def n_gold(self) -> int:
+        return len(self.gold_xyxy)
 
     @property
     def counts(self) -> tuple[int, int, int]:
         """The numbers of matches, of predictions and of golds."""
         return int((self.iou > 0).sum()), len(self.iou), self.n_gold
+
+
+_TERMS = {
+    "iou": lambda matched, row: detection_iou(matched.iou, matched.n_gold),
+    "giou": lambda matched, row: detection_giou(matched.pred_xyxy, matched.gold_xyxy, matched.may_match),
+    "confidence": lambda matched, row: detection_confidence(matched.iou, matched.confidences, matched.n_gold),
+    "calibration": lambda matched, row: calibration(matched.iou, matched.confidences, matched.n_gold),
+    "precision": lambda matched, row: precision(*matched.counts),
+    "recall": lambda matched, row: recall(*matched.counts),
+    "f1": lambda matched, row: f1(*matched.counts),
+    "count": lambda matched, row: count_closeness(len(matched.pred_xyxy), matched.n_gold),
+}
 
 
 @dataclass(frozen=True)
@@ -167,40 +187,21 @@ class BoxListTask(Task):
         return [from_frame(xyxy, frame) for xyxy in dict.fromkeys(box.xyxy for box in boxes)], None
 
     def answer_terms(self, options: RewardOptions) -> dict[str, AnswerTerm]:
-        last: list = [None, None, None]
+        """As `Task.answer_terms`: functions of what `measure` returns, and the row."""
+        return dict(_TERMS)
 
-        def matched(answer: list[Detection], row: Row) -> Matched:
-            if last[0] is not answer or last[1] is not row:  # the terms of one completion share its matching
-                last[:] = answer, row, self.match(answer, row, options)
-            return last[2]
-
-        def giou(answer: list[Detection], row: Row) -> float:
-            gold = [xyxy for xyxy, _ in labelled_boxes(row["gold"])]
-            return detection_giou([d.xyxy for d in answer], gold, self.may_match(answer, row, options))
-
-        return {
-            "iou": lambda answer, row: detection_iou(matched(answer, row).iou, matched(answer, row).n_gold),
-            "giou": giou,
-            "confidence": lambda answer, row: detection_confidence(*matched(answer, row)),
-            "calibration": lambda answer, row: calibration(*matched(answer, row)),
-            "precision": lambda answer, row: precision(*matched(answer, row).counts),
-            "recall": lambda answer, row: recall(*matched(answer, row).counts),
-            "f1": lambda answer, row: f1(*matched(answer, row).counts),
-            "count": lambda answer, row: count_closeness(len(answer), len(row["gold"])),
-        }
-
-    def match(self, answer: list[Detection], row: Row, options: RewardOptions) -> Matched:
+    def measure(self, answer: list[Detection], row: Row, options: RewardOptions) -> Matched:
         """The answer's boxes matched with the row's golds."""
+        pred, confidences = [d.xyxy for d in answer], [d.confidence for d in answer]
         gold = [xyxy for xyxy, _ in labelled_boxes(row["gold"])]
-        confidences = [d.confidence for d in answer]
         may_match = self.may_match(answer, row, options)
-        iou = match_boxes([d.xyxy for d in answer], confidences, gold, options, may_match=may_match)
-        return Matched(iou, confidences, len(gold))
+        iou = match_boxes(pred, confidences, gold, options, may_match=may_match)
+        return Matched(pred, confidences, gold, may_match, iou)
 
     def confidence_gap(self, answer: list[Detection], row: Row) -> float | None:
         if not answer:
             return None
-        matched = self.match(answer, row, RewardOptions())
+        matched = self.measure(answer, row, RewardOptions())
         return float(np.mean(matched.confidences) - np.mean(matched.iou))
 
     def may_match(self, answer: list[Detection], row: Row, options: RewardOptions) -> np.ndarray | None:

@@ -14,8 +14,8 @@ from vrft.tasks.rows import Row
 from vrft.tasks.user_code import guarded_term, load_own
 
 
-class Judge:
-    """Judges completions by a task and a reward preset; call it with a parsed completion and its row.
+class RewardFunction:
+    """The weighted sum of a task's reward terms under a preset; call it with a parsed completion and its row.
 
     faults: how often each term of the user's own failed and paid 0 (`reward.options.on_fault=zero`).
     """
@@ -28,7 +28,7 @@ class Judge:
         Raises `UserError` if the preset has no term for a task, or a term of the user's own cannot be loaded.
         """
         self.task, self.faults = task, Counter()
-        options = RewardOptions(**reward.get("options") or {})
+        self.options = options = RewardOptions(**reward.get("options") or {})
         tasks = task.tasks.values() if isinstance(task, MixedTask) else [task]
         self._weights = {one.name: weights_for(one, reward) for one in tasks}
         own = {
@@ -43,6 +43,7 @@ class Judge:
             for name in filter(is_own, weights)
         }
         self._terms = {one.name: _chosen({**one.terms(options), **own}, self._weights[one.name], one) for one in tasks}
+        self._answer_terms = {one.name: one.answer_terms(options) for one in tasks}
 
     def weights(self, row: Row) -> dict[str, float]:
         """The weight of each term that judges this row."""
@@ -50,8 +51,8 @@ class Judge:
 
     def __call__(self, parsed: Parsed, row: Row) -> dict:
         """`{"terms": {name: value in [0, 1]}, "total": float}`: terms unweighted, the total their weighted sum."""
-        name = self.task.for_row(row).name
-        values = {term: function(parsed, row) for term, function in self._terms[name].items()}
+        task = self.task.for_row(row)
+        name, values = task.name, self._values(task, parsed, row)
         for term, value in values.items():
             if not 0 <= value <= 1:  # of a task of the user's own; ours are tested
                 raise UserError(
@@ -59,6 +60,16 @@ class Judge:
                     "a number in [0, 1] is needed"
                 )
         return {"terms": values, "total": sum(self._weights[name][term] * value for term, value in values.items())}
+
+    def _values(self, task: Task, parsed: Parsed, row: Row) -> dict[str, float]:
+        terms = self._terms[task.name]
+        # The matching of boxes is most of the work: the terms of one answer share it.
+        of_answer = {} if parsed.answer is None else terms.keys() & self._answer_terms[task.name]
+        measured = task.measure(parsed.answer, row, self.options) if of_answer else None
+        return {
+            name: float(self._answer_terms[task.name][name](measured, row)) if name in of_answer else term(parsed, row)
+            for name, term in terms.items()
+        }
 
     @property
     def columns(self) -> list[tuple[str, float]]:

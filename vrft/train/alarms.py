@@ -33,10 +33,6 @@ FIGURES = (  # of the usual rules; not every run logs them all
 _SELDOM = ("validation/", "term_faults/")
 
 
-class NonFiniteError(Exception):
-    """A loss or gradient is not a number; the optimizer has not stepped on it."""
-
-
 class Rule:
     """One rule and what it has seen: told every value of its metric, it says when it begins to be broken."""
 

@@ -86,6 +86,8 @@ class StopOnSignal(TrainerCallback):
 class Validation(TrainerCallback):
     """Has the validation metric taken every `eval_steps` steps and at both ends, and keeps the best checkpoint.
 
+    The trainer calls `take`, and no reference to it is kept: the trained model can be released after the training.
+
     evaluate: `evaluate(model, in_step=…) -> {name: {"value", "n", ...}}` on the validation split; every process calls
         it. in_step: True where the model's weights lie apart on them.
     metric: which of these is the one to maximise.
@@ -108,26 +110,23 @@ class Validation(TrainerCallback):
         self.evaluate, self.metric, self.eval_steps = evaluate, metric, eval_steps
         self.processor, self.folder, self.card = processor, folder, card
         self.history = history
-        self.trainer: transformers.Trainer | None = None
         self.best = best
-
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        if self._is_due(state) and not any(entry["step"] == state.global_step for entry in self.history):
-            self.take(state)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         is_interrupted = control.should_training_stop and state.global_step < state.max_steps
-        control.should_evaluate = self._is_due(state) and not is_interrupted  # the trainer then calls `take`
+        control.should_evaluate = self.is_due(state) and not is_interrupted  # the trainer then calls `take`
 
-    def _is_due(self, state) -> bool:
-        return state.global_step % self.eval_steps == 0 or state.global_step == state.max_steps
+    def is_due(self, state) -> bool:
+        """True if the metric is to be taken at this step and was not yet."""
+        is_at_step = state.global_step % self.eval_steps == 0 or state.global_step == state.max_steps
+        return is_at_step and not any(entry["step"] == state.global_step for entry in self.history)
 
-    def take(self, state) -> None:
-        """Evaluate the policy as it is, log the metrics, and save it if it is the best so far."""
-        # Under ZeRO-3 the weights are brought together meanwhile, or processes have to write every token together.
-        is_gathered = getattr(self.trainer.args, "ds3_gather_for_generation", True)
+    def take(self, trainer: transformers.Trainer) -> None:
+        """Evaluate the trainer's policy as it is, log the metrics, and save it if it is the best so far."""
+        # Under ZeRO-3 the weights are gathered meanwhile; else all processes have to write every token together.
+        is_gathered = getattr(trainer.args, "ds3_gather_for_generation", True)
         with unwrap_model_for_generation(
-            self.trainer.model_wrapped, self.trainer.accelerator, gather_deepspeed3_params=is_gathered
+            trainer.model_wrapped, trainer.accelerator, gather_deepspeed3_params=is_gathered
         ) as policy:
             metrics = self.evaluate(policy, in_step=is_deepspeed_zero3_enabled() and not is_gathered)
         figure = metrics[self.metric]
@@ -135,12 +134,12 @@ class Validation(TrainerCallback):
             raise UserError(
                 f"{self.metric} has no value on the validation split: none of its rows has an object to find"
             )
-        entry = {"step": state.global_step, "value": figure["value"], "n": figure["n"]}
+        entry = {"step": trainer.state.global_step, "value": figure["value"], "n": figure["n"]}
         self.history.append(entry)
         logs = {f"validation/{name}": metric["value"] for name, metric in metrics.items()}
         # Not the trainer's own log(): TRL's would flush its running training metrics into this entry.
-        transformers.Trainer.log(self.trainer, logs | {"validation/n": entry["n"]})
+        transformers.Trainer.log(trainer, logs | {"validation/n": entry["n"]})
         if entry["value"] > self.best:
             self.best = entry["value"]
             card = self.card | {"step": entry["step"], "validation": {self.metric: entry}}
-            save_checkpoint(self.trainer, self.processor, self.folder, card)
+            save_checkpoint(trainer, self.processor, self.folder, card)

@@ -13,31 +13,32 @@ from peft import PeftConfig
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from vrft.errors import phase
 from vrft.files import append_lines
 from vrft.models.generate import end_token_ids
-from vrft.models.vllm import as_seen, with_one_token_an_image
 from vrft.tasks.answers import REASONS
 from vrft.tasks.base import Task
 from vrft.tasks.boxes import Frame
-from vrft.tasks.reward import Judge
+from vrft.tasks.reward import RewardFunction
 from vrft.tasks.reward_terms import without_repetition
 from vrft.tasks.rows import Row
 from vrft.train.dataset import training_dataset
-from vrft.train.resume import Resumable
-from vrft.train.shared_prefix import SharedPrefixTrainer
+from vrft.train.trainers import ResumableGRPOMixin, SeenImages, SharedPrefixTrainer
 
 
-class ResumableGRPO(Resumable, GRPOTrainer):
+class ResumableGRPO(ResumableGRPOMixin, GRPOTrainer):
     """TRL's own path."""
 
-    @phase("rollout")
-    def _generate_single_turn(self, *args, **kwargs):
-        return super()._generate_single_turn(*args, **kwargs)
 
-
-class ResumableSharing(Resumable, SharedPrefixTrainer):
+class ResumableSharing(ResumableGRPOMixin, SharedPrefixTrainer):
     """Each prompt computed once."""
+
+
+class ResumableVLLM(ResumableGRPOMixin, SeenImages, GRPOTrainer):
+    """Completions by vLLM, all else TRL's own path."""
+
+
+class ResumableSharingVLLM(ResumableGRPOMixin, SeenImages, SharedPrefixTrainer):
+    """Completions by vLLM; in the loss each prompt is computed once."""
 
 
 def grpo_trainer(
@@ -48,12 +49,13 @@ def grpo_trainer(
     root: Path,
     task: Task,
     frame_for_row: Callable[[Row], Frame],
-    judge: Judge,
+    judge: RewardFunction,
     arguments: dict,
     rollouts: Path,
     sharing: str | None = None,
     peft_config: PeftConfig | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    **resumable,
 ) -> GRPOTrainer:
     """TRL's trainer, or the one that computes each prompt once, ready to train `model` on the rows.
 
@@ -61,8 +63,8 @@ def grpo_trainer(
     arguments: fields of `trl.GRPOConfig`.
     rollouts: folder to which every completion is written with its terms, one JSON-lines file a step and process.
     sharing: `auto` to share a prompt among its completions where possible, `on` to raise where not, None for TRL's own.
+    resumable: further arguments of `vrft.train.trainers.Resumable`.
     """
-    failures = Counter()
     make = ResumableGRPO
     if sharing:
         make = functools.partial(ResumableSharing, must_share=sharing == "on")
@@ -71,84 +73,120 @@ def grpo_trainer(
         # As TRL has it for transformers: an image token that was sampled would have no image.
         biased = {"logit_bias": {model.config.image_token_id: -100.0}}
         arguments = arguments | {"generation_kwargs": biased | (arguments.get("generation_kwargs") or {})}
-    trainer = make(
+    judged = Rollouts(
+        task,
+        {row["row_id"]: row for row in rows},
+        frame_for_row,
+        reward=judge,
+        end_ids=end_token_ids(model, processor),
+        folder=rollouts,
+    )
+    return make(
         model=model,
         processing_class=processor,
         args=GRPOConfig(**arguments, reward_weights=[weight for _, weight in judge.columns]),
-        reward_funcs=reward_functions(
-            task,
-            {row["row_id"]: row for row in rows},
-            frame_for_row,
-            judge=judge,
-            end_ids=end_token_ids(model, processor),
-            rollouts=rollouts,
-            failures=failures,
-        ),
+        reward_funcs=judged.term_rewards(),
         train_dataset=training_dataset(rows, root, question=lambda row: task.question(row, frame_for_row(row))),
         peft_config=peft_config,
         callbacks=list(callbacks),
+        counts=judged.failures,
+        on_completions=judged.record,
+        **resumable,
     )
-    trainer.counts = failures
-    return trainer
 
 
-def reward_functions(
-    task: Task,
-    rows: Mapping[str, Row],
-    frame_for_row: Callable[[Row], Frame],
-    *,
-    judge: Judge,
-    end_ids: Sequence[int],
-    rollouts: Path,
-    failures: Counter,
-) -> list[Callable]:
-    """One function for each of `judge.columns`, in TRL's calling convention; each returns the unweighted term of every
-    completion, None where the row's task has no such term.
+class Rollouts:
+    """The completions of the policy, each judged once for all terms, logged and written to a file.
 
-    The first also logs the share of readable answers (`parse_rate`, `unreadable/REASON`) and on how many completions so
-    far a term of the user's own has failed (`term_faults/NAME`, counted in `failures`), and writes the rollouts, which
-    name these terms (`failed_terms`).
+    failures: on how many completions so far each term of the user's own has failed.
     """
 
-    @functools.lru_cache(maxsize=4096)  # every term's function asks for the same batch
-    def judged(row_id: str, text: str, is_truncated: bool) -> dict:
-        row = rows[row_id]
-        parsed = task.parse(text, row, frame_for_row(row), is_truncated=is_truncated)
-        seen = {
+    def __init__(
+        self,
+        task: Task,
+        rows: Mapping[str, Row],
+        frame_for_row: Callable[[Row], Frame],
+        *,
+        reward: RewardFunction,
+        end_ids: Sequence[int],
+        folder: Path,
+    ) -> None:
+        """rows: by `row_id`. end_ids: the tokens of which one ends a completion that was not cut."""
+        self.task, self.rows, self.frame_for_row = task, rows, frame_for_row
+        self.reward, self.end_ids, self.folder = reward, end_ids, folder
+        self.failures: Counter[str] = Counter()
+        self._case = functools.lru_cache(maxsize=4096)(self._judge)  # each term asks for the same completions
+
+    def term_rewards(self) -> list[TermReward]:
+        """One for each of `reward.columns`; a term's further weights are named `TERM@WEIGHT`."""
+        first_weight = dict(reversed(self.reward.columns))
+        return [
+            TermReward(self, term, weight, name=term if weight == first_weight[term] else f"{term}@{weight:g}")
+            for term, weight in self.reward.columns
+        ]
+
+    def cases(self, completions: list, completion_ids: list, row_ids: list[str]) -> list[dict]:
+        """The verdict on each completion, as it stands in the file; the arguments in TRL's forms."""
+        texts = [completion[0]["content"] for completion in completions]
+        truncated = [not ids or ids[-1] not in self.end_ids for ids in completion_ids]
+        return [self._case(*case) for case in zip(row_ids, texts, truncated, strict=True)]
+
+    def record(
+        self,
+        completions: list,
+        completion_ids: list,
+        row_ids: list[str],
+        *,
+        step: int,
+        log_metric: Callable[[str, float], None],
+    ) -> None:
+        """RewardFunction the completions of a generation, log how they read, and write them to this step's file.
+
+        Logged: the share of readable answers (`parse_rate`, `unreadable/REASON`), and on how many completions so far a
+        term of the user's own has failed (`term_faults/NAME`).
+        """
+        batch = self.cases(completions, completion_ids, row_ids)
+        log_reading(batch, log_metric)
+        self.failures.update(term for case in batch for term in case.get("failed_terms", ()))
+        for term, n_failures in self.failures.items():
+            log_metric(f"term_faults/{term}", n_failures)
+        write_rollouts(batch, self.folder, step=step)
+
+    def _judge(self, row_id: str, text: str, is_truncated: bool) -> dict:
+        row = self.rows[row_id]
+        parsed = self.task.parse(text, row, self.frame_for_row(row), is_truncated=is_truncated)
+        answer = parsed.answer
+        case = {
             "row_id": row_id,
             "text": parsed.text,
             "reason": parsed.reason,
             "is_truncated": is_truncated,
             "repetition": 1.0 - without_repetition(parsed.text),
-            "confidence_gap": None if parsed.answer is None else task.for_row(row).confidence_gap(parsed.answer, row),
+            "confidence_gap": None if answer is None else self.task.for_row(row).confidence_gap(answer, row),
         }
-        n_faults = Counter(judge.faults)
-        case = {**seen, **judge(parsed, row)}
-        failed = sorted(judge.faults - n_faults)
+        n_faults = Counter(self.reward.faults)
+        case |= self.reward(parsed, row)
+        failed = sorted(self.reward.faults - n_faults)
         return {**case, "failed_terms": failed} if failed else case
 
-    def judge_batch(completions: list, completion_ids: list, row_id: list) -> list[dict]:
-        texts = [completion[0]["content"] for completion in completions]
-        truncated = [not ids or ids[-1] not in end_ids for ids in completion_ids]
-        return [judged(*case) for case in zip(row_id, texts, truncated, strict=True)]
 
-    def term_function(name: str, weight: float, *, is_first: bool) -> Callable:
-        def reward(completions, completion_ids, row_id, trainer_state, log_metric, **kwargs) -> list[float | None]:
-            batch = judge_batch(completions, completion_ids, row_id)
-            if is_first:
-                log_reading(batch, log_metric)
-                failures.update(term for case in batch for term in case.get("failed_terms", ()))
-                for term, n_failures in failures.items():
-                    log_metric(f"term_faults/{term}", n_failures)
-                write_rollouts(batch, rollouts, step=trainer_state.global_step)
-            has_term = [judge.weights(rows[one]).get(name) == weight for one in row_id]
-            return [case["terms"][name] if has else None for case, has in zip(batch, has_term, strict=True)]
+class TermReward:
+    """A term under one weight as TRL's reward function: the unweighted term of each completion.
 
-        reward.__name__ = name if weight == first_weight[name] else f"{name}@{weight:g}"
-        return reward
+    None where the row's task has no such term, or has it under another weight.
+    """
 
-    first_weight = dict(reversed(judge.columns))
-    return [term_function(*column, is_first=index == 0) for index, column in enumerate(judge.columns)]
+    def __init__(self, rollouts: Rollouts, term: str, weight: float, *, name: str) -> None:
+        self.rollouts, self.term, self.weight = rollouts, term, weight
+        self.__name__ = name  # by which TRL logs it
+
+    def __call__(self, completions: list, completion_ids: list, row_id: list[str], **_) -> list[float | None]:
+        cases = self.rollouts.cases(completions, completion_ids, row_id)
+        return [case["terms"][self.term] if self._applies(case) else None for case in cases]
+
+    def _applies(self, case: Mapping) -> bool:
+        row = self.rollouts.rows[case["row_id"]]
+        return self.rollouts.reward.weights(row).get(self.term) == self.weight
 
 
 def log_reading(batch: Sequence[dict], log_metric: Callable[[str, float], None]) -> None:
@@ -169,30 +207,3 @@ def write_rollouts(batch: Sequence[dict], folder: Path, *, step: int) -> None:
     rank = PartialState().process_index
     name = f"step_{step:06d}_rank{rank}.jsonl" if rank else f"step_{step:06d}.jsonl"
     append_lines(folder / name, batch)
-
-
-class SeenImages:
-    """Mixed into TRL's trainer. TRL sends images as they are in the rows, and vLLM resizes by the checkpoint's limits:
-    other pixels, and another number of image tokens than the prompt has. In the process it also sends a place for every
-    patch, to which vLLM (0.30) adds its own: N patches became 2 N - 1. A server is told where the images stand."""
-
-    @phase("rollout")
-    def _generate_single_turn(self, prompt_ids, images, *args, **kwargs):
-        seen = {}  # the completions of a prompt have one image
-        for image in (image for own in images or () for image in own or ()):
-            if id(image) not in seen:
-                seen[id(image)] = as_seen(image, self.processing_class)
-        if images is not None:
-            images = [own and [seen[id(image)] for image in own] for own in images]
-            if self.vllm_mode == "colocate":
-                token = self.processing_class.image_token_id
-                prompt_ids = [with_one_token_an_image(ids, token) for ids in prompt_ids]
-        return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
-
-
-class ResumableVLLM(Resumable, SeenImages, GRPOTrainer):
-    """Completions by vLLM, all else TRL's own path."""
-
-
-class ResumableSharingVLLM(Resumable, SeenImages, SharedPrefixTrainer):
-    """Completions by vLLM; in the loss each prompt is computed once."""

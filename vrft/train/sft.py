@@ -14,11 +14,16 @@ from vrft.tasks.base import Task
 from vrft.tasks.boxes import Frame
 from vrft.tasks.rows import Row
 from vrft.train.dataset import training_dataset
-from vrft.train.resume import Resumable
+from vrft.train.trainers import Resumable
 
 
 class ResumableSFT(Resumable, SFTTrainer):
-    """Resumable as GRPO is."""
+    """Resumable as GRPO is; a batch keeps the `row_id`s of its rows."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        collate = self.data_collator
+        self.data_collator = lambda rows: {**collate(rows), "row_id": [row["row_id"] for row in rows]}
 
 
 def sft_trainer(
@@ -33,12 +38,13 @@ def sft_trainer(
     arguments: dict,
     peft_config: PeftConfig | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    **resumable,
 ) -> SFTTrainer:
     """TRL's trainer, ready to teach `model` the golds of the rows; the loss is on the completion alone.
 
     thought: `gold` (the row's own; a row without one is refused), `empty` (empty think tags), `none` (no think tags) or
     `own` (the row's column `own_completion` as it stands).
-    arguments: fields of `trl.SFTConfig`.
+    arguments: fields of `trl.SFTConfig`. resumable: further arguments of `vrft.train.trainers.Resumable`.
     """
     without = [row["row_id"] for row in rows if thought == "gold" and not row.get("thought")]
     if without:
@@ -46,7 +52,7 @@ def sft_trainer(
             f"trainer.sft_thought=gold, but {len(without)} of {len(rows)} rows have no column 'thought' "
             f"(first: {without[0]}); give them one, or choose trainer.sft_thought=empty or none"
         )
-    trainer = ResumableSFT(
+    return ResumableSFT(
         model=model,
         processing_class=processor,
         args=SFTConfig(**{"remove_unused_columns": False, **arguments}),  # row_id stays
@@ -60,7 +66,5 @@ def sft_trainer(
         ),
         peft_config=peft_config,
         callbacks=list(callbacks),
+        **resumable,
     )
-    collate = trainer.data_collator
-    trainer.data_collator = lambda rows: {**collate(rows), "row_id": [row["row_id"] for row in rows]}
-    return trainer

@@ -1,8 +1,8 @@
-"""TRL's GRPO trainer with each prompt, image included, computed once for its G completions: same results, fewer FLOPs.
+"""Each prompt, image included, computed once for its G completions: what the overrides of `SharedPrefixTrainer` call.
 
-What changes is where a batch is computed, never what: rollouts, log probabilities, loss and gradients are those of
-`trl.GRPOTrainer` to float32 rounding, random draws included. See `vrft.models.shared_prefix` for the packed row and
-`vrft.models.rollout` for sampling.
+Where a batch is computed changes, and what comes out does not: rollouts, log probabilities, loss and gradients are
+those of `trl.GRPOTrainer` to float32 rounding, random draws included. `vrft.models.shared_prefix` describes the packed
+row, `vrft.models.rollout` the sampling.
 
 B: rows (completions), P: prompt tokens, C: completion tokens, G: completions of a prompt.
 """
@@ -10,9 +10,8 @@ B: rows (completions), P: prompt tokens, C: completion tokens, G: completions of
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,263 +21,264 @@ from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 
-from vrft.errors import UserError, phase
-from vrft.models.attention import register_attention
+from vrft.errors import UserError
 from vrft.models.image_features import ImageFeatures, is_vision_frozen
 from vrft.models.rollout import generate_shared, sampling_fault
 from vrft.models.shared_prefix import Prompts, in_chunks, model_fault, pack, rotary_positions, without_adapter
-from vrft.train.micro_batches import micro_batches
-from vrft.train.prompt_once import PromptOnce
 
 _VISION = ("pixel_values", "image_grid_thw", "mm_encoder_outputs")
 
 
-class SharedPrefixTrainer(GRPOTrainer):
-    """`trl.GRPOTrainer` that shares prompts among the completions that lie on one device.
+class Sharing:
+    """What a trainer keeps about shared prompts between the calls that TRL makes of it.
 
-    must_share: True to raise `UserError` where a batch cannot be shared; else it takes TRL's own path. Logged beside
-    TRL's metrics: `shared_prefix/fraction` and `shared_prefix/fraction_sampled`, of the completions scored and sampled
-    those that shared their prompt with another; `shared_prefix/skipped`, of the completions trained on those left out
-    because nothing could come of them (`entropy` is then that of the others). `frac_reward_zero_std` counts the groups
-    whose rewards are all equal.
+    zero_variance: the share of groups in the latest generation whose rewards are all equal.
+    skipped: (B,), True for the rows that the loss at hand cannot depend on; None outside a loss. inputs: that loss's
+    batch.
     """
 
-    def __init__(self, *args, must_share: bool = False, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        register_attention()
-        self.must_share = must_share
-        self._told: set[str] = set()  # warnings
-        self._zero_variance = 0.0  # share of groups, in the latest generation
-        self._skipped: Tensor | None = None  # (B,), while a loss is computed: rows that it cannot depend on
-        self._inputs: dict[str, Any] | None = None  # meanwhile, what it is computed from
-        self._image_features = ImageFeatures()
-        if must_share:
-            self._refuses(self._rollout_fault(without_adapter(self.model), {}))
-        n_rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
-        if n_rows % self.num_generations:
-            self._tell(
-                f"the {self.num_generations} completions of a prompt are spread over processes, {n_rows} rows each; "
-                "every process computes the prompt for its own"
-            )
+    def __init__(self, *, must_share: bool, is_main_process: bool) -> None:
+        """must_share: True to raise `UserError` where a batch cannot be shared."""
+        self.must_share, self.is_main_process = must_share, is_main_process
+        self.warnings: set[str] = set()
+        self.zero_variance = 0.0
+        self.skipped: Tensor | None = None
+        self.inputs: dict[str, Any] | None = None
+        self.image_features = ImageFeatures()
 
-    def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
-        self._image_features.clear()
-        with _replaced(self, "processing_class", PromptOnce(self.processing_class)):
-            batch = super()._generate_and_score_completions(inputs)
-        self._metrics[self._mode]["frac_reward_zero_std"][-1] = self._zero_variance
-        return batch
-
-    def _calculate_rewards(self, *args, **kwargs) -> Tensor:
-        """(B of all processes, terms)"""
-        terms = super()._calculate_rewards(*args, **kwargs)
-        rewards = (terms * self.reward_weights.to(terms.device)).nansum(1)
-        groups = rewards.view(-1, self.num_generations if self.model.training else self.num_generations_eval)
-        self._zero_variance = (groups.amax(1) == groups.amin(1)).float().mean().item()
-        return terms
-
-    @phase("rollout")
-    def _generate_single_turn(self, prompt_ids, images, *args, **kwargs) -> tuple[list[list[int]], Any]:
-        """TRL pads the B rows and calls the model's `generate` on them; a shared one stands in for it."""
-        policy = self.accelerator.unwrap_model(self.model_wrapped)
-        generate = policy.generate
-
-        def generate_once(input_ids, attention_mask, generation_config, **fields) -> Tensor:
-            prompts = Prompts.of(input_ids, attention_mask, fields, [len(own or ()) for own in images or ()])
-            if self._refuses(self._rollout_fault(without_adapter(policy), fields) or prompts.fault()):
-                self._log("shared_prefix/fraction_sampled", 0.0)
-                inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **fields}
-                return generate(**inputs, generation_config=generation_config)
-            groups = prompts.groups()
-            n_sharing = sum(len(rows) for rows in groups if len(rows) > 1)
-            self._log("shared_prefix/fraction_sampled", n_sharing / len(input_ids))
-            prompt_of_row = torch.empty(len(input_ids), dtype=torch.long, device=input_ids.device)
-            for number, rows in enumerate(groups):
-                prompt_of_row[rows] = number
-            distinct = self._with_image_features(prompts.inputs([rows[0] for rows in groups]))
-            return generate_shared(generate, distinct, prompt_of_row, generation_config=generation_config)
-
-        with _replaced(policy, "generate", generate_once):
-            return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
-
-    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        """TRL's own, but that the completions of a prompt stay together where a generation serves several steps."""
-        generate_every = self.args.steps_per_generation * self.num_iterations
-        is_buffered = self._step % generate_every and self._buffered_inputs is not None
-        if is_buffered or not self.model.training:
-            return super()._prepare_inputs(generation_batch)
-        batch = self._generate_and_score_completions(generation_batch)
-        self._buffered_inputs = micro_batches(batch, self.args.steps_per_generation)
-        return self._buffered_inputs[self._step % self.args.steps_per_generation]
-
-    def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
-        self._skipped, self._inputs = self._rows_without_effect(inputs), inputs
-        try:
-            loss = super()._compute_loss(model, inputs)
-            if self._skipped.all():  # nothing has run: the gradients are the zeros that a backward would have added
-                self._metrics[self._mode]["entropy"][-1] = math.nan  # there is none; logs leave it out
-                for parameter in model.parameters():
-                    if parameter.requires_grad and parameter.grad is None:
-                        parameter.grad = torch.zeros_like(parameter)
-                loss.requires_grad_()
-            share = self._skipped.float().mean().item()
-        finally:
-            self._skipped = self._inputs = None
-        self._log("shared_prefix/skipped", share)
-        return loss
-
-    def _rows_without_effect(self, inputs: Mapping[str, Any]) -> Tensor:
-        """(B,) True where neither the loss nor a gradient can depend on the row's log probabilities.
-
-        Such are rows without a scored token and, if all that acts on them is the advantage, those whose is exactly 0.
-        """
-        skipped = ~inputs["completion_mask"].bool().any(1)
-        if not self.model.training:
-            return torch.zeros_like(skipped)
-        is_only_by_advantage = (
-            self.beta == 0.0
-            and not self._entropy_bonus_enabled
-            and self.top_entropy_quantile == 1.0
-            and not self.aux_loss_enabled
-        )
-        if is_only_by_advantage:
-            skipped |= inputs["advantages"] == 0
-        if self.accelerator.distributed_type != DistributedType.NO:
-            skipped[0] &= ~skipped.all()  # DDP and DeepSpeed wait for every process's forward and backward
-        return skipped
-
-    def _get_per_token_logps_and_entropies(
-        self,
-        model: torch.nn.Module,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        logits_to_keep: int,
-        batch_size: int | None = None,
-        compute_entropy: bool = False,
-        compute_aux_loss: bool = False,
-        num_images: Sequence[int] | None = None,
-        **fields,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Log probabilities and, if asked, entropies of completion tokens, (B, C); 0 where none is scored."""
-        n_prompt = input_ids.shape[1] - logits_to_keep
-        prompts = Prompts.of(input_ids[:, :n_prompt], attention_mask[:, :n_prompt], fields, num_images)
-        base = without_adapter(self.accelerator.unwrap_model(model))
-        if self._refuses(self._scoring_fault(base, fields, compute_aux_loss) or prompts.fault()):
-            self._log("shared_prefix/fraction", 0.0)
-            self._skipped = None if self._skipped is None else torch.zeros_like(self._skipped)
-            return super()._get_per_token_logps_and_entropies(
-                model,
-                input_ids,
-                attention_mask,
-                logits_to_keep,
-                batch_size=batch_size,
-                compute_entropy=compute_entropy,
-                compute_aux_loss=compute_aux_loss,
-                num_images=num_images,
-                **fields,
-            )
-        logps = input_ids.new_zeros((len(input_ids), logits_to_keep), dtype=torch.float32)
-        entropies = logps.clone() if compute_entropy else None
-        groups, limit = prompts.groups(), batch_size or len(input_ids)
-        n_sharing = sum(len(rows) for rows in groups if min(len(rows), limit) > 1)
-        self._log("shared_prefix/fraction", n_sharing / len(input_ids))
-        chunks = list(in_chunks(self._scored(groups, attention_mask[:, n_prompt:]), limit))
-        for number, chunk in enumerate([*chunks, *chunks[:1] * self._n_missing_calls(len(chunks))]):
-            inputs = prompts.inputs([rows[0] for rows in chunk])
-            packed = pack(input_ids, attention_mask, logits_to_keep, chunk, rotary_positions(base, inputs))
-            inputs = self._with_image_features(inputs)
-            with self.accelerator.autocast():
-                outputs = model(
-                    input_ids=packed.input_ids,
-                    position_ids=packed.position_ids,
-                    shift_labels=packed.labels,
-                    packed_groups=packed.groups,
-                    fused_lm_head=True,
-                    **{name: inputs[name] for name in _VISION if name in inputs},
-                )
-            if number < len(chunks):
-                logps = logps + packed.unpack(outputs.log_probs)
-                entropies = entropies + packed.unpack(outputs.entropy) if compute_entropy else None
-        if self._skipped is not None and self._skipped.any():
-            logps, entropies = self._filled(logps, entropies)
-        return logps, entropies, None
-
-    def _scored(self, groups: Sequence[Sequence[int]], completion_mask: Tensor) -> list[list[int]]:
-        """The groups without the rows that need no computing."""
-        if self._skipped is None:
-            is_scored = completion_mask.any(1)
-            is_scored[0] |= ~is_scored.any()  # all processes make as many calls
-        else:
-            is_scored = ~self._skipped
-        is_scored = is_scored.tolist()
-        groups = [[row for row in rows if is_scored[row]] for rows in groups]
-        return [rows for rows in groups if rows]
-
-    def _n_missing_calls(self, n_calls: int) -> int:
-        """How many more another process makes; under ZeRO-3 each is one that all have to make together."""
-        if not is_deepspeed_zero3_enabled() or torch.is_grad_enabled():  # a loss is always one call
-            return 0
-        n_everywhere = self.accelerator.gather(torch.tensor([n_calls], device=self.accelerator.device))
-        return int(n_everywhere.max()) - n_calls
-
-    def _filled(self, logps: Tensor, entropies: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Rows left out get a ratio of 1, and an entropy that leaves the mean as it is."""
-        old = self._inputs.get("old_per_token_logps")
-        skipped, mask = self._skipped[:, None], self._inputs["completion_mask"]
-        if old is not None:
-            logps = torch.where(skipped, old, logps)
-        if entropies is not None:
-            counted = mask * ~skipped
-            mean = (entropies.detach() * counted).sum() / counted.sum().clamp(min=1)
-            entropies = torch.where(skipped, mean, entropies)
-        return logps, entropies
-
-    def _with_image_features(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """A frozen vision tower's features, computed once a generation for policy and reference, in place of pixels."""
-        policy = without_adapter(self.accelerator.unwrap_model(self.model))
-        if not is_vision_frozen(policy):
-            return inputs
-        with self.accelerator.autocast():
-            return self._image_features.stand_in(policy, inputs)
-
-    def _scoring_fault(self, model: PreTrainedModel, fields: Mapping[str, Any], has_aux_loss: bool) -> str | None:
-        unknown = {name for name, value in fields.items() if value is not None} - {*_VISION, "mm_token_type_ids"}
-        if unknown:
-            return f"the batch has {', '.join(sorted(unknown))}, which only TRL's path knows"
-        return "the loss has a load-balancing term" if has_aux_loss else model_fault(model)
-
-    def _rollout_fault(self, model: PreTrainedModel, fields: Mapping[str, Any]) -> str | None:
-        if is_deepspeed_zero3_enabled() and not self.args.ds3_gather_for_generation:
-            return "trainer.args.ds3_gather_for_generation=false: processes would wait for each other at every token"
-        sampling = None if self.use_vllm else sampling_fault(self.generation_config)
-        return sampling or self._scoring_fault(model, fields, has_aux_loss=False)
-
-    def _refuses(self, fault: str | None) -> bool:
-        """True if a batch has to take TRL's path, which is said once. Raises `UserError` if that is not wanted."""
+    def refuses(self, fault: str | None) -> bool:
+        """True if a batch takes TRL's path because of the fault; warns once. Raises `UserError` with `must_share`."""
         if fault and self.must_share:
             raise UserError(f"rollout.sharing=on, but {fault}; with rollout.sharing=auto TRL's own path is taken")
         if fault:
-            self._tell(f"prompts are not shared: {fault}")
+            self.warn(f"prompts are not shared: {fault}")
         return fault is not None
 
-    def _tell(self, warning: str) -> None:
-        if warning not in self._told and self.accelerator.is_main_process:
+    def warn(self, warning: str) -> None:
+        """Print a warning, the first time, on the main process."""
+        if warning not in self.warnings and self.is_main_process:
             print(f"warning: {warning}", file=sys.stderr)
-        self._told.add(warning)
+        self.warnings.add(warning)
 
-    def _log(self, name: str, value: float) -> None:
-        self._metrics[self._mode][name].append(value)
 
-    @property
-    def _mode(self) -> str:
-        return "train" if self.model.training else "eval"
+def check_settings(trainer: GRPOTrainer) -> None:
+    """Warn of settings that share less than they could. Raises `UserError` where `must_share` cannot be kept."""
+    if trainer.sharing.must_share:
+        trainer.sharing.refuses(rollout_fault(trainer, without_adapter(trainer.model), {}))
+    n_rows = trainer.args.per_device_train_batch_size * trainer.args.steps_per_generation
+    if n_rows % trainer.num_generations:
+        trainer.sharing.warn(
+            f"the {trainer.num_generations} completions of a prompt are spread over processes, {n_rows} rows each; "
+            "every process computes the prompt for its own"
+        )
+
+
+# --- rollout ---------------------------------------------------------------------------------------------------------
+
+
+def sharing_generate(trainer: GRPOTrainer, policy: PreTrainedModel, images: Sequence | None) -> Callable[..., Tensor]:
+    """A function in place of `policy.generate` that reads each distinct prompt of TRL's padded batch once.
+
+    images: of each row, as TRL has them.
+    """
+    stock = policy.generate
+
+    def generate(input_ids: Tensor, attention_mask: Tensor, generation_config: Any, **fields) -> Tensor:
+        prompts = Prompts.of(input_ids, attention_mask, fields, [len(own or ()) for own in images or ()])
+        fault = rollout_fault(trainer, without_adapter(policy), fields) or prompts.fault()
+        if trainer.sharing.refuses(fault):
+            log(trainer, "shared_prefix/fraction_sampled", 0.0)
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **fields}
+            return stock(**inputs, generation_config=generation_config)
+        groups = prompts.groups()
+        log(trainer, "shared_prefix/fraction_sampled", _sharing_fraction(groups, len(input_ids)))
+        prompt_of_row = torch.empty(len(input_ids), dtype=torch.long, device=input_ids.device)
+        for number, rows in enumerate(groups):
+            prompt_of_row[rows] = number
+        distinct = with_image_features(trainer, prompts.inputs([rows[0] for rows in groups]))
+        return generate_shared(stock, distinct, prompt_of_row, generation_config=generation_config)
+
+    return generate
+
+
+def zero_variance_share(terms: Tensor, weights: Tensor, group_size: int) -> float:
+    """The share of groups whose rewards are all equal, in [0, 1]. terms: (B of all processes, terms), NaN for none.
+
+    TRL looks at the standard deviation, which the mean's rounding may lift off zero.
+    """
+    groups = (terms * weights.to(terms.device)).nansum(1).view(-1, group_size)
+    return (groups.amax(1) == groups.amin(1)).float().mean().item()
+
+
+# --- loss ------------------------------------------------------------------------------------------------------------
+
+
+def rows_without_effect(trainer: GRPOTrainer, inputs: Mapping[str, Any]) -> Tensor:
+    """(B,) True where neither the loss nor a gradient can depend on the row's log probabilities.
+
+    Such are rows without a scored token and, if all that acts on them is the advantage, those whose is exactly 0.
+    """
+    skipped = ~inputs["completion_mask"].bool().any(1)
+    if not trainer.model.training:
+        return torch.zeros_like(skipped)
+    is_only_by_advantage = (
+        trainer.beta == 0.0
+        and not trainer._entropy_bonus_enabled
+        and trainer.top_entropy_quantile == 1.0
+        and not trainer.aux_loss_enabled
+    )
+    if is_only_by_advantage:
+        skipped |= inputs["advantages"] == 0
+    if trainer.accelerator.distributed_type != DistributedType.NO:
+        # DDP and DeepSpeed wait for every process's forward and backward, so one row is always computed.
+        skipped[0] &= ~skipped.all()
+    return skipped
+
+
+def add_zero_gradients(model: torch.nn.Module) -> None:
+    """Give each trained parameter the gradient that the backward of a loss of constant 0 would have added."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+
+
+def score(
+    trainer: GRPOTrainer,
+    model: torch.nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    n_completion: int,
+    *,
+    prompts: Prompts,
+    batch_size: int | None,
+    compute_entropy: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Log probabilities and, if asked, entropies of completion tokens, (B, C); 0 where none is scored.
+
+    input_ids, attention_mask: (B, P + C). n_completion: C. batch_size: the most rows of one forward.
+    """
+    logps = input_ids.new_zeros((len(input_ids), n_completion), dtype=torch.float32)
+    entropies = logps.clone() if compute_entropy else None
+    base = without_adapter(trainer.accelerator.unwrap_model(model))
+    groups, limit = prompts.groups(), batch_size or len(input_ids)
+    log(trainer, "shared_prefix/fraction", _sharing_fraction(groups, len(input_ids), limit))
+    completion_mask = attention_mask[:, input_ids.shape[1] - n_completion :]
+    scored = _scored(groups, completion_mask, trainer.sharing.skipped)
+    chunks = list(in_chunks(scored, limit))
+    for number, chunk in enumerate([*chunks, *chunks[:1] * _n_dummy_calls(trainer, len(chunks))]):
+        inputs = prompts.inputs([rows[0] for rows in chunk])
+        packed = pack(input_ids, attention_mask, n_completion, chunk, rotary_positions(base, inputs))
+        inputs = with_image_features(trainer, inputs)
+        with trainer.accelerator.autocast():
+            outputs = model(
+                input_ids=packed.input_ids,
+                position_ids=packed.position_ids,
+                shift_labels=packed.labels,
+                packed_groups=packed.groups,
+                fused_lm_head=True,
+                **{name: inputs[name] for name in _VISION if name in inputs},
+            )
+        if number < len(chunks):
+            logps = logps + packed.unpack(outputs.log_probs)
+            entropies = entropies + packed.unpack(outputs.entropy) if compute_entropy else None
+    return _filled(trainer.sharing, logps, entropies)
+
+
+def _scored(groups: Sequence[Sequence[int]], completion_mask: Tensor, skipped: Tensor | None) -> list[list[int]]:
+    """The groups without the rows that need no computing. completion_mask: (B, C)."""
+    if skipped is None:
+        is_scored = completion_mask.any(1)
+        is_scored[0] |= ~is_scored.any()  # every process makes at least one forward call
+    else:
+        is_scored = ~skipped
+    is_scored = is_scored.tolist()
+    groups = [[row for row in rows if is_scored[row]] for rows in groups]
+    return [rows for rows in groups if rows]
+
+
+def _n_dummy_calls(trainer: GRPOTrainer, n_calls: int) -> int:
+    """The number of forward calls this process adds so that all processes make equally many.
+
+    Under ZeRO-3 the weights of a layer are gathered by all processes together: one that makes fewer calls would leave
+    the others waiting. With gradients there is always exactly one call.
+    """
+    if not is_deepspeed_zero3_enabled() or torch.is_grad_enabled():
+        return 0
+    accelerator = trainer.accelerator
+    n_everywhere = accelerator.gather(torch.tensor([n_calls], device=accelerator.device))
+    return int(n_everywhere.max()) - n_calls
+
+
+def _filled(sharing: Sharing, logps: Tensor, entropies: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Skipped rows get an importance ratio of 1, and as entropy the mean of the others: TRL's means stay as they are.
+
+    Both (B, C).
+    """
+    if sharing.skipped is None or not sharing.skipped.any():
+        return logps, entropies
+    old = sharing.inputs.get("old_per_token_logps")
+    skipped, mask = sharing.skipped[:, None], sharing.inputs["completion_mask"]
+    if old is not None:
+        logps = torch.where(skipped, old, logps)
+    if entropies is not None:
+        counted = mask * ~skipped
+        mean = (entropies.detach() * counted).sum() / counted.sum().clamp(min=1)
+        entropies = torch.where(skipped, mean, entropies)
+    return logps, entropies
+
+
+# --- both ------------------------------------------------------------------------------------------------------------
+
+
+def with_image_features(trainer: GRPOTrainer, inputs: dict[str, Any]) -> dict[str, Any]:
+    """A frozen vision tower's features in place of pixels, computed once a generation for policy and reference."""
+    policy = without_adapter(trainer.accelerator.unwrap_model(trainer.model))
+    if not is_vision_frozen(policy):
+        return inputs
+    with trainer.accelerator.autocast():
+        return trainer.sharing.image_features.stand_in(policy, inputs)
+
+
+def scoring_fault(model: PreTrainedModel, fields: Mapping[str, Any], has_aux_loss: bool) -> str | None:
+    """Why a loss on these fields of a batch cannot share prompts, or None."""
+    unknown = {name for name, value in fields.items() if value is not None} - {*_VISION, "mm_token_type_ids"}
+    if unknown:
+        return f"the batch has {', '.join(sorted(unknown))}, which only TRL's path knows"
+    return "the loss has a load-balancing term" if has_aux_loss else model_fault(model)
+
+
+def rollout_fault(trainer: GRPOTrainer, model: PreTrainedModel, fields: Mapping[str, Any]) -> str | None:
+    """Why a rollout cannot share prompts, or None."""
+    if is_deepspeed_zero3_enabled() and not trainer.args.ds3_gather_for_generation:
+        return "trainer.args.ds3_gather_for_generation=false: processes would wait for each other at every token"
+    sampling = None if trainer.use_vllm else sampling_fault(trainer.generation_config)
+    return sampling or scoring_fault(model, fields, has_aux_loss=False)
+
+
+def metrics(trainer: GRPOTrainer) -> dict[str, list[float]]:
+    """The values whose means TRL logs at the next step."""
+    return trainer._metrics["train" if trainer.model.training else "eval"]
+
+
+def log(trainer: GRPOTrainer, name: str, value: float) -> None:
+    """Add a value to the mean that TRL logs at the next step."""
+    metrics(trainer)[name].append(value)
+
+
+def _sharing_fraction(groups: Sequence[Sequence[int]], n_rows: int, limit: int | None = None) -> float:
+    """The share of rows that share their prompt with another of the same forward, in [0, 1].
+
+    limit: the most rows of one forward.
+    """
+    return sum(len(rows) for rows in groups if min(len(rows), limit or n_rows) > 1) / n_rows
 
 
 @contextlib.contextmanager
-def _replaced(owner: object, name: str, stand_in: Any) -> Iterator[None]:
-    """`owner.name` is `stand_in` for a while."""
+def replaced(owner: object, name: str, replacement: Any) -> Iterator[None]:
+    """`owner.name` is `replacement` inside the block."""
     own = vars(owner)
     before = {name: own[name]} if name in own else {}
-    own[name] = stand_in
+    own[name] = replacement
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from vrft.evaluate.score import score_completions
 from vrft.tasks import load_task
 from vrft.tasks.answers import answer_span, box_spans, read_answer_block, read_boxes
 from vrft.tasks.boxes import Frame
-from vrft.tasks.reward import Judge
+from vrft.tasks.reward import RewardFunction
 
 FRAME = Frame("norm1000", (100, 100), (56, 56))
 ROW = {"row_id": "r", "images": ["a.png"], "image_wh": [100, 100], "category": "dog", "gold": [[0, 0, 50, 50]]}
@@ -146,7 +146,7 @@ def test_the_source_decides_the_figures_and_not_the_reward():
             task=task,
             frame_for_row=lambda row: FRAME,
             protocol=protocol,
-            judge=Judge(task, reward),
+            judge=RewardFunction(task, reward),
         )
         json.dumps(scored)
         return metrics["AP"]["value"], scored["terms"], [box["confidence"] for box in scored["answer"]]

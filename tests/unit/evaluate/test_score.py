@@ -10,7 +10,7 @@ from vrft.evaluate.protocols import SCORERS, primary_metrics, protocol_key, ques
 from vrft.evaluate.score import score_completions
 from vrft.tasks import load_task, task_names
 from vrft.tasks.boxes import Frame
-from vrft.tasks.reward import Judge
+from vrft.tasks.reward import RewardFunction
 
 REWARD = {"weights": {"iou": 1.0, "confidence": 1.0, "accuracy": 1.0, "format": 0.5}, "options": {}}
 SCENE = {"images": ["a.png"], "image_wh": [100, 100]}
@@ -41,7 +41,7 @@ def score(rows, completions, task="grounding", scorer="grounding"):
         task=load_task(task),
         frame_for_row=frame_for_row,
         protocol=protocol,
-        judge=Judge(load_task(task), REWARD),
+        judge=RewardFunction(load_task(task), REWARD),
     )
 
 

@@ -14,7 +14,7 @@ from trl import GRPOTrainer
 from vrft.errors import UserError
 from vrft.models.generate import render_prompt
 from vrft.models.shared_prefix import Prompts, pack, rotary_positions
-from vrft.train.shared_prefix import SharedPrefixTrainer
+from vrft.train.trainers import SharedPrefixTrainer
 
 N_COMPLETION = 12
 # Rows of two or three prompts, of unequal group sizes and not in the order of their prompts.
@@ -254,10 +254,10 @@ def test_a_batch_that_cannot_be_shared_takes_trls_path_or_says_why(trainer, monk
         "batch_size": None,
         "compute_aux_loss": False,
     }
-    trainer.must_share = True
+    trainer.sharing.must_share = True
     with pytest.raises(UserError, match=reason):
         score(trainer, batch)
-    trainer.must_share = False
+    trainer.sharing.must_share = False
     trainer.model.set_attn_implementation("sdpa")
 
 

@@ -5,9 +5,9 @@ import sys
 import pytest
 
 from vrft.errors import UserError
-from vrft.tasks import load_task
+from vrft.tasks import box_list, load_task
 from vrft.tasks.boxes import Frame
-from vrft.tasks.reward import Judge, weights_for
+from vrft.tasks.reward import RewardFunction, weights_for
 
 FRAME = Frame("norm1000", (200, 100), (196, 98))
 SCENE = {"row_id": "r", "images": ["a.png"], "image_wh": [200, 100]}
@@ -17,7 +17,7 @@ HALF = "<think></think><answer>(0,0),(250,1000)</answer>"
 
 
 def verdict(task, row, text, reward, **given):
-    return Judge(task, reward, **given)(task.parse(text, row, FRAME), row)
+    return RewardFunction(task, reward, **given)(task.parse(text, row, FRAME), row)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,21 @@ def test_the_options_are_used(options, iou):
     assert verdict(load_task("detection"), row, text, reward)["total"] == pytest.approx(iou)
 
 
+def test_the_boxes_of_an_answer_are_matched_once_for_all_terms(monkeypatch):
+    matchings, match_boxes = [], box_list.match_boxes
+    monkeypatch.setattr(
+        box_list, "match_boxes", lambda *args, **options: matchings.append(args) or match_boxes(*args, **options)
+    )
+    row, task = {**SCENE, "category": "dog", "gold": [[0, 0, 100, 100]]}, load_task("detection")
+    reward = RewardFunction(task, {"weights": dict.fromkeys(task.term_names, 1)})
+    half = "<think></think><answer>[{'Position': [0,0,250,1000], 'Confidence': 0.8}]</answer>"
+    parsed = [task.parse(text, row, FRAME) for text in (half, half.replace("250", "500"), "the dog")]
+    found = [reward(one, row)["terms"] for one in parsed]
+    assert len(matchings) == 2, "once for each answer that was read"
+    assert found == [{name: term(one, row) for name, term in task.terms(reward.options).items()} for one in parsed]
+    assert [terms["iou"] for terms in found] == [0, 1, 0]  # an IoU of 0.5 does not exceed the threshold
+
+
 @pytest.mark.parametrize(
     ("name", "reward", "weights"),
     [
@@ -80,7 +95,7 @@ def test_weights_for(name, reward, weights):
 def test_a_mixture_is_judged_row_by_row():
     task = load_task("mixed", tasks={"grounding": {}, "counting": {}})
     reward = {"weights": {"iou": 2, "accuracy": 1, "format": 1}, "weights_for": {"counting": {"count": 2, "format": 0}}}
-    judge = Judge(task, reward)
+    judge = RewardFunction(task, reward)
     assert judge.weights(GROUND) == {"iou": 2, "format": 1}
     assert judge.weights(COUNT) == {"accuracy": 1, "count": 2, "format": 0}
     assert verdict(task, GROUND, HALF, reward) == {"terms": {"iou": 0.5, "format": 1}, "total": 2}
@@ -105,7 +120,7 @@ def test_a_mixture_is_judged_row_by_row():
 )
 def test_a_preset_that_cannot_judge_is_refused(tasks, reward, words):
     with pytest.raises(UserError, match=words):
-        Judge(load_task("mixed", tasks=tasks), reward)
+        RewardFunction(load_task("mixed", tasks=tasks), reward)
 
 
 def test_a_term_of_ones_own_is_paid_with_the_rest(tmp_path, monkeypatch):
@@ -117,7 +132,7 @@ def test_a_term_of_ones_own_is_paid_with_the_rest(tmp_path, monkeypatch):
     trusted, task = {"trust_code": ["own_terms"], "root": tmp_path}, load_task("grounding")
     reward = {"weights": {"own_terms.half": 4, "iou": 1, "own_terms.broken": 1}, "options": {"on_fault": "zero"}}
     try:
-        judge = Judge(task, reward, **trusted)
+        judge = RewardFunction(task, reward, **trusted)
         found = judge(task.parse(HALF, GROUND, FRAME), GROUND)
         assert found == {"terms": {"iou": 0.5, "own_terms.half": 0.5, "own_terms.broken": 0}, "total": 2.5}
         assert judge.faults == {"own_terms.broken": 1}

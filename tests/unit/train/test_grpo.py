@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 
 from vrft.tasks import load_task
 from vrft.tasks.boxes import Frame
-from vrft.tasks.reward import Judge
-from vrft.train.grpo import reward_functions
+from vrft.tasks.reward import RewardFunction
+from vrft.train.grpo import Rollouts
 
 END = 7
 ROW = {"row_id": "r", "phrase": "the digit four", "gold": [0, 0, 28, 56], "image_wh": [56, 56], "images": ["x.png"]}
@@ -21,15 +19,14 @@ WEIGHTS = {"iou": 1.0, "confidence": 1.0, "format": 0.0}
 
 @pytest.fixture
 def called(tmp_path):
-    """The reward functions called on a batch as TRL calls them: values by term, logged metrics, rollouts folder."""
-    functions = reward_functions(
+    """A batch recorded, and the term rewards called on it as TRL does: values by term, logged metrics, the folder."""
+    rollouts = Rollouts(
         load_task("grounding"),
         {"r": ROW},
         lambda row: FRAME,
-        judge=Judge(load_task("grounding"), {"weights": WEIGHTS}),
+        reward=RewardFunction(load_task("grounding"), {"weights": WEIGHTS}),
         end_ids=[END],
-        rollouts=tmp_path,
-        failures=Counter(),
+        folder=tmp_path,
     )
     texts = [
         "<think></think><answer>(0,0),(500,1000)</answer>",  # the gold
@@ -37,16 +34,14 @@ def called(tmp_path):
         "<think>cut off",  # no answer, and no end token
     ]
     logged = {}
-    arguments = {
-        "prompts": ["?"] * 3,
+    batch = {
         "completions": [[{"role": "assistant", "content": text}] for text in texts],
         "completion_ids": [[1, END], [1, END], [1, 1]],
-        "row_id": ["r"] * 3,
-        "trainer_state": SimpleNamespace(global_step=4),
-        "log_metric": logged.__setitem__,
-        "log_extra": None,
     }
-    return {function.__name__: function(**arguments) for function in functions}, logged, tmp_path
+    rollouts.record(**batch, row_ids=["r"] * 3, step=4, log_metric=logged.__setitem__)
+    others = {"prompts": ["?"] * 3, "trainer_state": None, "log_metric": None, "log_extra": None}
+    values = {term.__name__: term(**batch, row_id=["r"] * 3, **others) for term in rollouts.term_rewards()}
+    return values, logged, tmp_path
 
 
 def test_terms_are_unweighted_and_only_those_of_the_task(called):
@@ -66,3 +61,21 @@ def test_rollouts_hold_terms_total_and_truncation_once(called):
     lines = [json.loads(line) for line in (folder / "step_000004.jsonl").read_text().splitlines()]
     assert [line["total"] for line in lines] == [1.0, 0.5, 0.0]
     assert [line["is_truncated"] for line in lines] == [False, False, True]
+
+
+def test_a_term_with_two_weights_is_two_functions_each_for_its_rows(tmp_path):
+    task = load_task("mixed", tasks={"grounding": {}, "counting": {}})
+    count = {**ROW, "row_id": "c", "task": "counting", "category": "dog", "gold": 1}
+    reward = {"weights": {"iou": 1, "accuracy": 1, "format": 1}, "weights_for": {"counting": {"format": 0.5}}}
+    rollouts = Rollouts(
+        task,
+        {"r": {**ROW, "task": "grounding"}, "c": count},
+        lambda row: FRAME,
+        reward=RewardFunction(task, reward),
+        end_ids=[END],
+        folder=tmp_path,
+    )
+    texts = ["<think></think><answer>(0,0),(500,1000)</answer>", "<answer>1</answer>"]
+    completions = [[{"role": "assistant", "content": text}] for text in texts]
+    found = {term.__name__: term(completions, [[END], [END]], ["r", "c"]) for term in rollouts.term_rewards()}
+    assert found == {"iou": [1.0, None], "format": [1.0, None], "accuracy": [None, 1.0], "format@0.5": [None, 0.0]}

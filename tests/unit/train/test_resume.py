@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
 from vrft.errors import UserError
 from vrft.files import publish
 from vrft.train.checkpoints import previous, rewind, rewind_rollouts, settle_best
-from vrft.train.resume import Resumable, newest_checkpoint
+from vrft.train.resume import newest_checkpoint, remove_superfluous
 
 
 def checkpoint(parent, step: int, *, is_whole: bool = True):
@@ -61,12 +60,8 @@ def test_the_newest_good_ones_stay(tmp_path, limit, begun, written, left):
         checkpoint(tmp_path, step, is_whole=step <= (begun or 0) or step in written)
     (tmp_path / "best.previous").mkdir()
     (tmp_path / "checkpoint-notes").mkdir()  # the user's own
-    trainer = SimpleNamespace(
-        args=SimpleNamespace(save_total_limit=limit),
-        _resumed_step=begun,
-        _written={f"checkpoint-{step}" for step in written},
-    )
-    Resumable._prune(trainer, tmp_path)
+    names = {f"checkpoint-{step}" for step in written}
+    remove_superfluous(tmp_path, limit=limit, resumed_step=begun or 0, written=names)
     assert steps(tmp_path) == [*(f"checkpoint-{step}" for step in left), "checkpoint-notes"]
 
 

@@ -20,7 +20,8 @@ from vrft.errors import UserError
 from vrft.tasks import load_task
 from vrft.train.dataset import training_dataset
 from vrft.train.prompt_once import PromptOnce
-from vrft.train.shared_prefix import SharedPrefixTrainer
+from vrft.train.shared_prefix import rows_without_effect
+from vrft.train.trainers import SharedPrefixTrainer
 
 
 def paid_for_first_token(completion_ids, **kwargs):
@@ -256,20 +257,20 @@ def test_no_row_is_left_out_where_the_loss_depends_on_more_than_the_advantage(tm
     trainer = make_trainer(SharedPrefixTrainer, model, "qwen2_vl", prompt_rows(4), tmp_path, **options)
     trainer.model.train()
     inputs = {"advantages": torch.zeros(4), "completion_mask": torch.ones(4, 3)}
-    assert not trainer._rows_without_effect(inputs).any()
+    assert not rows_without_effect(trainer, inputs).any()
     inputs["completion_mask"][1] = 0
-    assert trainer._rows_without_effect(inputs).tolist() == [False, True, False, False], "masked out as a whole"
+    assert rows_without_effect(trainer, inputs).tolist() == [False, True, False, False], "masked out as a whole"
 
 
 def test_all_rows_count_in_an_evaluation_and_one_where_processes_wait(tmp_path, monkeypatch):
     trainer = make_trainer(SharedPrefixTrainer, small_model("qwen2_vl"), "qwen2_vl", prompt_rows(4), tmp_path)
     inputs = {"advantages": torch.zeros(4), "completion_mask": torch.ones(4, 3)}
     trainer.model.train()
-    assert trainer._rows_without_effect(inputs).all()
+    assert rows_without_effect(trainer, inputs).all()
     monkeypatch.setattr(trainer.accelerator.state, "distributed_type", "MULTI_CPU")
-    assert trainer._rows_without_effect(inputs).tolist() == [False, True, True, True]
+    assert rows_without_effect(trainer, inputs).tolist() == [False, True, True, True]
     trainer.model.eval()
-    assert not trainer._rows_without_effect(inputs).any()
+    assert not rows_without_effect(trainer, inputs).any()
 
 
 @pytest.mark.parametrize(

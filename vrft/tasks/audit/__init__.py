@@ -11,13 +11,15 @@ from vrft.tasks.audit.reference_answers import Honest, honest_answers
 from vrft.tasks.base import Task
 from vrft.tasks.box_list import BoxListTask
 from vrft.tasks.boxes import Frame
-from vrft.tasks.reward import Judge
+from vrft.tasks.reward import RewardFunction
 from vrft.tasks.rows import Row
 
 _TOLERANCE = 1e-9
 
 
-def audit(task: Task, rows: Sequence[Row], *, judge: Judge, frame_for_row: Callable[[Row], Frame]) -> Iterator[dict]:
+def audit(
+    task: Task, rows: Sequence[Row], *, judge: RewardFunction, frame_for_row: Callable[[Row], Frame]
+) -> Iterator[dict]:
     """Yield `{"attack", "what", "earns", "honest", "n_rows", "n_better", "succeeds"}` for each attack that applies.
 
     rows: all of the one task. earns, honest: means over the rows to which the attack applies (an attack that comes out
@@ -66,5 +68,5 @@ def _outcome(attack: Attack, totals: np.ndarray) -> dict:
     }
 
 
-def _total(honest: Honest, text: str, judge: Judge) -> float:
+def _total(honest: Honest, text: str, judge: RewardFunction) -> float:
     return judge(honest.task.parse(text, honest.row, honest.frame), honest.row)["total"]
