@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._pytree import tree_map
 
-import vrft.models.shared_prefix
+import vrft.models.attention
 from vrft.memory.live import LiveBytes, tensors_in
 
 _aten = torch.ops.aten
@@ -148,7 +148,7 @@ def on_meta(target: str, autocast: torch.dtype | None = None) -> Iterator[MetaRu
             held.enter_context(mock.patch.object(trl_utils, "_use_triton", _always(True)))
             for name in ("_forward_tile", "_backward_tile", "_addmm_fp32"):
                 held.enter_context(mock.patch.object(head, name, _always(None)))
-        for owner in (functional, vrft.models.shared_prefix):
+        for owner in (functional, vrft.models.attention):
             held.enter_context(mock.patch.object(owner, "scaled_dot_product_attention", _attention_on(target)))
         if autocast is not None:
             casts = {"linear": autocast, "conv3d": autocast, "layer_norm": torch.float32}
