@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import check_vrft, commands_in
+from PIL import Image
 
 from vrft.cli.judge import judge_cases
 from vrft.cli.main import VERBS
@@ -172,6 +174,25 @@ def test_the_example_of_a_whole_task_is_the_task():
     assert block(readme, "python", "CountingTask") == text_of("vrft/tasks/counting.py")
     shown = yaml.safe_load(block(readme, "yaml", "name: counting"))
     assert shown == yaml.safe_load(text_of("conf/task/counting.yaml"))
+
+
+def test_the_example_of_a_format_of_ones_own_runs(users_folder):
+    readme = text_of("vrft/data/README.md")
+    (users_folder / "csv_boxes.py").write_text(block(readme, "python", "csv.DictReader"))
+    lines = ["image,phrase,x1,y1,x2,y2"]
+    for number in range(9):
+        Image.new("RGB", (64, 48), (20 * number, 0, 0)).save(users_folder / f"{number}.png")
+        lines.append(f"{number}.png,the cup,1,2,30,40")
+    (users_folder / "boxes.csv").write_text("\n".join([*lines, "8.png,the cup,1,2,30,"]))
+    options = yaml.safe_load(block(readme, "yaml", "builder: csv_boxes"))
+    options |= {"path": "boxes.csv", "n_validation": 2, "n_test": 3, "on_bad_row": "skip"}
+    module = importlib.util.spec_from_file_location("csv_boxes", users_folder / "csv_boxes.py")
+    format_of_ones_own = importlib.util.module_from_spec(module)
+    module.loader.exec_module(format_of_ones_own)
+    rows = format_of_ones_own.build(options, task=load_task("grounding"), out_dir=users_folder / "out", seed=0)
+    assert {name: len(part) for name, part in rows.items()} == {"train": 4, "validation": 2, "test": 3}
+    skipped = (users_folder / "out" / "skipped.json").read_text(encoding="utf-8")
+    assert "boxes.csv, line 11: four numbers are needed" in skipped
 
 
 def test_the_example_of_a_term_of_ones_own_runs():
