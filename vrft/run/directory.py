@@ -49,8 +49,8 @@ class OccupiedError(UserError):
 def alone_in(run_dir: Path) -> Iterator[None]:
     """Keep other runs out of the run directory while the block runs; raises `OccupiedError` if one works there.
 
-    The lock is shared with the workers (`join`): after this process is killed, theirs still keep others out. filelock
-    has no such lock but one in an SQLite database. A file system without locks lets everybody in.
+    The lock is shared with the workers (`join`): after this process is killed, they still keep others out. filelock
+    cannot turn an exclusive lock into a shared one. A file system without locks lets everybody in.
     """
     with (run_dir / LOCK_FILE).open("a", encoding="utf-8") as file:
         try:
