@@ -29,10 +29,10 @@ def is_local(path: str) -> bool:
 
 
 def publish(staging: Path, folder: Path, *, previous: Path | None = None) -> None:
-    """Write the manifest of all files in `staging`, flush it all to the disk and rename it to `folder`.
+    """Write a manifest of all files in `staging`, flush everything to the disk and rename `staging` to `folder`.
 
-    What stands in `folder` by then becomes `previous`, if that is given and does not exist, or is removed. After a
-    power cut `folder` is there with every byte, or not at all.
+    An old `folder` becomes `previous`, if that is given and does not exist; else it is removed. After a power cut
+    `folder` is there with every byte, or not at all.
     """
     files = {
         path.relative_to(staging).as_posix(): {"bytes": path.stat().st_size, "hash": file_hash(path)}
@@ -126,7 +126,7 @@ def _hash_of_entries(files: dict, *, kind: str = "xxh3_128") -> str:
 
 
 def _flush(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, on the disk."""
+    """Flush a file's bytes, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -173,7 +173,7 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def append_lines(path: Path, entries: Iterable[Any]) -> None:
-    """Append entries to a file of JSON lines and have them on the disk: what is saved later must not outlive them."""
+    """Append entries to a file of JSON lines, and flush them to the disk: what is saved later must not outlive them."""
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(entry, ensure_ascii=False, default=float) + "\n" for entry in entries)
         file.flush()
@@ -181,7 +181,7 @@ def append_lines(path: Path, entries: Iterable[Any]) -> None:
 
 
 def write_text_atomically(path: Path, text: str, *, is_lasting: bool = False) -> Path:
-    """Write the whole text or nothing; the path. is_lasting: it also stands after a power cut."""
+    """Write the whole text or nothing; the path. is_lasting: True flushes it, so that it survives a power cut."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)

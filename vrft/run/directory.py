@@ -1,4 +1,4 @@
-"""One run at a time in a run directory: also where a parent process was killed and its workers go on."""
+"""A run directory: its lock, its provenance, and what is removed of it if the run is refused."""
 
 from __future__ import annotations
 
@@ -15,55 +15,6 @@ from vrft.config.package_files import PACKAGE
 from vrft.errors import UserError
 from vrft.files import file_hash, hash_of
 from vrft.run import health
-
-LOCK_FILE, SLURM_FOLDER = ".lock", "slurm"
-_OWN_FOLDERS = ("data", "images", health.FOLDER, SLURM_FOLDER)  # any other within a run directory is another run's
-
-
-class OccupiedError(UserError):
-    """Another process works in the run directory."""
-
-
-@contextlib.contextmanager
-def alone_in(run_dir: Path) -> Iterator[None]:
-    """Raises `OccupiedError` if a process works in the run directory by now; keeps others out while the block runs.
-
-    A file system without locks lets everybody in.
-    """
-    with (run_dir / LOCK_FILE).open("a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            join(file)  # the workers do the same
-        except BlockingIOError:  # the two are not one step, and another parent may come between
-            ids = ", ".join(str(word["pid"]) for word in health.read_statuses(run_dir) if word["state"] != "finished")
-            raise OccupiedError(
-                f"another process works in run.dir={run_dir}"
-                + (f" (processes {ids}, perhaps left behind by one that was killed)" if ids else "")
-                + "; wait for its end, or end it"
-            ) from None
-        except OSError:
-            pass
-        yield
-
-
-def join(file: TextIO) -> None:
-    """Hold the lock together with other processes of the run, until the file is closed."""
-    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-
-
-@contextlib.contextmanager
-def claimed(path: Path, *, is_patient: bool = False) -> Iterator[bool]:
-    """Yield True if this process alone holds the lock file while the block runs. is_patient: True waits for it."""
-    with path.open("a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if is_patient else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:  # a file system without locks
-            pass
-        yield True
-
 
 PACKAGES = (
     "accelerate",
@@ -86,6 +37,55 @@ PACKAGES = (
     "vrft",
     "wandb",
 )
+LOCK_FILE, SLURM_FOLDER = ".lock", "slurm"
+_OWN_FOLDERS = ("data", "images", health.FOLDER, SLURM_FOLDER)  # any other within a run directory is another run's
+
+
+class OccupiedError(UserError):
+    """Another process works in the run directory."""
+
+
+@contextlib.contextmanager
+def alone_in(run_dir: Path) -> Iterator[None]:
+    """Keep other runs out of the run directory while the block runs; raises `OccupiedError` if one works there.
+
+    The lock is shared with the workers (`join`): after this process is killed, they still keep others out. filelock
+    cannot turn an exclusive lock into a shared one. A file system without locks lets everybody in.
+    """
+    with (run_dir / LOCK_FILE).open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            join(file)  # not in one step with the line before: another parent may come between
+        except BlockingIOError:
+            at_work = [status for status in health.read_statuses(run_dir) if status["state"] != "finished"]
+            ids = ", ".join(str(status["pid"]) for status in at_work)
+            raise OccupiedError(
+                f"another process works in run.dir={run_dir}"
+                + (f" (processes {ids}, perhaps left behind by one that was killed)" if ids else "")
+                + "; wait for its end, or end it"
+            ) from None
+        except OSError:
+            pass
+        yield
+
+
+def join(file: TextIO) -> None:
+    """Share the lock with the other processes of the run until the file is closed."""
+    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+@contextlib.contextmanager
+def claimed(path: Path, *, is_patient: bool = False) -> Iterator[bool]:
+    """Yield True if this process alone holds the lock file while the block runs. is_patient: True waits for it."""
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if is_patient else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:  # a file system without locks
+            pass
+        yield True
 
 
 def provenance(
@@ -143,11 +143,11 @@ def _version(package: str) -> str | None:
 
 @contextlib.contextmanager
 def fresh_run_dir(run_dir: Path, *, is_resuming: bool, key: str = "run.dir") -> Iterator[bool]:
-    """Make the run directory; take it away again if what follows fails, so that the same command can be given again.
+    """Create the run directory, and remove it if the block fails, so that the same command can be given again.
 
-    Yields True where it held nothing before. The cache of checked images stays, so that one bad row does not cost
-    decoding all images again. key: the config's key that names it. Raises `UserError` if it holds anything else and the
-    run is not resuming.
+    Yields True if it was empty. The cache of checked images stays: after one bad row the others need not be decoded
+    again. key: the config's key that names the directory. Raises `UserError` if it is not empty and the run is not
+    resuming.
     """
     has_content = run_dir.exists() and (not run_dir.is_dir() or _has_content(run_dir))
     if has_content and not is_resuming:

@@ -1,4 +1,4 @@
-"""`launch=slurm`, where it is given: a job for the run, submitted through submitit and followed to its end."""
+"""`launch=slurm`, on the login node: the run is submitted as a job by submitit, and followed to its end."""
 
 from __future__ import annotations
 
@@ -20,23 +20,18 @@ from vrft.run import health
 from vrft.run.directory import OccupiedError, alone_in
 from vrft.run.slurm_job import ENDED, FOLDER, JOB
 
-# A job's final states, and the exit codes where the job itself has not said one.
+# A job's final states, and the exit codes if the job has left none.
 _ENDS = {
     "COMPLETED": ExitCode.DONE,
-    "FAILED": ExitCode.FAILED,
     "CANCELLED": ExitCode.TERMINATED,
-    "TIMEOUT": ExitCode.WARNED,
-    "PREEMPTED": ExitCode.WARNED,
+    **dict.fromkeys(("TIMEOUT", "PREEMPTED"), ExitCode.WARNED),
     "OUT_OF_MEMORY": ExitCode.KILLED,
-    "NODE_FAIL": ExitCode.FAILED,
-    "BOOT_FAIL": ExitCode.FAILED,
-    "DEADLINE": ExitCode.FAILED,
-    "REVOKED": ExitCode.FAILED,
+    **dict.fromkeys(("FAILED", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "REVOKED"), ExitCode.FAILED),
 }
 _TOOLS = ("sbatch", "srun", "scontrol")
 _TAIL, _N_LOGS = 12, 4  # lines of a log that are shown, and of how many nodes
-_LATE_S = 60  # how much later a network's file system may show what a job wrote last
-_POLLS_S = (0.5, 10.0)  # between two looks: at first, and at most
+_LATE_S = 60  # a network's file system may show so much later what a job wrote last
+_POLLS_S = (0.5, 10.0)  # between two queries: at first, and at most
 
 
 def check_cluster(run_dir: Path) -> None:
@@ -53,13 +48,13 @@ def check_cluster(run_dir: Path) -> None:
 
 def check_no_job(run_dir: Path) -> None:
     """Raise `UserError` if a job that was submitted for the run directory has not ended."""
-    job_id = _said(run_dir, JOB).get("job")
+    job_id = _read(run_dir, JOB).get("job")
     if not isinstance(job_id, str) or not job_id.isdigit() or shutil.which("scontrol") is None:
         return
-    known = _asked(job_id)
-    if known is None:
+    job = _query(job_id)
+    if job is None:
         raise OccupiedError(f"SLURM does not answer about job {job_id} of run.dir={run_dir}; try again")
-    state = known.get("JobState", "COMPLETED")
+    state = job.get("JobState", "COMPLETED")
     if state not in _ENDS:
         raise OccupiedError(
             f"job {job_id} is to work in run.dir={run_dir} (SLURM says {state}); wait for its end "
@@ -68,7 +63,10 @@ def check_no_job(run_dir: Path) -> None:
 
 
 def device_of_job(launch: dict[str, Any]) -> str | None:
-    """What `launch.device=auto` means in a job: `cuda` if it asks for GPUs; None unless the run is one."""
+    """The device of a run that is a job: `cuda` if the job asks for GPUs, else `cpu`; None if the run is no job.
+
+    launch: the section of the config. A login node has no GPU to look at.
+    """
     if launch.get("name") != "slurm":
         return None
     asks = launch.get("gpus_per_node") or any(_asks_for_gpus(*option) for option in (launch.get("extra") or {}).items())
@@ -88,7 +86,7 @@ def _asks_for_gpus(key: str, value: Any) -> bool:
 
 
 def run_as_job(run_dir: Path, config: dict[str, Any]) -> int | None:
-    """Submit the run and follow its job to the end; the run's exit code, or None where nobody waits for it.
+    """Submit the run and follow its job to the end; the run's exit code, or None with `launch.wait=false`.
 
     Raises `UserError` if the cluster refuses the job. Ctrl-C ends the waiting alone: the job goes on.
     """
@@ -112,8 +110,8 @@ def run_as_job(run_dir: Path, config: dict[str, Any]) -> int | None:
 def submit(run_dir: Path, config: dict[str, Any]) -> str:
     """Submit the frozen run directory as a job, and return the job's number.
 
-    The frozen config is made to resume, from nothing at first: a requeued job then need not rewrite it, which other
-    nodes could see too late on a network's file system.
+    The frozen config gets `run.resume=true`, though there is nothing to resume yet. So a requeued job need not rewrite
+    it: on a network's file system other nodes could read the old one.
     """
     folder = run_dir.resolve() / FOLDER
     folder.mkdir(exist_ok=True)
@@ -131,7 +129,7 @@ def _submit(run_dir: Path, folder: Path, config: dict[str, Any]) -> str:
     resuming = config | {"run": config["run"] | {"resume": True}}
     text = yaml.safe_dump(resuming, sort_keys=False, allow_unicode=True)
     write_text_atomically(run_dir / "config.yaml", text)
-    for pickled in folder.glob("*.pkl"):  # not the job's own, which it loads: they could run code
+    for pickled in folder.glob("*.pkl"):  # a run directory from elsewhere may hold some, and the job loads its pickle
         pickled.unlink()
     (folder / ENDED).unlink(missing_ok=True)
     executor = submitit.SlurmExecutor(folder=folder)
@@ -139,9 +137,9 @@ def _submit(run_dir: Path, folder: Path, config: dict[str, Any]) -> str:
     try:
         job = executor.submit(run_on_node, str(run_dir.resolve()))
     except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
-        said = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         raise UserError(
-            f"sbatch refused the job: {said}; look at launch.partition, account, time, nnodes, gpus_per_node, "
+            f"sbatch refused the job: {message}; look at launch.partition, account, time, nnodes, gpus_per_node, "
             "cpus_per_task, mem and extra"
         ) from None
     write_text_atomically(folder / JOB, json.dumps({"job": job.job_id}) + "\n")
@@ -149,13 +147,13 @@ def _submit(run_dir: Path, folder: Path, config: dict[str, Any]) -> str:
 
 
 def job_parameters(config: dict[str, Any]) -> dict[str, Any]:
-    """What `submitit.SlurmExecutor.update_parameters` is given."""
+    """The arguments of `submitit.SlurmExecutor.update_parameters`."""
     launch = config["launch"]
     per_node = {key: launch[key] for key in ("cpus_per_task", "gpus_per_node")}
     extra = {str(key).replace("_", "-"): value for key, value in launch["extra"].items() if value is not False}
-    srun = ["--kill-on-bad-exit=1", "--wait=0"]  # a node that fails ends all; one that is done early does not
+    srun = ["--kill-on-bad-exit=1", "--wait=0"]  # a node that fails ends the others; one that finishes first does not
     if launch["cpus_per_task"]:
-        srun.append(f"--cpus-per-task={launch['cpus_per_task']}")  # which srun no longer takes from sbatch
+        srun.append(f"--cpus-per-task={launch['cpus_per_task']}")  # srun no longer takes it from sbatch
     return {
         "job_name": "vrft-" + re.sub(r"[^\w.-]+", "_", config["run"]["name"]),
         "partition": launch["partition"],
@@ -179,27 +177,13 @@ def job_parameters(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def follow(run_dir: Path, job_id: str) -> int:
-    """Wait for the job's end, telling its states, and return the run's exit code; where it failed, show its logs."""
-    line, wait_s, last = _Line(), _POLLS_S[0], ""
-    while True:
-        job = _asked(job_id)
-        if job is not None:
-            state = job["JobState"]
-            line.show(_words(job_id, job), _progress(run_dir) if state == "RUNNING" else "")
-            if state == "COMPLETED" or (state in _ENDS and state == last):  # twice: a job that is requeued may pass it
-                break
-            last = state
-        time.sleep(wait_s)
-        wait_s = _POLLS_S[0] if last in _ENDS else min(wait_s * 1.3, _POLLS_S[1])
-    line.end()
-    for _ in range(_LATE_S):
-        if job["JobState"] != "COMPLETED" or _said(run_dir, ENDED).get("job") == job_id:
-            break
-        time.sleep(1)
+    """Wait for the job's end, printing its states; the run's exit code. Of a failed job, print errors and logs."""
+    job = _wait_for_end(run_dir, job_id)
     code = _code_of_job(run_dir, job_id, job)
     if code:
         print(f"vrft: job {job_id} ended as {job['JobState']}, exit code {code}", file=sys.stderr)
-        errors = {word["error"]: word["rank"] for word in reversed(health.read_statuses(run_dir)) if "error" in word}
+        statuses = health.read_statuses(run_dir)
+        errors = {status["error"]: status["rank"] for status in reversed(statuses) if "error" in status}
         for error, rank in reversed(errors.items()):
             print(f"vrft: rank {rank}: {error}", file=sys.stderr)
         if code != ExitCode.USER_ERROR or not errors:
@@ -207,11 +191,33 @@ def follow(run_dir: Path, job_id: str) -> int:
     return code
 
 
-def _asked(job_id: str) -> dict[str, str] | None:
-    """What SLURM knows of a job, at least its `JobState`; None where its controller does not answer for now.
+def _wait_for_end(run_dir: Path, job_id: str) -> dict[str, str]:
+    """What SLURM knows of the job once it has ended, and what the job wrote last can be read here."""
+    line, wait_s, last = _Line(), _POLLS_S[0], ""
+    while True:
+        job = _query(job_id)
+        if job is not None:
+            state = job["JobState"]
+            line.show(_state_line(job_id, job), _progress(run_dir) if state == "RUNNING" else "")
+            # Any other final state must be seen twice: a job on its way back into the queue passes through one.
+            if state == "COMPLETED" or (state in _ENDS and state == last):
+                break
+            last = state
+        time.sleep(wait_s)
+        wait_s = _POLLS_S[0] if last in _ENDS else min(wait_s * 1.3, _POLLS_S[1])
+    line.end()
+    for _ in range(_LATE_S):
+        if job["JobState"] != "COMPLETED" or _read(run_dir, ENDED).get("job") == job_id:
+            break
+        time.sleep(1)
+    return job
 
-    Of a job that ended some minutes ago the accounting is asked, where there is one; `COMPLETED` where none is, so that
-    what the job itself has left behind counts.
+
+def _query(job_id: str) -> dict[str, str] | None:
+    """What SLURM knows of a job, at least its `JobState`; None if its controller does not answer now.
+
+    The controller forgets a job some minutes after its end. Then the accounting is queried, where there is one; else
+    the state is `COMPLETED`, so that what the job itself has written counts. submitit's `Job.state` needs accounting.
     """
     done = subprocess.run(["scontrol", "-o", "show", "job", job_id], capture_output=True, text=True, check=False)
     if done.returncode == 0 and "JobState=" in done.stdout:
@@ -228,40 +234,42 @@ def _asked(job_id: str) -> dict[str, str] | None:
 
 
 def _code_of_job(run_dir: Path, job_id: str, job: dict[str, str]) -> int:
-    """The run's own, else what the job's end means; a run that has not said a code is never taken for finished."""
-    said, state = _said(run_dir, ENDED), job["JobState"]
-    if said.get("job") == job_id and not said["is_requeued"] and said["restarts"] >= int(job.get("Restarts", 0)):
-        return said["code"] or _ENDS[state]
+    """The run's own exit code if the job has left one, else what its final state means; 0 only if the run says so."""
+    ended, state = _read(run_dir, ENDED), job["JobState"]
+    if ended.get("job") == job_id and not ended["is_requeued"] and ended["restarts"] >= int(job.get("Restarts", 0)):
+        return ended["code"] or _ENDS[state]
     status = job.get("ExitCode", "0:0").partition(":")[0]
     return (int(status) if state == "FAILED" and status.isdigit() else _ENDS[state]) or ExitCode.FAILED
 
 
-def _words(job_id: str, job: dict[str, str]) -> str:
+def _state_line(job_id: str, job: dict[str, str]) -> str:
     """The job's state in a line."""
     restarts = int(job.get("Restarts", 0))
-    words = f"vrft: job {job_id} {job['JobState']}"
+    text = f"vrft: job {job_id} {job['JobState']}"
     if job["JobState"] == "PENDING" and job.get("Reason", "None") != "None":
-        words += f" ({job['Reason']})"
+        text += f" ({job['Reason']})"
     if job["JobState"] == "RUNNING":
-        words += f" on {job.get('NodeList')}"
-    return words + (f", requeued {restarts} times" if restarts > 1 else ", requeued once" if restarts else "")
+        text += f" on {job.get('NodeList')}"
+    return text + (f", requeued {restarts} times" if restarts > 1 else ", requeued once" if restarts else "")
 
 
 def _progress(run_dir: Path) -> str:
-    word = next(iter(health.read_statuses(run_dir)), {})
-    return f": {word['doing']} {word.get('step') or ''}".rstrip() if "doing" in word else ""
+    """What rank 0 is doing, to follow the state; empty before it has written a status."""
+    status = next(iter(health.read_statuses(run_dir)), {})
+    return f": {status['doing']} {status.get('step') or ''}".rstrip() if "doing" in status else ""
 
 
-def _said(run_dir: Path, name: str) -> dict[str, Any]:
+def _read(run_dir: Path, name: str) -> dict[str, Any]:
+    """What a file of the folder `slurm` holds; nothing if it cannot be read."""
     try:
-        said = json.loads((run_dir / FOLDER / name).read_text(encoding="utf-8"))
+        found = json.loads((run_dir / FOLDER / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def _show_logs(run_dir: Path, job_id: str) -> None:
-    """The last lines of each node's log."""
+    """Print the last lines of each node's log."""
     logs = sorted((run_dir / FOLDER).glob(f"{job_id}_*_log.out"))
     for log in logs[:_N_LOGS]:
         lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()

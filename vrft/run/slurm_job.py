@@ -1,4 +1,4 @@
-"""`launch=slurm`, inside the job: on every node torchrun, and after SLURM's warning back into the queue."""
+"""`launch=slurm`, inside the job: torchrun on every node. After SLURM's warning the job saves and is requeued."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ from vrft.run.health import SIGNALS
 from vrft.run.out_of_memory import backed_off
 from vrft.run.processes import start_worker
 
+FOLDER = SLURM_FOLDER  # logs, submitit's files, and these
+JOB, ENDED = "job.json", "ended.json"
 _INTERRUPTED = frozenset(SIGNALLED + number for number in SIGNALS)
-_KILLED_WITHIN_S = 60.0
-_TOLD_WITHIN_S = 60.0
+_KILLED_WITHIN_S = 60.0  # SLURM ends a job that is requeued
+_CAUSE_WITHIN_S = 60.0  # the first node ends the others
 
 
 def run_on_node(run_dir: str) -> None:
-    """What submitit calls on every node: a node's share of the run. Ends the process with its exit code.
+    """Run a node's share of the run, as submitit calls it on every node; ends the process with its exit code.
 
-    Plain data in, and nothing of the user's: the run directory says all.
+    submitit pickles the argument, so it is a string: all else is read from the run directory.
     """
     for number in SIGNALS:  # submitit's own handlers would requeue before anything is saved
         signal.signal(number, lambda number, frame: None)
@@ -44,15 +46,15 @@ def run_on_node(run_dir: str) -> None:
         print(f"vrft: {error}", file=sys.stderr)
         code = ExitCode.USER_ERROR
     if node and code in (*_INTERRUPTED, ExitCode.STOPPED_BY_ALARM, ExitCode.USER_ERROR, ExitCode.OUT_OF_MEMORY):
-        code = 0  # the first node says what comes now; a failure here would have srun end it
+        code = 0  # the first node decides what comes next; after a failure here srun would kill it
     elif node and code:
-        time.sleep(_TOLD_WITHIN_S)  # the first node, which fails too, names the cause and ends this one
+        time.sleep(_CAUSE_WITHIN_S)  # the first node fails too: it prints the cause, and srun ends this one
     sys.stdout.flush()
     raise SystemExit(code)
 
 
 def _first_node(run_dir: Path, config: dict[str, Any]) -> int:
-    """Work, then report, or go back into the queue."""
+    """Run the first node's share, then write the report, or requeue the job; the exit code."""
     job_id, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     with alone_in(run_dir):
         code = start_worker(run_dir, config, is_patient=True)
@@ -76,7 +78,7 @@ def _first_node(run_dir: Path, config: dict[str, Any]) -> int:
 
 
 def _requeue(run_dir: Path, job_id: str, restarts: int) -> None:
-    """Put this job back into the queue, and wait for SLURM to end what runs of it; returns if it does not."""
+    """Put this job back into the queue, and wait until SLURM kills it. Returns only if SLURM refuses."""
     print(f"vrft: saved; job {job_id} goes back into the queue and will go on from there", file=sys.stderr, flush=True)
     done = subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True, check=False)
     if done.returncode == 0:
@@ -87,30 +89,30 @@ def _requeue(run_dir: Path, job_id: str, restarts: int) -> None:
 
 
 def _is_preempted(job_id: str) -> bool:
-    """True if another job has taken this one's place, which a cancelled job cannot say."""
-    return re.search(r"\bPreemptTime=\d", _told("show", "job", job_id)) is not None
+    """True if SLURM has preempted this job: a cancelled job gets the same signal."""
+    return re.search(r"\bPreemptTime=\d", _scontrol("show", "job", job_id)) is not None
 
 
 def _meeting(launch: dict[str, Any]) -> dict[str, Any]:
-    """Where this job's nodes meet: a port of the first, of which every job and every start has its own."""
+    """The address and port of the first node at which this job's nodes meet; nothing for one node.
+
+    Every job and every restart has its own port, as an earlier one may still be open.
+    """
     if launch["nnodes"] == 1:
         return {}
-    first = _told("show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()[0]
-    address = re.search(r"\bNodeAddr=(\S+)", _told("-o", "show", "node", first))
+    first = _scontrol("show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()[0]
+    address = re.search(r"\bNodeAddr=(\S+)", _scontrol("-o", "show", "node", first))
     job, restarts = int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     port = 20000 + (31 * job + restarts) % 10000
     return {"rdzv_endpoint": f"{address[1] if address else first}:{port}", "rdzv_id": f"{job}.{restarts}"}
 
 
-def _told(*arguments: str) -> str:
+def _scontrol(*arguments: str) -> str:
+    """What `scontrol` prints."""
     return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=False).stdout
 
 
-FOLDER = SLURM_FOLDER  # logs, submitit's files, and these
-JOB, ENDED = "job.json", "ended.json"
-
-
 def note_end(run_dir: Path, *, job_id: str, restarts: int, code: int, is_requeued: bool) -> None:
-    """Leave the run's exit code to who follows the job. restarts: how often it had been requeued before."""
-    said = {"job": job_id, "restarts": restarts, "code": code, "is_requeued": is_requeued}
-    write_text_atomically(run_dir / FOLDER / ENDED, json.dumps(said) + "\n")
+    """Write the run's exit code for the process that follows the job. restarts: how often it was requeued before."""
+    ended = {"job": job_id, "restarts": restarts, "code": code, "is_requeued": is_requeued}
+    write_text_atomically(run_dir / FOLDER / ENDED, json.dumps(ended) + "\n")

@@ -178,7 +178,7 @@ def states(monkeypatch, tmp_path):
     def are(*answers: dict | None):
         (tmp_path / "slurm").mkdir(exist_ok=True)
         left = list(answers)
-        monkeypatch.setattr(slurm, "_asked", lambda job_id: left.pop(0) if len(left) > 1 else left[0])
+        monkeypatch.setattr(slurm, "_query", lambda job_id: left.pop(0) if len(left) > 1 else left[0])
         monkeypatch.setattr(slurm.time, "sleep", lambda seconds: None)
         return tmp_path
 
@@ -282,7 +282,7 @@ def test_which_ends_go_back_into_the_queue(node, tmp_path, code, settings, ends_
 
 def test_nodes_meet_at_the_first_ones_address_at_a_port_of_their_own(monkeypatch):
     answers = {"show": "n3\nn4\n", "-o": "NodeName=n3 Arch=x NodeAddr=10.0.0.3 NodeHostName=n3"}
-    monkeypatch.setattr(slurm_job, "_told", lambda *arguments: answers[arguments[0]])
+    monkeypatch.setattr(slurm_job, "_scontrol", lambda *arguments: answers[arguments[0]])
     places = []
     for job_id, restarts in (("7", "0"), ("7", "1"), ("8", "0")):
         monkeypatch.setenv("SLURM_JOB_ID", job_id)
