@@ -75,8 +75,7 @@ def check_vrft(words: Sequence[str]) -> None:
         if verb == "score":
             assert list(importlib.import_module("vrft.cli.score").config_faults(frozen)) == []
     else:
-        is_look = verb == "check"
-        freeze(config, device="cuda", overrides=overrides, is_look=is_look, is_elsewhere=True)
+        freeze(config, device="cuda", overrides=overrides, **{**known.options, "is_elsewhere": True})
 
 
 def _first(word: str) -> str:
