@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 
-from vrft.models.adapters import check_targets, lora_settings
+from vrft.models.adapters import check_targets, lora_settings, read_adapter
 from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts, load_model
 from vrft.models.prompt_settings import make_card, read_card
@@ -160,7 +160,7 @@ def _make_trainer(experiment: RunContext, model, arguments: dict, **resumable):
         "root": experiment.data_dir,
         "task": experiment.task,
         "frame_for_row": experiment.frame_for_row,
-        "arguments": arguments,
+        "arguments": arguments | {"trust_remote_code": settings["trust_remote_code"]},
         "peft_config": LoraConfig(**peft) if peft else None,
         **resumable,
     }
@@ -173,6 +173,8 @@ def _make_trainer(experiment: RunContext, model, arguments: dict, **resumable):
             judge=experiment.judge,
             rollouts=experiment.run_dir / "rollouts",
             sharing=config["rollout"].get("sharing"),
+            # An adapter's folder is loaded with its base, and so is the reference.
+            revision=(read_adapter(Path(settings["path"])) or settings).get("revision"),
             **shared,
         )
     if settings["quantization"]:
