@@ -32,11 +32,15 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Start:
-    """Where training begins: a trainer's checkpoint to go on from, or None, and what was logged until then."""
+    """Where training starts: a trainer's checkpoint to resume from, or None, and what was logged until then.
+
+    best: the validation metric of the checkpoint in `checkpoints/best`, or minus infinity.
+    """
 
     checkpoint: Path | None = None
     log: Sequence[dict] = ()
     alarms: Sequence[dict] = ()
+    best: float = -math.inf
 
 
 def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict | None]:
@@ -117,7 +121,6 @@ def _validation(experiment: RunContext, start: Start, card: dict):
     from vrft.train.callbacks import Validation
 
     metric, folder = experiment.primary_metrics[0], experiment.run_dir / "checkpoints" / "best"
-    kept = read_card(str(folder))
     return Validation(
         lambda policy, in_step: evaluate_splits(experiment, policy, ["validation"], name=None, in_step=in_step)[
             "validation"
@@ -132,7 +135,7 @@ def _validation(experiment: RunContext, start: Start, card: dict):
             for entry in start.log
             if f"validation/{metric}" in entry
         ],
-        best=kept["validation"][metric]["value"] if kept else -math.inf,
+        best=start.best,
     )
 
 
@@ -186,7 +189,11 @@ def _make_trainer(experiment: RunContext, model, arguments: dict, **resumable):
 
 
 def start_of(experiment: RunContext) -> Start:
-    """Find where training begins, and bring the files of the run directory back to there."""
+    """Find where training starts, and bring the files of the run directory back to there.
+
+    The main process reads the disk and tells the others: on a network file system another machine may still see the
+    files as they were, and processes that disagree on the best checkpoint wait for each other forever.
+    """
     from vrft.train.checkpoints import rewind, rewind_rollouts, settle_best
     from vrft.train.resume import newest_checkpoint, step_of
 
@@ -200,7 +207,8 @@ def start_of(experiment: RunContext) -> Start:
         settle_best(folder / "best", step)
         rewind_rollouts(experiment.run_dir / "rollouts", step)
         log, alarms = (rewind(experiment.run_dir / name, step) for name in ("metrics.jsonl", ALARMS))
-        found = [Start(newest, log, alarms)]
+        card, metric = read_card(str(folder / "best")), experiment.primary_metrics[0]
+        found = [Start(newest, log, alarms, best=card["validation"][metric]["value"] if card else -math.inf)]
         if experiment.config["run"]["resume"]:
             print(
                 f"training goes on from {newest}" if newest else "no whole checkpoint: training begins at step 0",
