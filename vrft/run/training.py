@@ -1,4 +1,4 @@
-"""The worker's training: from where a run begins to its last checkpoint."""
+"""The worker's training: from where it starts or resumes to its last checkpoint."""
 
 from __future__ import annotations
 
@@ -46,54 +46,42 @@ class Start:
 def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict | None]:
     """Train `model` in place; leaves `checkpoints/last` and, with validation, `checkpoints/best`.
 
-    start: the checkpoint whose weights `model` holds; steps, optimizer and logs go on from there. Returns the
-    validation history, and the alarm that ended the training early or None: after the rule `non_finite` there is no
+    start: the checkpoint whose weights `model` holds; steps, optimizer and logs resume from it. Returns the validation
+    history, and the alarm that ended the training early or None: after the rule `non_finite` there is no
     `checkpoints/last`. Raises `Interrupted` once a checkpoint is complete.
     """
-    from vrft.train.alarms import Alarms, agreed_maximum, tell
+    from vrft.train.alarms import Alarms, agreed_maximum
     from vrft.train.arguments import trainer_arguments
-    from vrft.train.callbacks import MetricsFile, ProgressBar, StopOnSignal
-    from vrft.train.checkpoints import previous, save_checkpoint
-    from vrft.train.non_finite import NonFiniteError
+    from vrft.train.checkpoints import previous
 
-    config, folder, alarm_file = experiment.config, experiment.run_dir / "checkpoints", experiment.run_dir / ALARMS
+    config, folder = experiment.config, experiment.run_dir / "checkpoints"
     row, metric = experiment.rows["train"][0], experiment.primary_metrics[0]
     card = make_card(
         config, task=experiment.task, row=row, frame=experiment.frame_for_row(row), prompt_of=experiment.prompt_of
     )
-    shown = {"reward": "reward", "loss": "loss", f"validation/{metric}": "validation"}
-    alarms = Alarms(config["alarms"], alarm_file, validation=metric, known=start.log, known_alarms=start.alarms)
-    callbacks = [
-        StopOnSignal(health.received),
-        MetricsFile(experiment.run_dir / "metrics.jsonl"),
-        ProgressBar(shown),
-        alarms,
-    ]
-    callbacks += _rollout_pictures(experiment)
+    alarms = Alarms(
+        config["alarms"],
+        experiment.run_dir / ALARMS,
+        validation=metric,
+        known=start.log,
+        known_alarms=start.alarms,
+    )
     validation = _validation(experiment, start, card) if config["trainer"]["eval_steps"] else None
     trainer = _make_trainer(
         experiment,
         model,
         trainer_arguments(config, folder),
-        callbacks=[*callbacks, *([validation] if validation else [])],
+        callbacks=_callbacks(experiment, alarms),
         validation=validation,
         stops_on_non_finite=config["alarms"]["non_finite"] != "off",
         on_batch=lambda step, rows: health.say(doing="train", step=step, rows=rows),
     )
-    stopped_by = None
     with health.patience():
-        try:
-            trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
-            (stopped_by,) = broadcast_object_list([alarms.stopped_by])
-            save_checkpoint(trainer, experiment.processor, folder / "last", card | {"step": trainer.state.global_step})
-        except NonFiniteError as error:
-            action, step = config["alarms"]["non_finite"], trainer.state.global_step + 1
-            stopped_by = {"step": step, "rule": NON_FINITE, "action": action, "message": str(error)}
-            if experiment.processes.is_main_process:
-                tell(stopped_by, alarm_file)
+        stopped_by = _run_trainer(experiment, trainer, alarms, start, card)
     if agreed_maximum(health.received() is not None, trainer.args):
         raise Interrupted
-    is_non_finite = stopped_by is not None and stopped_by["rule"] == NON_FINITE  # it may go on from before the best
+    # After NaN a run may resume from a checkpoint older than `best`, and roll `best` back.
+    is_non_finite = stopped_by is not None and stopped_by["rule"] == NON_FINITE
     if experiment.processes.is_main_process and not is_non_finite:
         for name in ("best", "last"):
             shutil.rmtree(previous(folder / name), ignore_errors=True)
@@ -101,8 +89,36 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
     return validation.history if validation else [], stopped_by
 
 
+def _run_trainer(experiment: RunContext, trainer, alarms, start: Start, card: dict) -> dict | None:
+    """Train to the end and save `checkpoints/last`; returns the alarm that ended the training early, or None."""
+    from vrft.train.alarms import report
+    from vrft.train.checkpoints import save_checkpoint
+    from vrft.train.non_finite import NonFiniteError
+
+    try:
+        trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
+        (stopped_by,) = broadcast_object_list([alarms.stopped_by])
+        last = experiment.run_dir / "checkpoints" / "last"
+        save_checkpoint(trainer, experiment.processor, last, card | {"step": trainer.state.global_step})
+    except NonFiniteError as error:
+        action, step = experiment.config["alarms"]["non_finite"], trainer.state.global_step + 1
+        stopped_by = {"step": step, "rule": NON_FINITE, "action": action, "message": str(error)}
+        if experiment.processes.is_main_process:
+            report(stopped_by, experiment.run_dir / ALARMS)
+    return stopped_by
+
+
+def _callbacks(experiment: RunContext, alarms) -> list:
+    """The trainer's callbacks but for the validation."""
+    from vrft.train.callbacks import MetricsFile, ProgressBar, StopOnSignal
+
+    shown = {"reward": "reward", "loss": "loss", f"validation/{experiment.primary_metrics[0]}": "validation"}
+    metrics = MetricsFile(experiment.run_dir / "metrics.jsonl")
+    return [StopOnSignal(health.received), metrics, ProgressBar(shown), alarms, *_rollout_pictures(experiment)]
+
+
 def _rollout_pictures(experiment: RunContext) -> list[RolloutPictures]:
-    """The callback that sends pictures to W&B, where they are wanted and there is something to send."""
+    """The callback that sends pictures of completions to W&B; none without W&B, or where none are sampled."""
     logging = experiment.config["logging"]
     is_wanted = "wandb" in logging["report_to"] and logging.get("pictures_every") and logging.get("pictures")
     if not is_wanted or experiment.config["trainer"]["name"] != "grpo":
@@ -117,7 +133,7 @@ def _rollout_pictures(experiment: RunContext) -> list[RolloutPictures]:
 
 
 def _validation(experiment: RunContext, start: Start, card: dict):
-    """The callback that takes the validation metric, and knows what was taken before."""
+    """The validation callback, with the history and the best metric of the steps before a resume."""
     from vrft.train.callbacks import Validation
 
     metric, folder = experiment.primary_metrics[0], experiment.run_dir / "checkpoints" / "best"
@@ -200,8 +216,8 @@ def start_of(experiment: RunContext) -> Start:
     found = [Start()]
     if experiment.config["evaluate"]["train"] and experiment.processes.is_main_process:
         folder = experiment.run_dir / "checkpoints"
-        for half_written in folder.glob("*.partial"):
-            shutil.rmtree(half_written)
+        for incomplete in folder.glob("*.partial"):
+            shutil.rmtree(incomplete)
         newest = newest_checkpoint(folder) if experiment.config["run"]["resume"] else None
         step = step_of(newest) if newest else 0
         settle_best(folder / "best", step)
@@ -211,7 +227,7 @@ def start_of(experiment: RunContext) -> Start:
         found = [Start(newest, log, alarms, best=card["validation"][metric]["value"] if card else -math.inf)]
         if experiment.config["run"]["resume"]:
             print(
-                f"training goes on from {newest}" if newest else "no whole checkpoint: training begins at step 0",
+                f"resuming from {newest}" if newest else "no complete checkpoint: training starts at step 0",
                 file=sys.stderr,
             )
     broadcast_object_list(found)

@@ -1,4 +1,4 @@
-"""From vrft's settings to the fields of TRL's configs: the one place where both vocabularies meet."""
+"""From vrft's config to the fields of TRL's: the one place that knows both."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _vllm(config: dict) -> dict:
 
 
 def longest(config: dict) -> int:
-    """Tokens of prompt and completion that vLLM makes room for."""
+    """The most tokens of prompt and completion together that vLLM must hold."""
     memory = config["memory"]
     return config["rollout"]["vllm"]["max_model_len"] or memory["max_prompt_length"] + memory["max_completion_length"]
 
@@ -90,8 +90,8 @@ def training_dataset(
 ) -> Dataset:
     """Columns `prompt` (one user turn), `images` and `row_id`; with `completion` also that (one assistant turn).
 
-    TRL puts the images in front of the question's text. A file is decoded once for all rows that are read together:
-    they share one image object.
+    TRL puts the images in front of the question's text. Rows that are read together share one image object for each
+    file, which is decoded once.
     """
     columns = {
         "prompt": [[{"role": "user", "content": question(row)}] for row in rows],
@@ -105,7 +105,7 @@ def training_dataset(
 
 def _with_images(batch: dict[str, list]) -> dict[str, list]:
     """Columns of rows with image files -> the same with their images, upright."""
-    if "images" not in batch:  # other columns are asked for
+    if "images" not in batch:  # only other columns were selected
         return batch
     decoded = {path: decode_upright(Path(path).read_bytes())[0] for path in set(chain(*batch["images"]))}
     return batch | {"images": [[decoded[path] for path in paths] for paths in batch["images"]]}

@@ -74,7 +74,7 @@ def grpo_trainer(
         make = functools.partial(ResumableSharing, must_share=sharing == "on")
     if arguments.get("use_vllm"):
         make = functools.partial(ResumableSharingVLLM, must_share=sharing == "on") if sharing else ResumableVLLM
-        # As TRL has it for transformers: an image token that was sampled would have no image.
+        # TRL forbids the image token where transformers samples: a sampled one would have no image.
         biased = {"logit_bias": {model.config.image_token_id: -100.0}}
         arguments = arguments | {"generation_kwargs": biased | (arguments.get("generation_kwargs") or {})}
     judged = Rollouts(
@@ -152,7 +152,7 @@ class Rollouts:
         ]
 
     def cases(self, completions: list, completion_ids: list, row_ids: list[str]) -> list[dict]:
-        """The verdict on each completion, as it stands in the file; the arguments in TRL's forms."""
+        """What the file says of each completion. The arguments have the forms in which TRL passes them."""
         texts = [completion[0]["content"] for completion in completions]
         truncated = [not ids or ids[-1] not in self.end_ids for ids in completion_ids]
         return [self._case(*case) for case in zip(row_ids, texts, truncated, strict=True)]
@@ -216,8 +216,8 @@ class TermReward:
 
 
 def log_reading(batch: Sequence[dict], log_metric: Callable[[str, float], None]) -> None:
-    """Log the share of completions that were read and of each reason why not, how much they repeat themselves, and how
-    far their stated confidences lie above their overlap."""
+    """Log the share of readable answers, of each reason why one is not, and the means of `repetition` and
+    `confidence_gap`."""
     for reason in REASONS:
         log_metric(f"unreadable/{reason}", sum(case["reason"] == reason for case in batch) / len(batch))
     log_metric("parse_rate", sum(case["reason"] is None for case in batch) / len(batch))
