@@ -182,7 +182,6 @@ def make_trainer(trainer_class, model: PreTrainedModel, family: str, rows: Datas
         train_dataset=rows,
         processing_class=small_processor(family),
         peft_config=peft_config,
-        callbacks=[own["validation"]] if "validation" in own else None,
         **own,
     )
     trainer.remove_callback(PrinterCallback)

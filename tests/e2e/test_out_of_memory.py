@@ -61,7 +61,7 @@ def test_a_run_out_of_memory_goes_on_with_smaller_micro_batches(healthy, tmp_pat
     assert experiment.run_experiment(config, choices={}, overrides=[]) == 0
     said = capsys.readouterr().err
     assert "out of memory in the loss of step 5; going on with memory.completions_per_device=2 (it was 4)" in said
-    assert "training goes on from" in said
+    assert "resuming from" in said
     assert "checkpoint-3" in said
     (line,) = lines_of(run_dir / "oom.jsonl")
     assert (line["phase"], line["step"], line["from"], line["to"]) == ("step", 5, 4, 2)

@@ -104,7 +104,7 @@ def test_a_job_that_is_preempted_goes_on_to_the_same_bits(cluster, alone, tmp_pa
     told = run.ends(0)
     assert "saved; job" in told
     assert "requeued once" in told
-    assert "training goes on from" in told
+    assert "resuming from" in told
     assert differences(alone, run.run_dir) == []
 
 
@@ -199,4 +199,4 @@ def test_the_job_script_of_ones_own_requeues_itself(cluster, tmp_path):
     wait_for(lambda: any((word.get("step") or 0) >= 3 for word in health.read_statuses(run_dir)))
     subprocess.run(["scancel", "--signal=USR2", job], env=cluster, check=True)
     wait_for((run_dir / "report.html").exists)
-    assert "training goes on from" in (tmp_path / "log").read_text()
+    assert "resuming from" in (tmp_path / "log").read_text()

@@ -1,4 +1,4 @@
-"""The worker's training: from where a run begins to its last checkpoint."""
+"""The worker's training: from where it starts or resumes to its last checkpoint."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 from accelerate.utils import broadcast_object_list
 
 from vrft.config.schema import Config
+from vrft.config.trl_arguments import trainer_arguments, vllm_length
 from vrft.errors import phase
-from vrft.models.adapters import check_targets, lora_settings
+from vrft.models.adapters import check_targets, lora_settings, read_adapter
 from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts, load_model
 from vrft.models.prompt_settings import make_card, read_card
@@ -33,27 +34,28 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Start:
-    """Where training begins: a trainer's checkpoint to go on from, or None, and what was logged until then."""
+    """Where training starts: a trainer's checkpoint to resume from, or None, and what was logged until then.
+
+    best: the validation metric of the checkpoint in `checkpoints/best`, or minus infinity.
+    """
 
     checkpoint: Path | None = None
     log: Sequence[dict] = ()
     alarms: Sequence[dict] = ()
+    best: float = -math.inf
 
 
 def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict | None]:
     """Train `model` in place; leaves `checkpoints/last` and, with validation, `checkpoints/best`.
 
-    start: the checkpoint whose weights `model` holds; steps, optimizer and logs go on from there. Returns the
-    validation history, and the alarm that ended the training early or None: after the rule `non_finite` there is no
+    start: the checkpoint whose weights `model` holds; steps, optimizer and logs resume from it. Returns the validation
+    history, and the alarm that ended the training early or None: after the rule `non_finite` there is no
     `checkpoints/last`. Raises `Interrupted` once a checkpoint is complete.
     """
-    from vrft.config.trl_arguments import trainer_arguments
-    from vrft.train.alarms import Alarms, agreed_maximum, tell
-    from vrft.train.callbacks import MetricsFile, ProgressBar, StopOnSignal
-    from vrft.train.checkpoints import previous, save_checkpoint
-    from vrft.train.non_finite import NonFiniteError
+    from vrft.train.alarms import Alarms, agreed_maximum
+    from vrft.train.checkpoints import previous
 
-    config, folder, alarm_file = experiment.config, experiment.run_dir / "checkpoints", experiment.run_dir / ALARMS
+    config, folder = experiment.config, experiment.run_dir / "checkpoints"
     row, metric = experiment.rows["train"][0], experiment.primary_metrics[0]
     typed = Config.model_validate(config)
     card = make_card(
@@ -65,40 +67,29 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
         frame=experiment.frame_for_row(row),
         prompt_of=experiment.prompt_of,
     )
-    shown = {"reward": "reward", "loss": "loss", f"validation/{metric}": "validation"}
-    alarms = Alarms(config["alarms"], alarm_file, validation=metric, known=start.log, known_alarms=start.alarms)
-    callbacks = [
-        StopOnSignal(experiment.status.received),
-        MetricsFile(experiment.run_dir / "metrics.jsonl"),
-        ProgressBar(shown),
-        alarms,
-    ]
-    callbacks += _rollout_pictures(experiment)
+    alarms = Alarms(
+        config["alarms"],
+        experiment.run_dir / ALARMS,
+        validation=metric,
+        known=start.log,
+        known_alarms=start.alarms,
+    )
     validation = _validation(experiment, start, card) if config["trainer"]["eval_steps"] else None
     trainer = _make_trainer(
         experiment,
         model,
         trainer_arguments(typed, folder),
-        callbacks=[*callbacks, *([validation] if validation else [])],
+        callbacks=_callbacks(experiment, alarms),
         validation=validation,
         stops_on_non_finite=config["alarms"]["non_finite"] != "off",
         on_batch=lambda step, rows: experiment.status.say(doing="train", step=step, rows=rows),
     )
-    stopped_by = None
     with experiment.status.patience():
-        try:
-            with phase("step"):
-                trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
-            (stopped_by,) = broadcast_object_list([alarms.stopped_by])
-            save_checkpoint(trainer, experiment.processor, folder / "last", card | {"step": trainer.state.global_step})
-        except NonFiniteError as error:
-            action, step = config["alarms"]["non_finite"], trainer.state.global_step + 1
-            stopped_by = {"step": step, "rule": NON_FINITE, "action": action, "message": str(error)}
-            if experiment.processes.is_main_process:
-                tell(stopped_by, alarm_file)
+        stopped_by = _run_trainer(experiment, trainer, alarms, start, card)
     if agreed_maximum(experiment.status.received() is not None, trainer.args):
         raise Interrupted
-    is_non_finite = stopped_by is not None and stopped_by["rule"] == NON_FINITE  # it may go on from before the best
+    # After NaN a run may resume from a checkpoint older than `best`, and roll `best` back.
+    is_non_finite = stopped_by is not None and stopped_by["rule"] == NON_FINITE
     if experiment.processes.is_main_process and not is_non_finite:
         for name in ("best", "last"):
             shutil.rmtree(previous(folder / name), ignore_errors=True)
@@ -106,8 +97,43 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
     return validation.history if validation else [], stopped_by
 
 
+def _run_trainer(experiment: RunContext, trainer, alarms, start: Start, card: dict) -> dict | None:
+    """Train to the end and save `checkpoints/last`; returns the alarm that ended the training early, or None."""
+    from vrft.train.alarms import report
+    from vrft.train.checkpoints import save_checkpoint
+    from vrft.train.non_finite import NonFiniteError
+
+    try:
+        with phase("step"):
+            trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
+        (stopped_by,) = broadcast_object_list([alarms.stopped_by])
+        last = experiment.run_dir / "checkpoints" / "last"
+        save_checkpoint(trainer, experiment.processor, last, card | {"step": trainer.state.global_step})
+    except NonFiniteError as error:
+        action, step = experiment.config["alarms"]["non_finite"], trainer.state.global_step + 1
+        stopped_by = {"step": step, "rule": NON_FINITE, "action": action, "message": str(error)}
+        if experiment.processes.is_main_process:
+            report(stopped_by, experiment.run_dir / ALARMS)
+    return stopped_by
+
+
+def _callbacks(experiment: RunContext, alarms) -> list:
+    """The trainer's callbacks but for the validation."""
+    from vrft.train.callbacks import MetricsFile, ProgressBar, StopOnSignal
+
+    shown = {"reward": "reward", "loss": "loss", f"validation/{experiment.primary_metrics[0]}": "validation"}
+    metrics = MetricsFile(experiment.run_dir / "metrics.jsonl")
+    return [
+        StopOnSignal(experiment.status.received),
+        metrics,
+        ProgressBar(shown),
+        alarms,
+        *_rollout_pictures(experiment),
+    ]
+
+
 def _rollout_pictures(experiment: RunContext) -> list[RolloutPictures]:
-    """The callback that sends pictures to W&B, where they are wanted and there is something to send."""
+    """The callback that sends pictures of completions to W&B; none without W&B, or where none are sampled."""
     logging = experiment.config["logging"]
     is_wanted = "wandb" in logging["report_to"] and logging.get("pictures_every") and logging.get("pictures")
     if not is_wanted or experiment.config["trainer"]["name"] != "grpo":
@@ -122,11 +148,10 @@ def _rollout_pictures(experiment: RunContext) -> list[RolloutPictures]:
 
 
 def _validation(experiment: RunContext, start: Start, card: dict):
-    """The callback that takes the validation metric, and knows what was taken before."""
+    """The validation callback, with the history and the best metric of the steps before a resume."""
     from vrft.train.callbacks import Validation
 
     metric, folder = experiment.primary_metrics[0], experiment.run_dir / "checkpoints" / "best"
-    kept = read_card(str(folder))
     return Validation(
         lambda policy, in_step: evaluate_splits(experiment, policy, ["validation"], name=None, in_step=in_step)[
             "validation"
@@ -141,7 +166,7 @@ def _validation(experiment: RunContext, start: Start, card: dict):
             for entry in start.log
             if f"validation/{metric}" in entry
         ],
-        best=kept["validation"][metric]["value"] if kept else -math.inf,
+        best=start.best,
     )
 
 
@@ -172,7 +197,7 @@ def _make_trainer(experiment: RunContext, model, arguments: dict, **resumable):
         "root": experiment.data_dir,
         "task": experiment.task,
         "frame_for_row": experiment.frame_for_row,
-        "arguments": arguments,
+        "arguments": arguments | {"trust_remote_code": settings["trust_remote_code"]},
         "peft_config": LoraConfig(**peft) if peft else None,
         **resumable,
     }
@@ -185,6 +210,8 @@ def _make_trainer(experiment: RunContext, model, arguments: dict, **resumable):
             judge=experiment.judge,
             rollouts=experiment.run_dir / "rollouts",
             sharing=config["rollout"].get("sharing"),
+            # An adapter's folder is loaded with its base, and so is the reference.
+            revision=(read_adapter(Path(settings["path"])) or settings).get("revision"),
             **shared,
         )
     if settings["quantization"]:
@@ -196,24 +223,29 @@ def _make_trainer(experiment: RunContext, model, arguments: dict, **resumable):
 
 
 def start_of(experiment: RunContext) -> Start:
-    """Find where training begins, and bring the files of the run directory back to there."""
+    """Find where training starts, and bring the files of the run directory back to there.
+
+    The main process reads the disk and tells the others: on a network file system another machine may still see the
+    files as they were, and processes that disagree on the best checkpoint wait for each other forever.
+    """
     from vrft.train.checkpoints import rewind, rewind_rollouts, settle_best
     from vrft.train.resume import newest_checkpoint, step_of
 
     found = [Start()]
     if experiment.config["evaluate"]["train"] and experiment.processes.is_main_process:
         folder = experiment.run_dir / "checkpoints"
-        for half_written in folder.glob("*.partial"):
-            shutil.rmtree(half_written)
+        for incomplete in folder.glob("*.partial"):
+            shutil.rmtree(incomplete)
         newest = newest_checkpoint(folder) if experiment.config["run"]["resume"] else None
         step = step_of(newest) if newest else 0
         settle_best(folder / "best", step)
         rewind_rollouts(experiment.run_dir / "rollouts", step)
         log, alarms = (rewind(experiment.run_dir / name, step) for name in ("metrics.jsonl", ALARMS))
-        found = [Start(newest, log, alarms)]
+        card, metric = read_card(str(folder / "best")), experiment.primary_metrics[0]
+        found = [Start(newest, log, alarms, best=card["validation"][metric]["value"] if card else -math.inf)]
         if experiment.config["run"]["resume"]:
             print(
-                f"training goes on from {newest}" if newest else "no whole checkpoint: training begins at step 0",
+                f"resuming from {newest}" if newest else "no complete checkpoint: training starts at step 0",
                 file=sys.stderr,
             )
     broadcast_object_list(found)
@@ -239,7 +271,6 @@ def load_policy(experiment: RunContext, path: str):
 @phase("loading")
 def open_engine(experiment: RunContext, path: str):
     """The checkpoint of a folder or hub name in vLLM, to be evaluated."""
-    from vrft.config.trl_arguments import vllm_length
     from vrft.models.vllm import VLLMEngine
 
     settings, typed = experiment.config["model"], Config.model_validate(experiment.config)

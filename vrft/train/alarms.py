@@ -1,4 +1,4 @@
-"""Alarms: what goes wrong in training while nobody looks, noticed in the logs by rules from `conf/alarms/`."""
+"""Alarms: rules from `conf/alarms/` that watch the training logs and may end a training that goes wrong."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from transformers import TrainerCallback
 
 from vrft.files import append_lines
 
-ACTIONS = ("off", "warn", "stop", "stop_keep_best")
-
-
-FIGURES = (  # of the usual rules; not every run logs them all
+ACTIONS = ("off", "warn", "stop", "stop_keep_best")  # in rising order
+FIGURES = (  # metrics of the shipped rules; not every run logs them all
     "frac_reward_zero_std",
     "parse_rate",
     "completions/clipped_ratio",
@@ -30,11 +28,12 @@ FIGURES = (  # of the usual rules; not every run logs them all
     "validation",
     "confidence_gap",
 )
-_SELDOM = ("validation/", "term_faults/")
+_SELDOM = ("validation/", "term_faults/")  # prefixes of metrics that the first log may lack
 
 
 class Rule:
-    """One rule and what it has seen: told every value of its metric, it says when it begins to be broken."""
+    """One rule and the values of its metric so far: feed it each logged value; it reports the first step at which its
+    condition holds."""
 
     def __init__(self, name: str, settings: Mapping[str, Any], window: int) -> None:
         """settings: `metric`, `above`, `below`, `of`, `while_rising`, `action`, `hint`, as in `conf/alarms/`."""
@@ -44,10 +43,11 @@ class Rule:
         self.best, self.other_at_best = -math.inf, math.nan
         self.is_broken = False
 
-    def tell(self, value: float, other: float = math.nan) -> tuple[float, str] | None:
-        """Take the metric's next value (and the window's mean of `while_rising`).
+    def update(self, value: float, other: float = math.nan) -> tuple[float, str] | None:
+        """Add the metric's next value. other: the mean over the window of the metric that `while_rising` names.
 
-        Returns what was compared, and with what, where the rule is broken now and was not before.
+        Returns the value compared and the limit, such as `(4.0, "above 3")`, if the condition holds now and did not
+        before; else None.
         """
         self.values = [*self.values, value][-self.window :]
         if len(self.values) < self.window:
@@ -57,7 +57,7 @@ class Rule:
         if mean > self.best:
             self.best, self.other_at_best = mean, other
         if math.isnan(self.other_at_best):
-            self.other_at_best = other  # as at the first validation, before any reward is known
+            self.other_at_best = other  # at the first validation no reward is logged yet
         of = self.settings.get("of") or "value"
         if of == "first" and not self.first:
             return None
@@ -77,9 +77,9 @@ class Rule:
 
 
 class Alarms(TrainerCallback):
-    """Watches the logs by rules; a broken one is told on the terminal and in a file, and may end the training.
+    """Applies the rules to every log; an alarm is printed, appended to a file, and may end the training.
 
-    stopped_by: the alarm that ended the training, as it stands in the file.
+    stopped_by: the alarm that ended the training, as in the file; None while there is none.
     """
 
     def __init__(
@@ -93,12 +93,12 @@ class Alarms(TrainerCallback):
     ) -> None:
         """settings: the group `alarms` of a frozen config. validation: the metric that rules call `validation`.
 
-        known, known_alarms: the logs of the part that a resumed run does not train again. Rules remember it and say
-        nothing; a training that an alarm ended stays ended unless the rule's action is another one now.
+        known, known_alarms: the logs and alarms up to the checkpoint that a run resumes from. They update the rules
+        without raising alarms again. A training that an alarm ended stays ended unless the rule's action has changed.
         """
         self.window = settings["window"]
         self.rules = [
-            # Validations are seldom: each counts by itself.
+            # Validations are rare, so each is a window of its own.
             Rule(name, rule, 1 if rule["metric"] == "validation" else self.window)
             for name, rule in settings["rules"].items()
             if rule["action"] != "off"
@@ -111,7 +111,7 @@ class Alarms(TrainerCallback):
         for alarm in known_alarms:
             self._note(alarm | {"action": now.get(alarm["rule"], "off")})
         for entry in known:
-            self._broken(entry)
+            self._alarms_of(entry)
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         control.should_training_stop |= self.stopped_by is not None
@@ -129,16 +129,16 @@ class Alarms(TrainerCallback):
             if "loss" in (logs or {}) and not self._has_looked:
                 self._has_looked = True
                 self._warn_of_figures(logs)
-            for alarm in self._broken(logs or {}):
+            for alarm in self._alarms_of(logs or {}):
                 alarm = {"step": state.global_step, **alarm}
-                tell(alarm, self.file)
+                report(alarm, self.file)
                 level = max(level, ACTIONS.index(alarm["action"]))
                 self._note(alarm)
         if agreed_maximum(level, args) > 1:
             control.should_training_stop = control.should_save = True
 
     def _warn_of_figures(self, logs: Mapping[str, Any]) -> None:
-        """Say which rules look at figures that nobody logs."""
+        """Warn of rules on metrics that this run does not log."""
         for rule in self.rules:
             metric = rule.settings["metric"]
             if metric not in logs and metric not in FIGURES and not metric.startswith(_SELDOM):
@@ -150,13 +150,13 @@ class Alarms(TrainerCallback):
                 )
 
     def _note(self, alarm: dict) -> None:
-        """Of the alarms that end the training, keep the first of those with the strongest action."""
+        """Keep the alarm if it ends the training and its action is stronger than that of the one kept."""
         level = ACTIONS.index(alarm["action"])
         if level > 1 and (self.stopped_by is None or level > ACTIONS.index(self.stopped_by["action"])):
             self.stopped_by = alarm
 
-    def _broken(self, logs: Mapping[str, Any]) -> list[dict]:
-        """The alarms that a log sets off."""
+    def _alarms_of(self, logs: Mapping[str, Any]) -> list[dict]:
+        """The alarms that this log raises."""
         values = {
             "validation" if name == self.validation else name: value
             for name, value in logs.items()
@@ -170,7 +170,7 @@ class Alarms(TrainerCallback):
             if value is None:
                 continue
             other = self.recent.get(rule.settings.get("while_rising"))
-            broken = rule.tell(value, statistics.fmean(other) if other else math.nan)
+            broken = rule.update(value, statistics.fmean(other) if other else math.nan)
             if broken:
                 of = {"first": " times its first mean", "best": " from its best mean"}.get(rule.settings.get("of"), "")
                 message = f"{rule.settings['metric']} is {broken[0]:.3g}{of}, {broken[1]}: {rule.settings['hint']}"
@@ -178,8 +178,8 @@ class Alarms(TrainerCallback):
         return found
 
 
-def tell(alarm: Mapping[str, Any], file: Path) -> None:
-    """Append an alarm to the file, and say it on the terminal."""
+def report(alarm: Mapping[str, Any], file: Path) -> None:
+    """Append an alarm to the file and print it."""
     append_lines(file, [alarm])
     then = {"stop": "; training ends here", "stop_keep_best": "; training ends here, and the best checkpoint is judged"}
     print(

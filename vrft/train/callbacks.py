@@ -1,4 +1,4 @@
-"""What happens beside the training steps: the metrics file, the progress bar, validation and the best checkpoint."""
+"""The trainer's callbacks: the metrics file, the progress bar, signals, validation and the best checkpoint."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from vrft.train.checkpoints import save_checkpoint
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every log of the main process to a JSON-lines file, with its step; non-finite numbers are written as
-    text."""
+    """Appends each log of the main process to a JSON-lines file, with its step; NaN and infinity as text."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -29,7 +28,7 @@ class MetricsFile(TrainerCallback):
         if not state.is_world_process_zero:
             return
         if "train_runtime" in (logs or {}):
-            return  # transformers' summary of this process's part of the training
+            return  # transformers' summary, which after a resume covers this process's steps only
         entry = {"step": state.global_step}
         for name, value in (logs or {}).items():
             is_odd = isinstance(value, float) and not math.isfinite(value)
@@ -38,7 +37,7 @@ class MetricsFile(TrainerCallback):
 
 
 class ProgressBar(TrainerCallback):
-    """One bar for the whole training, with the latest of the named figures beside it."""
+    """One progress bar for the whole training, with the latest values of the named metrics beside it."""
 
     def __init__(self, shown: dict[str, str]) -> None:
         self.shown = shown  # name in the logs -> short name on the bar
@@ -70,7 +69,7 @@ class ProgressBar(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Saves and stops after the step in which any process received a signal.
+    """Saves a checkpoint and stops after the step in which any process received a signal.
 
     received: returns the signal that this process has received, or None.
     """
@@ -84,15 +83,15 @@ class StopOnSignal(TrainerCallback):
 
 
 class Validation(TrainerCallback):
-    """Has the validation metric taken every `eval_steps` steps and at both ends, and keeps the best checkpoint.
+    """Computes the validation metric every `eval_steps` steps and at both ends, and keeps the best checkpoint.
 
-    The trainer calls `take`, and no reference to it is kept: the trained model can be released after the training.
+    The trainer calls `take`. No reference to the trainer is kept, so the trained model can be released after training.
 
     evaluate: `evaluate(model, in_step=…) -> {name: {"value", "n", ...}}` on the validation split; every process calls
-        it. in_step: True where the model's weights lie apart on them.
-    metric: which of these is the one to maximise.
-    history: `[{"step", "value", "n"}]`, in order; a resumed run begins with what it had.
-    best: the metric of the checkpoint that `folder` holds by now, or minus infinity.
+        it. in_step: True if the weights are sharded, so that all processes must make the same forward calls.
+    metric: which of these is to be maximised.
+    history: `[{"step", "value", "n"}]`, in order; in a resumed run with those before the resume.
+    best: the metric of the checkpoint that `folder` holds, or minus infinity.
     """
 
     def __init__(
@@ -123,7 +122,7 @@ class Validation(TrainerCallback):
 
     def take(self, trainer: transformers.Trainer) -> None:
         """Evaluate the trainer's policy as it is, log the metrics, and save it if it is the best so far."""
-        # Under ZeRO-3 the weights are gathered meanwhile; else all processes have to write every token together.
+        # Under ZeRO-3 the weights are gathered for the evaluation, or all processes generate each token together.
         is_gathered = getattr(trainer.args, "ds3_gather_for_generation", True)
         with unwrap_model_for_generation(
             trainer.model_wrapped, trainer.accelerator, gather_deepspeed3_params=is_gathered

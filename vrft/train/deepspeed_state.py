@@ -1,4 +1,4 @@
-"""DeepSpeed's part of a checkpoint: read without running code, gone on with to the bit, named as the base names it."""
+"""DeepSpeed's part of a checkpoint: read without running code, resumed to the last bit, with the base model's names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peft import PeftModel
 
 @contextmanager
 def readable_state() -> Iterator[None]:
-    """Let torch read the plain records that DeepSpeed writes beside its tensors, where it reads no other class."""
+    """Let torch read the plain records that DeepSpeed writes beside its tensors, and no other class."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -22,10 +22,11 @@ def readable_state() -> Iterator[None]:
 
 
 def recount_steps(engine: Any) -> None:
-    """Give an optimizer in main memory the same bias correction that it had when its state was saved.
+    """Give a resumed CPUAdam the bias correction that it had when its state was saved, to the last bit.
 
-    DeepSpeed's CPUAdam keeps the powers of its betas outside of its state, multiplied up step by step; a fresh one
-    computes them by `pow`, which rounds otherwise. Counted up here on four numbers that nobody uses.
+    DeepSpeed's CPUAdam keeps the powers of its betas outside its state, as a product that grows step by step. A new one
+    computes them by `pow`, which rounds differently. So the steps are repeated here, on one unused number each for
+    weight, gradient and the two moments.
     """
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
@@ -40,9 +41,9 @@ def recount_steps(engine: Any) -> None:
 
 
 def gathered_weights(trainer: Any) -> dict[str, torch.Tensor]:
-    """The policy's weights (of an adapter those that are trained), whole on the main process; all processes call this.
+    """The policy's weights (of an adapter the trained ones), whole on the main process; all processes call this.
 
-    Under ZeRO-3 only the engine can bring them together, and keeps them in main memory.
+    Under ZeRO-3 only the engine can gather them; it puts them in main memory.
     """
     engine = trainer.model_wrapped
     is_sharded = trainer.is_deepspeed_enabled and engine.zero_optimization_partition_weights()
@@ -54,9 +55,9 @@ def gathered_weights(trainer: Any) -> dict[str, torch.Tensor]:
 
 
 def named_once(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights without the further names of a shared one, such as an output layer tied to the embedding.
+    """The weights with each tied one under its first name only, as an output layer tied to the embedding.
 
-    transformers leaves them out by their storage, which DeepSpeed's copies no longer share.
+    transformers finds tied weights by their common storage, which DeepSpeed's copies no longer have.
     """
     first = {name for name, _ in model.named_parameters()}
     further = {name for name, _ in model.named_parameters(remove_duplicate=False)} - first

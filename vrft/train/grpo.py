@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import logging
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import PartialState
 from peft import PeftConfig
-from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
+from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from vrft.files import append_lines
@@ -53,6 +55,7 @@ def grpo_trainer(
     arguments: dict,
     rollouts: Path,
     sharing: str | None = None,
+    revision: str | None = None,
     peft_config: PeftConfig | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     **resumable,
@@ -62,6 +65,7 @@ def grpo_trainer(
     judge: what a completion earns; a term of weight 0 is logged and not optimised.
     arguments: fields of `trl.GRPOConfig`.
     rollouts: folder to which every completion is written with its terms, one JSON-lines file a step and process.
+    revision: of the hub repository that the policy is from, for the KL reference; None for its newest.
     sharing: `auto` to share a prompt among its completions where possible, `on` to raise where not, None for TRL's own.
     resumable: further arguments of `vrft.train.trainers.Resumable`.
     """
@@ -70,7 +74,7 @@ def grpo_trainer(
         make = functools.partial(ResumableSharing, must_share=sharing == "on")
     if arguments.get("use_vllm"):
         make = functools.partial(ResumableSharingVLLM, must_share=sharing == "on") if sharing else ResumableVLLM
-        # As TRL has it for transformers: an image token that was sampled would have no image.
+        # TRL forbids the image token where transformers samples: a sampled one would have no image.
         biased = {"logit_bias": {model.config.image_token_id: -100.0}}
         arguments = arguments | {"generation_kwargs": biased | (arguments.get("generation_kwargs") or {})}
     judged = Rollouts(
@@ -81,18 +85,40 @@ def grpo_trainer(
         end_ids=end_token_ids(model, processor),
         folder=rollouts,
     )
-    return make(
-        model=model,
-        processing_class=processor,
-        args=GRPOConfig(**arguments, reward_weights=[weight for _, weight in judge.columns]),
-        reward_funcs=judged.term_rewards(),
-        train_dataset=training_dataset(rows, root, question=lambda row: task.question(row, frame_for_row(row))),
-        peft_config=peft_config,
-        callbacks=list(callbacks),
-        counts=judged.failures,
-        on_completions=judged.record,
-        **resumable,
-    )
+    # TRL loads the KL reference by the policy's name. It does not know how the policy was loaded. Without the
+    # architecture it would also read the config of the newest revision.
+    reference = {"architecture": AutoModelForImageTextToText, "revision": revision, "use_safetensors": True}
+    weights = [weight for _, weight in judge.columns]
+    with _no_warning_of("model_init_kwargs"):  # TRL says that it ignores them, which is true of the policy alone
+        trainer = make(
+            model=model,
+            processing_class=processor,
+            args=GRPOConfig(**arguments, reward_weights=weights, model_init_kwargs=reference),
+            reward_funcs=judged.term_rewards(),
+            train_dataset=training_dataset(rows, root, question=lambda row: task.question(row, frame_for_row(row))),
+            peft_config=peft_config,
+            callbacks=list(callbacks),
+            counts=judged.failures,
+            on_completions=judged.record,
+            **resumable,
+        )
+    trainer.args.model_init_kwargs = None  # loggers write the arguments as JSON, which knows no class
+    return trainer
+
+
+@contextmanager
+def _no_warning_of(words: str) -> Iterator[None]:
+    """Within the block TRL's GRPO trainer logs no message with these words."""
+    logger = logging.getLogger("trl.trainer.grpo_trainer")
+
+    def passes(record: logging.LogRecord) -> bool:
+        return words not in record.getMessage()
+
+    logger.addFilter(passes)
+    try:
+        yield
+    finally:
+        logger.removeFilter(passes)
 
 
 class Rollouts:
@@ -126,7 +152,7 @@ class Rollouts:
         ]
 
     def cases(self, completions: list, completion_ids: list, row_ids: list[str]) -> list[dict]:
-        """The verdict on each completion, as it stands in the file; the arguments in TRL's forms."""
+        """What the file says of each completion. The arguments have the forms in which TRL passes them."""
         texts = [completion[0]["content"] for completion in completions]
         truncated = [not ids or ids[-1] not in self.end_ids for ids in completion_ids]
         return [self._case(*case) for case in zip(row_ids, texts, truncated, strict=True)]
@@ -190,8 +216,8 @@ class TermReward:
 
 
 def log_reading(batch: Sequence[dict], log_metric: Callable[[str, float], None]) -> None:
-    """Log the share of completions that were read and of each reason why not, how much they repeat themselves, and how
-    far their stated confidences lie above their overlap."""
+    """Log the share of readable answers, of each reason why one is not, and the means of `repetition` and
+    `confidence_gap`."""
     for reason in REASONS:
         log_metric(f"unreadable/{reason}", sum(case["reason"] == reason for case in batch) / len(batch))
     log_metric("parse_rate", sum(case["reason"] is None for case in batch) / len(batch))

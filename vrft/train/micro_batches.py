@@ -1,4 +1,4 @@
-"""A generation's rows dealt out to the steps that it serves, the completions of a prompt together."""
+"""A generation's rows split into micro-batches, with the completions of a prompt together."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from vrft.models.shared_prefix import Prompts
 
 
 def micro_batches(batch: dict[str, Any], n_steps: int) -> list[dict[str, Any]]:
-    """TRL's batch of a generation, shuffled and split into as many as it serves.
+    """TRL's batch of a generation, shuffled and split into `n_steps` micro-batches.
 
-    Groups stand in the order in which TRL's shuffle of rows brings up their first; it draws the same numbers.
+    Groups are ordered by the first of their rows in TRL's shuffle of all rows. The shuffle draws the same random
+    numbers as TRL's, so that all later draws stay the same.
     """
     prompts = Prompts.of(batch["prompt_ids"], batch["prompt_mask"], batch, batch.get("num_images"))
     rank = torch.randperm(len(prompts.ids)).argsort().tolist()
@@ -26,14 +27,14 @@ def micro_batches(batch: dict[str, Any], n_steps: int) -> list[dict[str, Any]]:
 
 
 def in_pieces(batch: dict[str, Any], n_pieces: int) -> list[dict[str, Any]]:
-    """A micro-batch as several smaller ones, its rows in their order."""
-    batch = {"completion_ids": batch["completion_ids"], **batch}  # the rows are counted by the first field
+    """A micro-batch split into `n_pieces` smaller ones; the rows keep their order."""
+    batch = {"completion_ids": batch["completion_ids"], **batch}  # TRL counts the rows by the first field
     pieces = split_tensor_dict(split_pixel_values_by_grid(batch), n_pieces)
     return [unsplit_pixel_values_by_grid(piece) for piece in pieces]
 
 
 def _in_order(values: Any, order: Sequence[int]) -> Any:
-    """A batch's field with its rows in another order; a number stays what it is."""
+    """A batch's field with its rows in another order; a scalar is returned as it is."""
     if isinstance(values, Tensor):
         return values if values.ndim == 0 else values[order]
     return values and [values[row] for row in order]

@@ -11,16 +11,16 @@ from transformers import BatchFeature, ProcessorMixin
 
 
 class PromptOnce:
-    """Stands in for `processor` while TRL prepares one batch of prompts, in which every prompt comes G times, twice.
+    """Replaces `processor` while TRL prepares one batch, for which it renders each prompt G times, and twice.
 
-    Images are the same if they are one object, as in rows that `training_dataset` repeats; others are processed
-    one by one, which is slower and never wrong. Whatever else it is asked, the processor itself answers.
+    Two images are the same if they are one object, as in the rows that `training_dataset` repeats. Equal images in two
+    objects are processed twice, which is slower and never wrong. All other calls go to the processor itself.
     """
 
     def __init__(self, processor: ProcessorMixin) -> None:
         self.processor = processor
         self.rendered: dict[str, str] = {}
-        self.encoded: dict[tuple, tuple[BatchFeature, Sequence]] = {}  # with the images, so that no id is given twice
+        self.encoded: dict[tuple, tuple[BatchFeature, Sequence]] = {}  # the images are kept, so that no `id` is reused
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.processor, name)
@@ -28,7 +28,7 @@ class PromptOnce:
     def apply_chat_template(
         self, conversation: list, *, tokenize: bool = False, return_dict: bool = False, **options
     ) -> str | list[str] | BatchFeature:
-        """As the processor's own, of one conversation or of many; with `tokenize`, what calling it gives."""
+        """As the processor's own, for one conversation or several; with `tokenize`, the result of calling it."""
         conversations = conversation if isinstance(conversation[0], list) else [conversation]
         options = {name: value for name, value in options.items() if value not in (None, False)}
         texts = [self._render(one, options) for one in conversations]
@@ -39,7 +39,7 @@ class PromptOnce:
     def __call__(
         self, images=None, text: Sequence[str] | None = None, *, padding=False, return_tensors=None, **options
     ) -> BatchFeature:
-        """As the processor's own: fields by token as lists, or with `padding` as tensors (B, P) padded on the left."""
+        """As the processor's own: per-token fields as lists, or with `padding` as tensors (B, P) padded on the left."""
         if images is None or text is None or options:
             return self.processor(images=images, text=text, padding=padding, return_tensors=return_tensors, **options)
         rows = [self._encode(one, tuple(own or ())) for one, own in zip(text, images, strict=True)]

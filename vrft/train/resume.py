@@ -115,7 +115,7 @@ def save_own_state(trainer: Trainer, folder: Path) -> None:
     tensors: dict[str, torch.Tensor] = {}
     if hasattr(trainer, "_buffered_inputs"):  # GRPO
         generate_every = trainer.args.steps_per_generation * trainer.num_iterations
-        # After the last use TRL still holds the batches, but generates anew before it looks at them.
+        # After their last use TRL still holds the micro-batches, but it generates before it reads them again.
         is_used_up = trainer._step % generate_every == 0
         values, tensors = without_tensors([] if is_used_up else trainer._buffered_inputs)
         state |= {"step": trainer._step, "accumulation": trainer.args.gradient_accumulation_steps, "buffer": values}

@@ -40,7 +40,7 @@ def sft_trainer(
     callbacks: Sequence[TrainerCallback] = (),
     **resumable,
 ) -> SFTTrainer:
-    """TRL's trainer, ready to teach `model` the golds of the rows; the loss is on the completion alone.
+    """TRL's trainer, ready to train `model` on the golds of the rows; the loss is on the completion only.
 
     thought: `gold` (the row's own; a row without one is refused), `empty` (empty think tags), `none` (no think tags) or
     `own` (the row's column `own_completion` as it stands).
@@ -55,7 +55,7 @@ def sft_trainer(
     return ResumableSFT(
         model=model,
         processing_class=processor,
-        args=SFTConfig(**{"remove_unused_columns": False, **arguments}),  # row_id stays
+        args=SFTConfig(**{"remove_unused_columns": False, **arguments}),  # the batches keep row_id
         train_dataset=training_dataset(
             rows,
             root,

@@ -104,7 +104,7 @@ def sharing_generate(trainer: GRPOTrainer, policy: PreTrainedModel, images: Sequ
 def zero_variance_share(terms: Tensor, weights: Tensor, group_size: int) -> float:
     """The share of groups whose rewards are all equal, in [0, 1]. terms: (B of all processes, terms), NaN for none.
 
-    TRL looks at the standard deviation, which the mean's rounding may lift off zero.
+    TRL tests whether the standard deviation is 0, which rounding of the mean can prevent.
     """
     groups = (terms * weights.to(terms.device)).nansum(1).view(-1, group_size)
     return (groups.amax(1) == groups.amin(1)).float().mean().item()

@@ -1,8 +1,8 @@
-"""TRL's trainers with what vrft changes in them: every method that vrft overrides stands in this file.
+"""TRL's trainers as vrft changes them: every method of TRL or transformers that vrft overrides is in this file.
 
-They reach into methods that TRL and transformers call private and may change in any release. `OVERRIDES` says why each
-is overridden; a test holds the table against these classes, and the signatures against the versions named there. The
-work is done by plain functions in `resume.py`, `shared_prefix.py` and `non_finite.py`.
+Most are private to these libraries and may change in any release. `OVERRIDES` says why each is overridden. A test
+compares the table with the classes, and the signatures with those of the versions below. The work is done by plain
+functions in `resume.py`, `shared_prefix.py` and `non_finite.py`.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ from vrft.train.deepspeed_state import named_once, readable_state, recount_steps
 from vrft.train.micro_batches import micro_batches
 from vrft.train.non_finite import NonFiniteGuard
 from vrft.train.prompt_once import PromptOnce
-from vrft.train.shared_prefix import Sharing, replaced
 
 VERSIONS = {"trl": "1.16.0", "transformers": "5.23.0"}
 """The versions whose source was read."""
 
 OVERRIDES = {
     # method: (defined by, why)
-    "_get_train_sampler": ("trl", "the sampler is kept, as `_run_epoch` winds it on"),
-    "_run_epoch": ("transformers", "a resumed run draws the orders of past epochs; one that has ended takes no step"),
+    "_get_train_sampler": ("trl", "`_run_epoch` needs the sampler"),
+    "_run_epoch": ("transformers", "a resumed run repeats the draws of past epochs; an ended one takes no step"),
     "training_step": ("trl", "the watchdog and the non-finite guard learn which rows are trained on"),
     "compute_loss": ("trl", "under DeepSpeed the backward also steps: the loss is checked before it"),
     "_get_grad_norm": ("transformers", "the last call before the optimizer steps: the gradient is checked"),
@@ -71,11 +70,10 @@ class Resumable:
         stops_on_non_finite: bool = False,
         **kwargs,
     ) -> None:
-        """counts: what has been counted so far, by name; saved and restored with the checkpoints.
+        """counts: saved and restored with the checkpoints. validation: is added to the callbacks.
 
-        validation: is also to be among the callbacks.
         on_batch: called with the step and the `row_id`s of each batch before its loss is computed.
-        stops_on_non_finite: True to raise `NonFiniteError` before the optimizer steps on a loss or gradient that is.
+        stops_on_non_finite: True to raise `NonFiniteError` before the optimizer steps on NaN or infinity.
         """
         self.counts, self.validation, self.on_batch = counts, validation, on_batch
         self.non_finite = NonFiniteGuard(is_on=stops_on_non_finite)
@@ -83,6 +81,8 @@ class Resumable:
         self._staging: Path | None = None
         self._resumed_step: int | None = None
         self._written: set[str] = set()  # names of checkpoints
+        if validation:
+            kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), validation]
         super().__init__(*args, **kwargs)
         self.args.eval_on_start = validation is not None  # transformers then calls `evaluate` before the first step
 
@@ -96,7 +96,7 @@ class Resumable:
         if isinstance(self._sampler, RepeatSampler) and epoch == epochs_trained:
             for _ in range(epochs_trained):
                 next(iter(self._sampler))
-        # transformers takes a step before it looks whether training is over.
+        # transformers takes a step before it checks whether the training is over.
         if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             super()._run_epoch(*args, epoch=epoch, epochs_trained=epochs_trained, **kwargs)
 
@@ -147,8 +147,8 @@ class Resumable:
         self._staging = None
         self._written.add(folder.name)
         if is_main:
-            limit, begin = self.args.save_total_limit, self._resumed_step or 0
-            resume.remove_superfluous(folder.parent, limit=limit, resumed_step=begin, written=self._written)
+            limit, since = self.args.save_total_limit, self._resumed_step or 0
+            resume.remove_superfluous(folder.parent, limit=limit, resumed_step=since, written=self._written)
         wait()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
@@ -191,18 +191,17 @@ class SharedPrefixTrainer(GRPOTrainer):
         """must_share: True to raise `UserError` where a batch cannot be shared; else it takes TRL's own path."""
         super().__init__(*args, **kwargs)
         register_attention()
-        self.sharing = Sharing(must_share=must_share, is_main_process=self.accelerator.is_main_process)
+        self.sharing = shared_prefix.Sharing(must_share=must_share, is_main_process=self.accelerator.is_main_process)
         shared_prefix.check_settings(self)
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
         self.sharing.image_features.clear()
-        with replaced(self, "processing_class", PromptOnce(self.processing_class)):
+        with shared_prefix.replaced(self, "processing_class", PromptOnce(self.processing_class)):
             batch = super()._generate_and_score_completions(inputs)
         shared_prefix.metrics(self)["frac_reward_zero_std"][-1] = self.sharing.zero_variance
         return batch
 
     def _calculate_rewards(self, *args, **kwargs) -> Tensor:
-        """(B of all processes, terms)"""
         terms = super()._calculate_rewards(*args, **kwargs)
         group_size = self.num_generations if self.model.training else self.num_generations_eval
         self.sharing.zero_variance = shared_prefix.zero_variance_share(terms, self.reward_weights, group_size)
@@ -211,7 +210,7 @@ class SharedPrefixTrainer(GRPOTrainer):
     def _generate_single_turn(self, prompt_ids, images, *args, **kwargs) -> tuple[list[list[int]], Any]:
         # TRL pads the B rows and calls `generate` of the unwrapped model: that call is the one to replace.
         policy = self.accelerator.unwrap_model(self.model_wrapped)
-        with replaced(policy, "generate", shared_prefix.sharing_generate(self, policy, images)):
+        with shared_prefix.replaced(policy, "generate", shared_prefix.sharing_generate(self, policy, images)):
             return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
@@ -251,7 +250,6 @@ class SharedPrefixTrainer(GRPOTrainer):
         num_images: Sequence[int] | None = None,
         **fields,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Log probabilities and, if asked, entropies of completion tokens, (B, C); 0 where none is scored."""
         n_prompt = input_ids.shape[1] - logits_to_keep
         prompts = Prompts.of(input_ids[:, :n_prompt], attention_mask[:, :n_prompt], fields, num_images)
         base = without_adapter(self.accelerator.unwrap_model(model))
@@ -272,7 +270,7 @@ class SeenImages:
 
     TRL sends images as they are in the rows, and vLLM resizes them by the checkpoint's limits: other pixels, and
     another number of image tokens than the prompt has. In the process TRL also sends a placeholder for every patch, to
-    which vLLM (0.30) adds its own: N patches became 2 N - 1. A server is told where the images stand.
+    which vLLM (0.30) adds its own: N patches became 2 N - 1. A server gets the positions of the images.
     """
 
     def _generate_single_turn(self, prompt_ids, images, *args, **kwargs) -> Any:
@@ -289,8 +287,7 @@ class SeenImages:
 
 
 class ResumableGRPOMixin(Resumable):
-    """on_completions: called with the completions of a generation before their rewards are asked for; see
-    `grpo.Rollouts.record`."""
+    """on_completions: `grpo.Rollouts.record`, called with a generation before its rewards are computed."""
 
     def __init__(self, *args, on_completions: Callable[..., None] | None = None, **kwargs) -> None:
         self.on_completions = on_completions

@@ -31,7 +31,7 @@ def rule(*, window=1, **settings) -> Rule:
 def spoke_at(values, **settings) -> list[int]:
     """At which of the values the rule spoke, from 0."""
     told = rule(**settings)
-    return [number for number, value in enumerate(values) if told.tell(value)]
+    return [number for number, value in enumerate(values) if told.update(value)]
 
 
 # --- one rule --------------------------------------------------------------------------------------------------------
@@ -79,13 +79,13 @@ def test_when_a_rule_speaks(settings, values, at):
 )
 def test_a_rule_that_asks_for_another_figure_to_rise(pairs, at):
     told = rule(of="best", below=-0.1, while_rising="reward")
-    assert [number for number, pair in enumerate(pairs) if told.tell(*pair)] == at
+    assert [number for number, pair in enumerate(pairs) if told.update(*pair)] == at
 
 
 def test_a_rule_says_what_it_compared_and_with_what():
     told = rule(of="first", above=3.0)
-    assert told.tell(2.0) is None
-    assert told.tell(8.0) == (4.0, "above 3")
+    assert told.update(2.0) is None
+    assert told.update(8.0) == (4.0, "above 3")
 
 
 # --- the callback ----------------------------------------------------------------------------------------------------

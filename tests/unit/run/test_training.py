@@ -1,0 +1,86 @@
+"""What the worker's training takes from where: the best metric so far, and the settings that loaded the policy."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+
+import vrft.train.grpo
+from vrft.run import training
+
+METRIC = "accuracy"
+
+
+def context(run_dir, *, is_main_process=True, **sections):
+    """As much of a run's context as finding the start and making a trainer read."""
+    config = {
+        "evaluate": {"train": True},
+        "run": {"resume": True},
+        "trainer": {"name": "grpo", "eval_steps": 2},
+        "deepspeed": {"config": None},
+        "derived": {"device": "cpu"},
+        "rollout": {},
+        "model": {
+            "path": "lab/base", "revision": "v1", "trust_remote_code": True, "family": "tiny", "freeze": [],
+            "peft": None, "quantization": None,
+        },
+        **sections,
+    }  # fmt: skip
+    return SimpleNamespace(
+        config=config, run_dir=run_dir, processes=SimpleNamespace(is_main_process=is_main_process),
+        primary_metrics=[METRIC], processor=None, protocol="p", training_rows=[], data_dir=None, task=None,
+        frame_for_row=None, judge=None,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def best(tmp_path):
+    """The folder of a best checkpoint of step 4."""
+    folder = tmp_path / "checkpoints" / "best"
+    folder.mkdir(parents=True)
+    card = {"step": 4, "validation": {METRIC: {"value": 0.7, "n": 9}}}
+    (folder / "vrft.json").write_text(json.dumps(card))
+    return folder
+
+
+def test_every_process_has_the_best_metric_that_the_main_one_read(tmp_path, best, monkeypatch):
+    """Another machine's view of the disk may be old, or the folder may be renamed at that moment."""
+    sent = []
+    monkeypatch.setattr(training, "broadcast_object_list", sent.extend)
+    monkeypatch.setattr("vrft.train.resume.newest_checkpoint", lambda folder: folder / "checkpoint-4")
+    assert training.start_of(context(tmp_path)).best == 0.7
+
+    def receive(found):
+        found[:] = sent
+
+    monkeypatch.setattr(training, "broadcast_object_list", receive)
+    best.rename(best.with_name("best.previous"))
+    other = context(tmp_path, is_main_process=False)
+    start = training.start_of(other)
+    assert training._validation(other, start, card={}).best == 0.7
+
+
+def test_without_a_best_checkpoint_any_metric_is_better(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "broadcast_object_list", lambda found: None)
+    (tmp_path / "checkpoints").mkdir()
+    assert training.start_of(context(tmp_path)).best == -math.inf
+
+
+@pytest.mark.parametrize(("adapter", "revision"), [(None, "v1"), ({"revision": "v0"}, "v0")])
+def test_the_reference_is_loaded_as_the_policy_was(tmp_path, monkeypatch, adapter, revision):
+    """An adapter's folder names its base, and that one's revision."""
+    asked = {}
+    trainer = SimpleNamespace(remove_callback=lambda _: None)
+    monkeypatch.setattr(vrft.train.grpo, "grpo_trainer", lambda *_, **given: asked.update(given) or trainer)
+    run = context(tmp_path)
+    if adapter:
+        run.config["model"]["path"] = str(tmp_path)
+        settings = {"base_model_name_or_path": "lab/base", **adapter}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    model = SimpleNamespace(named_parameters=list)
+    training._make_trainer(run, model, {"beta": 0.04})
+    assert asked["revision"] == revision
+    assert asked["arguments"] == {"beta": 0.04, "trust_remote_code": True}
