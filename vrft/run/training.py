@@ -15,7 +15,7 @@ from vrft.config.schema import Config
 from vrft.models.adapters import check_targets, lora_settings
 from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts, load_model
-from vrft.models.prompt_settings import make_card, read_card
+from vrft.models.prompt_settings import make_prompt_settings, read_prompt_settings
 from vrft.report.wandb import RolloutPictures, picture
 from vrft.run import health
 from vrft.run.context import RunContext
@@ -55,7 +55,7 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
     config, folder, alarm_file = experiment.config, experiment.run_dir / "checkpoints", experiment.run_dir / ALARMS
     row, metric = experiment.rows["train"][0], experiment.primary_metrics[0]
     typed = Config.model_validate(config)
-    card = make_card(
+    card = make_prompt_settings(
         typed.prompt_settings,
         base=typed.model.path,
         trainer=typed.trainer.name,
@@ -122,11 +122,11 @@ def _validation(experiment: RunContext, start: Start, card: dict):
     from vrft.train.callbacks import Validation
 
     metric, folder = experiment.primary_metrics[0], experiment.run_dir / "checkpoints" / "best"
-    kept = read_card(str(folder))
+    kept = read_prompt_settings(str(folder))
     return Validation(
-        lambda policy, in_step: evaluate_splits(experiment, policy, ["validation"], name=None, in_step=in_step)[
-            "validation"
-        ][experiment.protocol],
+        lambda policy, synced_gpus: evaluate_splits(
+            experiment, policy, ["validation"], name=None, synced_gpus=synced_gpus
+        )["validation"][experiment.protocol],
         metric=metric,
         eval_steps=experiment.config["trainer"]["eval_steps"],
         processor=experiment.processor,

@@ -33,7 +33,7 @@ def _check_images(experiment: RunContext) -> None:
     """
     from transformers import AutoProcessor
 
-    from vrft.models.vllm import is_kept
+    from vrft.models.vllm import needs_no_resize
 
     model, memory = experiment.config["model"], experiment.config["memory"]
     trusted = {name: model[name] for name in ("revision", "trust_remote_code")}
@@ -41,7 +41,7 @@ def _check_images(experiment: RunContext) -> None:
     limits = {"min_pixels": memory["min_pixels"], "max_pixels": memory["max_pixels"]}
     for row in (row for rows in experiment.rows.values() for row in rows):
         seen = seen_size(row["image_wh"], FAMILIES[model["family"]], **limits)
-        if not is_kept(seen, own):
+        if not needs_no_resize(seen, own):
             size = own.image_processor.size
             raise UserError(
                 f"row {row['row_id']}: the image is seen at {seen[0]} × {seen[1]} pixels (memory.min_pixels="

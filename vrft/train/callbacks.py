@@ -86,8 +86,8 @@ class StopOnSignal(TrainerCallback):
 class Validation(TrainerCallback):
     """Has the validation metric taken every `eval_steps` steps and at both ends, and keeps the best checkpoint.
 
-    evaluate: `evaluate(model, in_step=…) -> {name: {"value", "n", ...}}` on the validation split; every process calls
-        it. in_step: True where the model's weights lie apart on them.
+    evaluate: `evaluate(model, synced_gpus=…) -> {name: {"value", "n", ...}}` on the validation split; every process
+        calls it. synced_gpus: True where the model's weights lie apart on them.
     metric: which of these is the one to maximise.
     history: `[{"step", "value", "n"}]`, in order; a resumed run begins with what it had.
     best: the metric of the checkpoint that `folder` holds by now, or minus infinity.
@@ -129,7 +129,7 @@ class Validation(TrainerCallback):
         with unwrap_model_for_generation(
             self.trainer.model_wrapped, self.trainer.accelerator, gather_deepspeed3_params=is_gathered
         ) as policy:
-            metrics = self.evaluate(policy, in_step=is_deepspeed_zero3_enabled() and not is_gathered)
+            metrics = self.evaluate(policy, synced_gpus=is_deepspeed_zero3_enabled() and not is_gathered)
         figure = metrics[self.metric]
         if figure["value"] is None:
             raise UserError(

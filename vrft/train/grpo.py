@@ -15,7 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from vrft.files import append_lines
 from vrft.models.generate import end_token_ids
-from vrft.models.vllm import as_seen, with_one_token_an_image
+from vrft.models.vllm import as_seen, collapse_image_tokens
 from vrft.tasks.answers import REASONS
 from vrft.tasks.base import Task
 from vrft.tasks.boxes import Frame
@@ -180,7 +180,7 @@ class SeenImages:
             images = [own and [seen[id(image)] for image in own] for own in images]
             if self.vllm_mode == "colocate":
                 token = self.processing_class.image_token_id
-                prompt_ids = [with_one_token_an_image(ids, token) for ids in prompt_ids]
+                prompt_ids = [collapse_image_tokens(ids, token) for ids in prompt_ids]
         return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
 
 

@@ -237,7 +237,7 @@ class SharedPrefixTrainer(GRPOTrainer):
         if not is_vision_frozen(policy):
             return inputs
         with self.accelerator.autocast():
-            return self._image_features.stand_in(policy, inputs)
+            return self._image_features.replace_pixels(policy, inputs)
 
     def _scoring_fault(self, model: PreTrainedModel, fields: Mapping[str, Any], has_aux_loss: bool) -> str | None:
         unknown = {name for name, value in fields.items() if value is not None} - {*_VISION, "mm_token_type_ids"}

@@ -7,7 +7,13 @@ import json
 import pytest
 
 from vrft.errors import UserError
-from vrft.models.prompt_settings import make_card, read_card, setting_drift, with_card, wording_drift
+from vrft.models.prompt_settings import (
+    make_prompt_settings,
+    read_prompt_settings,
+    setting_drift,
+    with_card,
+    wording_drift,
+)
 from vrft.tasks import load_task
 from vrft.tasks.boxes import Frame
 
@@ -62,8 +68,8 @@ def test_without_a_card_the_config_holds(config):
 def test_a_damaged_card_is_named(tmp_path):
     (tmp_path / "vrft.json").write_text("{")
     with pytest.raises(UserError, match=r"vrft\.json is not JSON"):
-        read_card(str(tmp_path))
-    assert read_card(None) == {}
+        read_prompt_settings(str(tmp_path))
+    assert read_prompt_settings(None) == {}
 
 
 def test_settings_that_differ_from_training_are_told(config, tmp_path):
@@ -74,7 +80,7 @@ def test_settings_that_differ_from_training_are_told(config, tmp_path):
 
 
 def test_the_card_keeps_settings_prompt_and_an_example(config):
-    card = json.loads(json.dumps(make_card(config, task=TASK, row=ROW, frame=FRAME, prompt_of=prompt_of)))
+    card = json.loads(json.dumps(make_prompt_settings(config, task=TASK, row=ROW, frame=FRAME, prompt_of=prompt_of)))
     assert card["max_pixels"] == 401408
     assert card["prompt"] == "<image>{question}<end>"
     assert card["example"]["question"] == TASK.question(ROW, FRAME)
@@ -92,7 +98,7 @@ def test_the_card_keeps_settings_prompt_and_an_example(config):
     ],
 )
 def test_other_words_than_in_training_are_told(config, task, prompt, words):
-    card = make_card(config, task=TASK, row=ROW, frame=FRAME, prompt_of=prompt_of)
+    card = make_prompt_settings(config, task=TASK, row=ROW, frame=FRAME, prompt_of=prompt_of)
     told = wording_drift(card, task=task, prompt_of=prompt)
     assert len(told) == len(words)
     assert all(word in line for word, line in zip(words, told, strict=True))
