@@ -12,7 +12,7 @@ from vrft.tasks import load_task, task_names
 from vrft.tasks.answers import normal_name
 from vrft.tasks.audit import audit
 from vrft.tasks.audit.attacks import attacks
-from vrft.tasks.audit.reference_answers import honest_answers
+from vrft.tasks.audit.reference_answers import reference_answers
 from vrft.tasks.boxes import FRAMES, Frame
 from vrft.tasks.reward import RewardFunction
 
@@ -110,7 +110,7 @@ def test_honest_answers_are_read_and_good_but_not_perfect(name, options):
     task = load_task(name, **options)
     frame = Frame("norm1000", (640, 480), (640, 480))
     rows = [{"row_id": str(i), "image_wh": [640, 480], **row} for i, row in enumerate(task.examples)]
-    for honest, row in zip(honest_answers(task, rows, [frame] * len(rows)), rows, strict=True):
+    for honest, row in zip(reference_answers(task, rows, [frame] * len(rows)), rows, strict=True):
         parsed = task.parse(honest.completion, row, frame)
         assert parsed.reason is None
         values = [metric(parsed, row) for metric in task.metrics.values()]

@@ -16,7 +16,7 @@ from vrft.cli.verbs import VERBS, groups, verb_help
 from vrft.config import vllm_checks
 from vrft.config.freeze import freeze, freeze_plain, plain
 from vrft.config.package_files import config_folder
-from vrft.config.verb_schema import AuditConfig, JudgeConfig, ScoreConfig
+from vrft.config.verb_schema import AuditConfig, RewardCasesConfig, ScoreConfig
 from vrft.errors import UserError
 from vrft.tasks import load_task, task_names
 from vrft.tasks.reward import RewardFunction, weights_for
@@ -271,7 +271,7 @@ def test_every_preset_serves_every_task_that_it_pays(name):
 
 @pytest.mark.parametrize(("verb", "overrides"), [("judge", ["cases=a.jsonl", "out=b.jsonl"]), ("audit", [])])
 def test_verbs_without_a_model_check_task_and_reward(verb, overrides):
-    schema = {"judge": JudgeConfig, "audit": AuditConfig}[verb]
+    schema = {"judge": RewardCasesConfig, "audit": AuditConfig}[verb]
     for task in set(GROUPS["task"]) - {"own"}:
         assert freeze_plain(compose(verb, [*overrides, f"task={task}"]), schema)["reward"]["name"] == "strict"
     for wrong, words in (

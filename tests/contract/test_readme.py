@@ -23,7 +23,7 @@ from vrft.config.package_files import TINY_MODEL, config_folder
 from vrft.tasks import load_task
 from vrft.tasks.audit import audit
 from vrft.tasks.boxes import Frame
-from vrft.tasks.reward import Judge
+from vrft.tasks.reward import RewardFunction
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = [ROOT / name for name in ("conf", "launch", "sweeps", "tests", "vrft")]
@@ -212,7 +212,7 @@ def test_the_ten_lines_of_a_task_of_ones_own_are_a_task():
     task = load_task("my_pkg.defects.DefectTask", trust_code=["my_pkg"])
     row = {"row_id": "1", "image_wh": [640, 480], **task.examples[0]}
     preset = yaml.safe_load(text_of("conf/reward/strict.yaml"))
-    judge = Judge(task, preset)
+    judge = RewardFunction(task, preset)
     outcomes = list(
         audit(task, [row], judge=judge, frame_for_row=lambda row: Frame("norm1000", (640, 480), (640, 480)))
     )

@@ -15,7 +15,7 @@ from small_models import picture
 from vrft.config.package_files import TINY_MODEL
 from vrft.models.generate import generate_texts, render_prompt
 from vrft.models.load import load_model, load_processor
-from vrft.models.vllm import VLLMEngine, as_seen, with_one_token_an_image
+from vrft.models.vllm import VLLMEngine, as_seen, collapse_image_tokens
 
 pytestmark = pytest.mark.vllm
 LIMITS = {"min_pixels": 3136, "max_pixels": 3136}
@@ -69,7 +69,7 @@ def test_vllm_reads_the_prompt_that_the_policy_is_trained_on(engine, image_wh):
     processor = load_processor(str(TINY_MODEL), **LIMITS)
     image, text = picture(*image_wh), render_prompt(processor, "Where is the seven?", 1)
     ids = [int(one) for one in processor(text=[text], images=[[image]])["input_ids"][0]]
-    one_each = with_one_token_an_image(ids, processor.image_token_id)
+    one_each = collapse_image_tokens(ids, processor.image_token_id)
     shown = {"multi_modal_data": {"image": as_seen(image, processor)}}
     wish = SamplingParams(temperature=0.0, max_tokens=8)
     outputs = engine.llm.generate(

@@ -264,7 +264,7 @@ class Config(Section):
 
     @property
     def prompt_settings(self) -> dict[str, Any]:
-        """What a checkpoint's `vrft.json` keeps, by its names there (`vrft.models.prompt_settings.FROM_CARD`)."""
+        """What a checkpoint's `vrft.json` keeps, by its names there (`vrft.models.prompt_settings.PROMPT_SETTINGS`)."""
         memory = self.memory
         limits = {key: getattr(memory, key) for key in ("min_pixels", "max_pixels", "max_completion_length")}
         return {"task": self.task, "family": self.model.family, **limits}

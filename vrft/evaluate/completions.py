@@ -40,7 +40,7 @@ def generate_completions(
     n_samples: int = 0,
     temperature: float = 1.0,
     seed: int = 0,
-    in_step: bool = False,
+    synced_gpus: bool = False,
     on_batch: Callable[[list[str]], None] | None = None,
 ) -> list[dict]:
     """This rank's completions, `{"row_id", "sample", "text", "n_tokens", "is_truncated"}`, in the order of the rows.
@@ -51,15 +51,15 @@ def generate_completions(
     root: the folder that relative image paths start from. progress: the label of a progress bar; None shows none.
     kept: where batches are kept as they are done; those that it holds already are not generated again, and rank 0
         returns them with its own.
-    in_step: True where the weights lie apart on the ranks (ZeRO-3, not gathered), which then have to make every call
-        together: a rank that has fewer batches than another does some again, and forgets what comes out.
+    synced_gpus: True where the weights lie apart on the ranks (ZeRO-3, not gathered), which then have to make every
+        call together: a rank that has fewer batches than another does some again, and forgets what comes out.
     on_batch: called with the `row_id`s of each batch before it is generated.
     """
     frames = [frame_for_row(row) for row in rows]
     questions = [task.question(row, frame) for row, frame in zip(rows, frames, strict=True)]
     batches = make_batches([_prompt_size(q, f) for q, f in zip(questions, frames, strict=True)], batch_size)
     is_engine = isinstance(model, VLLMEngine)
-    answer = model.generate_texts if is_engine else functools.partial(generate_texts, model, in_step=in_step)
+    answer = model.generate_texts if is_engine else functools.partial(generate_texts, model, synced_gpus=synced_gpus)
     done = kept.done if kept else {}
     completions: dict[int, list[dict]] = {}
     if rank == 0:
@@ -67,7 +67,7 @@ def generate_completions(
             _add(completions, batches[index], made)
     left = [index for index in range(len(batches)) if index not in done]
     mine = left[rank::world_size]
-    n_spare = -(-len(left) // world_size) - len(mine) if in_step else 0
+    n_spare = -(-len(left) // world_size) - len(mine) if synced_gpus else 0
     n_rows = sum(len(batches[index]) for index in mine)
     with tqdm(total=len(completions) + n_rows, initial=len(completions), desc=progress, disable=progress is None,
               unit="row") as bar:  # fmt: skip

@@ -201,7 +201,7 @@ def _bare_trainer(trainer_class: type, model: PreTrainedModel) -> GRPOTrainer:
 class _Features:
     """A frozen vision tower's features, computed once; on the meta device all images look the same."""
 
-    def stand_in(self, policy: PreTrainedModel, inputs: dict) -> dict:
+    def replace_pixels(self, policy: PreTrainedModel, inputs: dict) -> dict:
         if "pixel_values" not in inputs:
             return inputs
         with torch.no_grad():

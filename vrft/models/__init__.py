@@ -1,1 +1,1 @@
-"""Models: families, loading, decoding, and the tiny model's parts."""
+"""Models: families, loading, prompts, decoding, and what `vrft.json` holds."""

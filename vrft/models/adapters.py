@@ -1,4 +1,4 @@
-"""LoRA's place in a model: on the linear layers that the config names, in the parts that are not frozen."""
+"""Where LoRA goes: the linear layers that the config names, outside of the frozen parts."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _LAYERS = (
     *(f"model.visual.blocks.0.mlp.{name}" for name in ("fc1", "gate_proj", "linear_fc1")),
     *(f"model.visual.merger.{name}" for name in ("mlp.0", "linear_fc1")),
 )
-"""Linear layers of the three families' first blocks."""
+"""Names of the linear layers in the first blocks of the three families. All blocks have the same ones."""
 
 
 def parts_adapted(target_modules: Any, family: Family) -> set[str]:
-    """The parts in which the usual linear layers of the Qwen-VL families get an adapter.
+    """The parts of the model (`vision`, `projector`, `language`) that get an adapter, without loading a model.
 
-    target_modules: as `peft.LoraConfig` takes it: a pattern for whole names, or a list of their ends.
+    target_modules: as in `peft.LoraConfig`, a regular expression for whole names or a list of name endings.
     """
     if isinstance(target_modules, str):
         if target_modules == "all-linear":
@@ -38,13 +38,13 @@ def parts_adapted(target_modules: Any, family: Family) -> set[str]:
 def lora_settings(
     peft: Mapping[str, Any], family: Family, *, frozen: Sequence[str], revision: str | None
 ) -> dict[str, Any]:
-    """The fields of `peft.LoraConfig`: those of `model.peft`, without frozen parts, and with the base's revision."""
-    left_out = {"exclude_modules": pattern_of(frozen, family)} if frozen else {}
-    return {**peft, **left_out, "revision": revision}
+    """The fields of `peft.LoraConfig`: `model.peft`, the frozen parts excluded, and the revision of the base model."""
+    excluded = {"exclude_modules": pattern_of(frozen, family)} if frozen else {}
+    return {**peft, **excluded, "revision": revision}
 
 
 def read_adapter(folder: Path) -> dict[str, Any]:
-    """An adapter's `adapter_config.json`; empty where the folder has none. Raises `UserError` if it names no base."""
+    """The content of `adapter_config.json`; empty if the folder has none. Raises `UserError` if it names no base."""
     path = folder / "adapter_config.json"
     if not path.is_file():
         return {}
@@ -58,7 +58,7 @@ def read_adapter(folder: Path) -> dict[str, Any]:
 
 
 def check_targets(model: Any, peft: Mapping[str, Any]) -> None:
-    """Raise `UserError` where no layer of the model has a name that the adapter is for."""
+    """Raise `UserError` if `target_modules` matches no layer of the model."""
     from peft import LoraConfig
     from peft.tuners.tuners_utils import check_target_module_exists
 
@@ -68,6 +68,6 @@ def check_targets(model: Any, peft: Mapping[str, Any]) -> None:
     if not any(check_target_module_exists(config, name) for name, _ in model.named_modules()):
         wanted = config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules)
         raise UserError(
-            f"model.peft.target_modules is {wanted!r}, and no layer outside of model.freeze has such a name; name "
-            "linear layers as the model does: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+            f"model.peft.target_modules is {wanted!r}, and no layer outside of model.freeze has such a name; use the "
+            "names of the model's linear layers: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
         )

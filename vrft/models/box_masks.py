@@ -1,4 +1,4 @@
-"""Masks from boxes by a promptable segmentation model of `transformers`: SAM (Kirillov et al. 2023) and its kin."""
+"""Masks from boxes, by a promptable segmentation model of `transformers`, such as SAM (Kirillov et al. 2023)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vrft.errors import UserError, first_line
 
 
 def load_mask_model(path: str, *, device: str = "cpu") -> Callable[[Image, Sequence[float]], np.ndarray]:
-    """A function from an image in RGB and a box [x1, y1, x2, y2] in its pixels to the mask, (height, width) of bool.
+    """A function of an RGB image and a box, xyxy in its pixels, that returns the mask, (height, width) of bool.
 
-    path: a folder, or a hub name. Of several masks for a box the model's single one is taken (no `multimask_output`).
-    Raises `UserError` if there is no such model.
+    path: a folder or a hub name. The model gives one mask per box (no `multimask_output`). Raises `UserError` if the
+    model cannot be loaded.
     """
     try:
-        careful = {"trust_remote_code": False, "use_safetensors": True}
-        model = AutoModelForMaskGeneration.from_pretrained(path, dtype=torch.float32, **careful).to(device).eval()
+        safe = {"trust_remote_code": False, "use_safetensors": True}
+        model = AutoModelForMaskGeneration.from_pretrained(path, dtype=torch.float32, **safe).to(device).eval()
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(

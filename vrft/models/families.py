@@ -1,4 +1,4 @@
-"""What differs between model families: the frame of their boxes, their image sizes, the names of their parts."""
+"""What differs between model families: the frame of boxes, the size of images, the names of the model's parts."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from vrft.tasks.boxes import Frame
 
 @dataclass(frozen=True)
 class Family:
-    """Facts about a model family, used wherever a question is put or a box is read.
+    """Facts about a model family.
 
-    model_type: as the config of its checkpoints says.
-    frame: the coordinate system its models were trained to speak.
-    pixel_factor: the image is resized to multiples of it (patch size × merge size), in pixels.
+    model_type: the key `model_type` of its checkpoints' config.
+    frame: the coordinate system in which its models were trained to write boxes.
+    pixel_factor: the sides of a resized image are multiples of it (patch size × merge size), in pixels.
     coordinate_step: written coordinates are multiples of it.
-    parts: parameter-name prefixes of the vision tower, the projector and the language model (as in
-        `model.named_parameters()`).
+    parts: prefixes of parameter names (`model.named_parameters()`) and the part that each belongs to. The first prefix
+        that fits counts.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Family:
     frame: str
     pixel_factor: int
     coordinate_step: int = 1
+    # The projector comes first: its parameters lie inside `model.visual.`, too.
     parts: tuple[tuple[str, str], ...] = (
         ("projector", "model.visual.merger."),
         ("projector", "model.visual.deepstack_merger_list."),
@@ -45,9 +46,9 @@ FAMILIES = {
         Family("tiny", "qwen2_vl", "norm1000", 14, coordinate_step=20),
     )
 }
-"""Frames as the models' authors state them: Qwen2-VL and Qwen3-VL 0..1000 of the image, Qwen2.5-VL pixels of the
-resized image. `tiny` is the embedded Qwen2-VL with patches of 7 pixels, whose vocabulary holds every twentieth
-number."""
+"""Frames are those that the models' authors state. Qwen2-VL and Qwen3-VL write 0..1000 of the image, Qwen2.5-VL writes
+pixels of the resized image. `tiny` is the embedded Qwen2-VL: its patches are 7 pixels wide, and its vocabulary has only
+every twentieth number."""
 
 
 def pixel_limits(memory: Mapping[str, Any]) -> dict[str, int]:
@@ -56,11 +57,9 @@ def pixel_limits(memory: Mapping[str, Any]) -> dict[str, int]:
 
 
 def seen_size(image_wh: Sequence[int], family: Family, *, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """The (width, height) to which the family's image processor resizes an image, by its own arithmetic.
-
-    `qwen_vl_utils.smart_resize` gives the same but for thin images, where it may even return a side of 0.
-    """
-    # imports torch and torchvision
+    """The (width, height) to which the family's image processor resizes an image; limits are areas in pixels."""
+    # transformers' function, not `qwen_vl_utils.smart_resize`: that one differs for thin images, and may return 0.
+    # Imported here, because it imports torch and torchvision.
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
     width, height = image_wh
@@ -71,13 +70,13 @@ def seen_size(image_wh: Sequence[int], family: Family, *, min_pixels: int, max_p
 
 
 def frame_for(family: Family, image_wh: Sequence[int], *, min_pixels: int, max_pixels: int) -> Frame:
-    """The frame in which the family speaks about an image of that size under these pixel limits."""
+    """The frame in which the family writes boxes of an image of this size; limits are areas in pixels."""
     seen_wh = seen_size(image_wh, family, min_pixels=min_pixels, max_pixels=max_pixels)
     return Frame(family.frame, tuple(image_wh), seen_wh, family.coordinate_step)
 
 
 def part_of(parameter_name: str, family: Family) -> str:
-    """`vision`, `projector` or `language`: which part of the model a parameter belongs to. Raises KeyError if unknown.
+    """The part of the model that holds a parameter: `vision`, `projector` or `language`. Raises KeyError if unknown.
 
     >>> part_of("model.visual.merger.mlp.0.weight", FAMILIES["qwen2_vl"])
     'projector'
@@ -89,16 +88,16 @@ def part_of(parameter_name: str, family: Family) -> str:
 
 
 def pattern_of(parts: Sequence[str], family: Family) -> str:
-    """A regular expression for the whole names of modules in those parts.
+    """A regular expression that matches the whole names of all modules in these parts.
 
     >>> bool(re.fullmatch(pattern_of(["vision"], FAMILIES["qwen2_vl"]), "model.visual.merger.mlp.0"))
     False
     """
-    others, patterns = [], []
+    excluded, patterns = [], []
     for part, prefix in family.parts:
         if part not in parts:
-            others.append(prefix)
-        else:
-            without = "".join(f"(?!{re.escape(other)})" for other in others if other.startswith(prefix))
-            patterns.append(without + re.escape(prefix.removesuffix(".")) + r"(\..*)?")
+            excluded.append(prefix)
+        else:  # `model.visual.` must not match the projector inside of it
+            lookahead = "".join(f"(?!{re.escape(other)})" for other in excluded if other.startswith(prefix))
+            patterns.append(lookahead + re.escape(prefix.removesuffix(".")) + r"(\..*)?")
     return "|".join(patterns)

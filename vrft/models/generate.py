@@ -1,4 +1,4 @@
-"""Questions and images in, completions out: the one way in which vrft prompts a model outside of a training step."""
+"""Prompts and completions outside of a training step: questions and images in, texts out."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from vrft.models.shared_prefix import model_fault, without_adapter
 
 
 def chat(question: str, n_images: int) -> list[dict]:
-    """One user turn, images in front of the text: the prompt that TRL builds from a question and its images."""
+    """One user message, images before the text. TRL builds the same prompt from a question and its images."""
     content = [{"type": "image"}] * n_images + [{"type": "text", "text": question}]
     return [{"role": "user", "content": content}]
 
 
 def render_prompt(processor: ProcessorMixin, question: str, n_images: int, response_prefix: str = "") -> str:
-    """The prompt as text, ending where the model begins to write (after `response_prefix`).
+    """The prompt as text; the completion begins where it ends.
 
-    Raises `UserError` where the model's chat template cannot be rendered, or reaches for more than the messages.
+    response_prefix: the fixed start of the completion. Raises `UserError` if the chat template cannot be rendered from
+    the messages alone.
     """
     try:
         text = processor.apply_chat_template(chat(question, n_images), add_generation_prompt=True, tokenize=False)
@@ -40,10 +41,10 @@ def render_prompt(processor: ProcessorMixin, question: str, n_images: int, respo
 
 
 def set_thought_opening(processor: ProcessorMixin, *, is_prefilled: bool) -> None:
-    """Let the prompt end with `<think>` if a task wants it (`task.thinking=prefilled`).
+    """Make the prompt end with `<think>` for `task.thinking=prefilled` (is_prefilled).
 
-    Raises `UserError` if the chat template already ends so and the task does not know: completions would then begin
-    inside a thought, and no format would be paid.
+    Raises `UserError` if the chat template ends so, but the task is not prefilled: completions would then begin inside
+    the thought, and the `format` term would always be 0.
     """
     is_opened = render_prompt(processor, "?", 1).rstrip().endswith("<think>")
     if is_opened and not is_prefilled:
@@ -66,18 +67,19 @@ def generate_texts(
     temperature: float = 0.0,
     response_prefix: str = "",
     with_logprobs: bool = False,
-    in_step: bool = False,
+    synced_gpus: bool = False,
 ) -> list[dict]:
-    """One completion a question, as one batch: `{"text", "n_tokens", "is_truncated"}` each.
+    """One completion per question, decoded as one batch: `{"text", "n_tokens", "is_truncated"}` each.
 
-    temperature: 0 decodes greedily; above, tokens are drawn with torch's global generator.
-    response_prefix: text that stands already written at the start of each completion; it is part of `text`, not of
-    `n_tokens`. n_tokens counts the end token; is_truncated is True if `max_new_tokens` came first. The checkpoint's
-    own top-k, top-p and repetition penalty are not used.
-    with_logprobs: for greedy decoding, also `token_logprobs`: for each token but the end token `[where its characters
-    end in text, its log probability]`.
-    in_step: True where the weights lie apart on several processes (ZeRO-3): all of them then write a token at a time,
-    to the end of the longest. Else nobody waits, also where transformers would.
+    n_tokens includes the end token. is_truncated: True if `max_new_tokens` came before an end token.
+    temperature: 0 is greedy decoding; above 0, torch's global generator draws the tokens. The checkpoint's own top-k,
+        top-p and repetition penalty are not used.
+    response_prefix: the fixed start of each completion; it is part of `text`, but not of `n_tokens`.
+    with_logprobs: greedy decoding only. Adds `token_logprobs`, for each token except the end token: `[end of its
+        characters in text, log probability]`.
+    synced_gpus: as in transformers. True if the weights are sharded over processes (ZeRO-3): every process then runs
+        as many steps as the longest completion of all. False: no process waits, although transformers would under
+        ZeRO-3.
     """
     prompts = [
         render_prompt(processor, question, len(row_images), response_prefix)
@@ -88,13 +90,14 @@ def generate_texts(
     inputs = inputs.to(model.device)
     is_training = model.training
     model.eval()
-    highest = _HighestLogprob()
+    greedy_logprobs = _GreedyLogprobs()
     options = {
         "generation_config": _generation_config(model, processor, max_new_tokens, temperature),
-        "logits_processor": LogitsProcessorList([highest] if with_logprobs else []),
+        "logits_processor": LogitsProcessorList([greedy_logprobs] if with_logprobs else []),
     }
-    if in_step or model_fault(without_adapter(model)):
-        output = model.generate(**inputs, **options, synced_gpus=in_step)
+    # The shared loop calls `forward` as often as its own rows need: under ZeRO-3 the other processes would hang.
+    if synced_gpus or model_fault(without_adapter(model)):
+        output = model.generate(**inputs, **options, synced_gpus=synced_gpus)
     else:
         output = generate_shared(model.generate, inputs, range(len(prompts)), **options)
     model.train(is_training)
@@ -102,16 +105,16 @@ def generate_texts(
     end_ids = torch.tensor(end_token_ids(model, processor), device=output.device)
     completions = [completion_of(ids, end_ids, processor, response_prefix) for ids in completion_ids]
     if with_logprobs:
-        by_row = highest.by_row([completion["n_tokens"] for completion in completions])
+        by_row = greedy_logprobs.by_row([completion["n_tokens"] for completion in completions])
         for completion, ids, logprobs in zip(completions, completion_ids, by_row, strict=True):
-            n_written = completion["n_tokens"] - (not completion["is_truncated"])
+            n_written = completion["n_tokens"] - (not completion["is_truncated"])  # without the end token
             ends = text_ends(ids[:n_written].tolist(), processor.tokenizer, begin=len(response_prefix))
             completion["token_logprobs"] = [[end, logprob] for end, logprob in zip(ends, logprobs, strict=False)]
     return completions
 
 
 def end_token_ids(model: PreTrainedModel, processor: ProcessorMixin) -> list[int]:
-    """Every token that ends a completion: the tokenizer's end token and those that the checkpoint names."""
+    """The ids of all tokens that end a completion: the tokenizer's, and those of the generation config."""
     declared = model.generation_config.eos_token_id or []
     declared = [declared] if isinstance(declared, int) else declared
     return sorted({processor.tokenizer.eos_token_id, *declared})
@@ -126,20 +129,20 @@ def _generation_config(
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         **sampling,
-        top_k=50 if temperature == 0 else 0,  # unused when greedy; its default value keeps transformers from warning
+        top_k=50 if temperature == 0 else 0,  # greedy: unused, and any value but the default makes a warning
         top_p=1.0,
         repetition_penalty=1.0,
-        suppress_tokens=[model.config.image_token_id],
+        suppress_tokens=[model.config.image_token_id],  # a written image token would have no image
         pad_token_id=processor.tokenizer.pad_token_id,
         eos_token_id=end_token_ids(model, processor),
         use_cache=True,
     )
 
 
-class _HighestLogprob(LogitsProcessor):
-    """Leaves the logits as they are, and keeps each step's highest log probability: that of the greedy token.
+class _GreedyLogprobs(LogitsProcessor):
+    """Stores each step's highest log probability, that of the greedy token; the logits do not change.
 
-    A step keeps one number for each row that still writes; `generate` itself would keep (steps, rows, vocabulary).
+    It stores one number per step and row. `output_scores` of `generate` would store (steps, rows, vocabulary).
     """
 
     def __init__(self) -> None:
@@ -150,10 +153,11 @@ class _HighestLogprob(LogitsProcessor):
         return scores
 
     def by_row(self, n_tokens: Sequence[int]) -> list[list[float]]:
-        """By row, of each step in turn; row i wrote `n_tokens[i]` tokens."""
+        """The log probabilities of each row's tokens, in order. n_tokens: (B,) tokens that each row wrote."""
         rows: list[list[float]] = [[] for _ in n_tokens]
         for n_written, step in enumerate(self.steps):
-            is_all = len(step) == len(rows)  # transformers' own loop goes on with rows that have ended
+            # transformers' own loop keeps finished rows in the batch, `generate_shared` drops them.
+            is_all = len(step) == len(rows)
             writing = [row for row, n in zip(rows, n_tokens, strict=True) if n > n_written or is_all]
             for row, logprob in zip(writing, step.tolist(), strict=True):
                 row.append(logprob)
@@ -161,11 +165,12 @@ class _HighestLogprob(LogitsProcessor):
 
 
 def text_ends(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, *, begin: int = 0) -> list[int]:
-    """How many characters stand written after each token, from `begin` on; a character of several tokens counts from
-    the first.
+    """The number of characters in the text after each token, plus `begin`.
 
-    Pieces are decoded from the last whole character on, as a byte-level tokenizer's text is that of its pieces.
+    A character made of several tokens counts from its first token on.
     """
+    # Decoding the whole text after each token is quadratic. A byte-level tokenizer allows decoding from the last whole
+    # character on. A piece that ends inside a character decodes to U+FFFD.
     ends, first, written = [], 0, begin
     for n in range(1, len(ids) + 1):
         piece = tokenizer.decode(ids[first:n], skip_special_tokens=True)
@@ -176,7 +181,7 @@ def text_ends(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, *, begin: 
 
 
 def completion_of(ids: torch.Tensor, end_ids: torch.Tensor, processor: ProcessorMixin, response_prefix: str) -> dict:
-    """What was written up to the first of `end_ids`, (C,) tokens: `{"text", "n_tokens", "is_truncated"}`."""
+    """`{"text", "n_tokens", "is_truncated"}` of ids (C,), up to and with the first of `end_ids`."""
     ends = torch.isin(ids, end_ids).nonzero()
     n_tokens = int(ends[0]) + 1 if len(ends) else len(ids)
     text = processor.tokenizer.decode(ids[:n_tokens], skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""What a frozen vision tower makes of images, computed once for all who ask: rollout, reference and policy."""
+"""The features of a frozen vision tower, computed once for rollout, reference model and policy."""
 
 from __future__ import annotations
 
@@ -11,39 +11,40 @@ from transformers import PreTrainedModel
 
 
 def is_vision_frozen(model: PreTrainedModel) -> bool:
-    """True if no weight of the vision tower, its projector included, is trained."""
+    """True if no weight of the vision tower and its projector is trained."""
     return not any(weight.requires_grad for weight in model.base_model.visual.parameters())
 
 
 class ImageFeatures:
-    """The features of each distinct image seen since `clear`; valid as long as the tower's weights are."""
+    """The features of each distinct image since the last `clear`. Valid while the tower's weights do not change."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        self.images: list[tuple[Tensor, Tensor]] = []  # patches, and how many in time, height and width
-        self.features: list[tuple[Tensor, ...]] = []  # by image: one (tokens, D), then one for each deepstack layer
+        self.images: list[tuple[Tensor, Tensor]] = []  # patches (n, values), grid (3,): patches in time, height, width
+        self.features: list[tuple[Tensor, ...]] = []  # of each image: (tokens, D), and one more per deepstack layer
 
-    def stand_in(self, model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
-        """A model's inputs with the images' features in place of their pixels."""
+    def replace_pixels(self, model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The model's inputs with image features in place of `pixel_values`."""
         if "pixel_values" not in inputs:
             return inputs
         grids = inputs["image_grid_thw"]
         patches = inputs["pixel_values"].split(grids.prod(-1).tolist())
-        numbers = [self._number(*image) for image in zip(patches, grids, strict=True)]
+        indices = [self._index(*image) for image in zip(patches, grids, strict=True)]
         if unseen := self.images[len(self.features) :]:
             self._encode(model, *zip(*unseen, strict=True))
-        pooled, *deepstack = zip(*(self.features[number] for number in numbers), strict=True)
+        pooled, *deepstack = zip(*(self.features[index] for index in indices), strict=True)
         output = SimpleNamespace(pooler_output=pooled, deepstack_features=deepstack)
         return {name: value for name, value in inputs.items() if name != "pixel_values"} | {
             "mm_encoder_outputs": {"image": output}
         }
 
-    def _number(self, patches: Tensor, grid: Tensor) -> int:
-        for number, image in enumerate(self.images):
+    def _index(self, patches: Tensor, grid: Tensor) -> int:
+        """The index of an image, by its pixels: the same image arrives in different tensors."""
+        for index, image in enumerate(self.images):
             if torch.equal(image[1], grid) and torch.equal(image[0], patches):
-                return number
+                return index
         self.images.append((patches, grid))
         return len(self.images) - 1
 

@@ -1,4 +1,8 @@
-"""How a checkpoint was asked, kept beside its weights as `vrft.json`, so that it is asked the same way again."""
+"""`vrft.json`: how a checkpoint was prompted in training, so that later prompts are the same.
+
+Another wording, frame or image size than in training raises no error; it only changes the metrics. So these settings
+are saved beside the weights. They are the defaults of every run with that checkpoint, and differences are reported.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +16,19 @@ from vrft.tasks import MixedTask, Task
 from vrft.tasks.boxes import Frame
 from vrft.tasks.rows import Row
 
-FROM_CARD = {
+PROMPT_SETTINGS = {
     "task": ("task",),
     "family": ("model", "family"),
     "min_pixels": ("memory", "min_pixels"),
     "max_pixels": ("memory", "max_pixels"),
     "max_completion_length": ("memory", "max_completion_length"),
 }
-"""Which settings a card gives, and where they stand in the config."""
+"""The settings in `vrft.json`, and the config key of each."""
 _PLACEHOLDER = "{question}"
-_NOT_ASKED = ("images", "row_id", "gold", "thought", "distractors")
+_NOT_IN_QUESTION = ("images", "row_id", "gold", "thought", "distractors")
 
 
-def make_card(
+def make_prompt_settings(
     settings: Mapping[str, Any],
     *,
     base: str,
@@ -34,11 +38,11 @@ def make_card(
     frame: Frame,
     prompt_of: Callable[[str], str],
 ) -> dict[str, Any]:
-    """The card of a checkpoint.
+    """The content of `vrft.json`.
 
-    settings: by the names of `FROM_CARD`. base: the model that was trained, a folder or hub name. trainer: `grpo` or
-    `sft`. row, frame: one training row and its frame, whose question is kept as an example of the wording.
-    prompt_of: a function of a question to the whole prompt, the system's text included.
+    settings: values by the names of `PROMPT_SETTINGS`. base: the model that was trained, a folder or a hub name.
+    trainer: `grpo` or `sft`. row, frame: one training row and its frame; its question is saved as an example of the
+    wording. prompt_of: a function of a question that returns the whole prompt, system message included.
     """
     return {
         "base": base,
@@ -46,67 +50,72 @@ def make_card(
         **settings,
         "prompt": prompt_of(_PLACEHOLDER),
         "example": {
-            "row": {column: value for column, value in row.items() if column not in _NOT_ASKED},
+            "row": {column: value for column, value in row.items() if column not in _NOT_IN_QUESTION},
             "frame": [frame.name, list(frame.image_wh), list(frame.seen_wh), frame.coordinate_step],
             "question": task.question(row, frame),
         },
     }
 
 
-def read_card(model_path: str | None) -> dict[str, Any]:
-    """The card of a checkpoint's folder; empty where there is none. Raises `UserError` if it is no JSON object."""
+def read_prompt_settings(model_path: str | None) -> dict[str, Any]:
+    """The `vrft.json` of a checkpoint folder; empty if there is none. Raises `UserError` if it is no JSON object."""
     path = Path(model_path or "") / "vrft.json"
     if model_path is None or not path.is_file():
         return {}
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); delete it, or save the checkpoint again") from None
-    if not isinstance(card, dict):
-        raise UserError(f"{path} holds a {type(card).__name__}, no card; delete it, or save the checkpoint again")
-    return card
+    if not isinstance(saved, dict):
+        raise UserError(f"{path} holds a {type(saved).__name__}, no object; delete it, or save the checkpoint again")
+    return saved
 
 
 def with_prompt_settings(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The nested values of a config with what the card of `model.path` says, but for keys that one of the user's own
-    overrides sets."""
-    card = read_card(values["model"]["path"])
-    chosen = {override.lstrip("+~").partition("=")[0] for override in overrides}
-    chosen |= {"task"} if "experiment" in chosen else set()  # an experiment names its task
+    """A copy of the nested config with the prompt settings of `model.path`, except for keys that an override sets."""
+    saved = read_prompt_settings(values["model"]["path"])
+    overridden = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    overridden |= {"task"} if "experiment" in overridden else set()  # an experiment names its task
     merged = {section: dict(inner) if isinstance(inner, dict) else inner for section, inner in values.items()}
-    for name, key in FROM_CARD.items():
+    for name, key in PROMPT_SETTINGS.items():
         dotted = ".".join(key)
-        is_chosen = any(one == dotted or dotted.startswith(f"{one}.") or one.startswith(f"{dotted}.") for one in chosen)
-        if name in card and not is_chosen:
-            (merged if len(key) == 1 else merged[key[0]])[key[-1]] = card[name]
+        # An override of `task` or of any key in it, such as `task.thinking`, keeps the saved task out.
+        is_overridden = any(
+            one == dotted or dotted.startswith(f"{one}.") or one.startswith(f"{dotted}.") for one in overridden
+        )
+        if name in saved and not is_overridden:
+            (merged if len(key) == 1 else merged[key[0]])[key[-1]] = saved[name]
     return merged
 
 
 def setting_drift(settings: Mapping[str, Any], model_path: str | None) -> list[str]:
-    """One sentence for each setting in which a run differs from the card of its model.
+    """One message for each setting of a run that differs from its model's `vrft.json`.
 
-    settings: by the names of `FROM_CARD`.
+    settings: values by the names of `PROMPT_SETTINGS`.
     """
-    card = read_card(model_path)
+    saved = read_prompt_settings(model_path)
     return [
-        f"{'.'.join(key)} is {settings[name]}; the checkpoint was trained with {card[name]}"
-        for name, key in FROM_CARD.items()
-        if name in card and card[name] != settings[name]
+        f"{'.'.join(key)} is {settings[name]}; the checkpoint was trained with {saved[name]}"
+        for name, key in PROMPT_SETTINGS.items()
+        if name in saved and saved[name] != settings[name]
     ]
 
 
-def wording_drift(card: dict[str, Any], *, task: Task | MixedTask, prompt_of) -> list[str]:
-    """One sentence for each text in which the model would now be asked otherwise than when it was trained."""
+def wording_drift(saved: dict[str, Any], *, task: Task | MixedTask, prompt_of) -> list[str]:
+    """One message for each text of the prompt that differs from the training of the checkpoint.
+
+    saved: the content of `vrft.json`. Equal settings are not enough: a new version may word a question in another way.
+    """
     found = []
-    if "prompt" in card and card["prompt"] != prompt_of(_PLACEHOLDER):
-        found.append(f"the prompt around a question is {prompt_of(_PLACEHOLDER)!r}; it was {card['prompt']!r}")
-    if "example" in card:
-        row, (name, image_wh, seen_wh, step) = card["example"]["row"], card["example"]["frame"]
+    if "prompt" in saved and saved["prompt"] != prompt_of(_PLACEHOLDER):
+        found.append(f"the prompt around a question is {prompt_of(_PLACEHOLDER)!r}; it was {saved['prompt']!r}")
+    if "example" in saved:
+        row, (name, image_wh, seen_wh, step) = saved["example"]["row"], saved["example"]["frame"]
         frame = Frame(name, tuple(image_wh), tuple(seen_wh), step)
         try:
             question = task.question(row, frame)
-        except (KeyError, ValueError):  # another task than the one trained
+        except (KeyError, ValueError):  # the run has another task than the training had
             return found
-        if question != card["example"]["question"]:
-            found.append(f"a question is worded {question!r}; it was {card['example']['question']!r}")
+        if question != saved["example"]["question"]:
+            found.append(f"a question is worded {question!r}; it was {saved['example']['question']!r}")
     return found

@@ -1,13 +1,12 @@
-"""Completions token by token: each prompt computed and kept once for all its rows, finished rows out of the batch.
+"""Sampling in which each prompt is computed and cached once for all its rows, and finished rows leave the batch.
 
-A step feeds one token for every row that still writes, as a rectangle (N prompts, W rows of a prompt). A row attends to
-the keys of its prompt, which lie there once, and to its own; both by one softmax. Prompts whose rows have all ended
-leave the cache, and W is that of the prompt with the most rows left.
+A step feeds one token of every unfinished row, as a rectangle (N prompts, W rows of a prompt). A row attends to the
+keys of its prompt, which are stored once, and to its own keys, in one softmax; see `group_cache`.
 
-Sampled tokens are those of transformers' `generate` under the same seed, in float32 and but for ties closer than its
-rounding: noise is drawn for the whole batch at every step, also for rows that have left.
+The same seed gives the same tokens as transformers' `generate` in float32, except for ties closer than its rounding.
+For this, noise is drawn for the whole batch at every step, finished rows included.
 
-N: prompts, P: their tokens, B: rows, V: vocabulary, H: heads, K: those of keys, D: their width, T: tokens written.
+N: prompts, P: prompt tokens, B: rows, V: vocabulary.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from vrft.models.attention import register_attention
 from vrft.models.group_cache import GroupCache
 
+# Settings that keep no state of their own per row. Any other one goes to transformers' loop; see `sampling_fault`.
 _KNOWN_SETTINGS = {
     *("max_new_tokens", "max_length", "min_new_tokens", "min_length", "eos_token_id", "pad_token_id", "bos_token_id"),
     *("do_sample", "temperature", "top_p", "top_k", "min_p", "suppress_tokens", "bad_words_ids"),
@@ -39,15 +39,14 @@ def generate_shared(
     generation_config: GenerationConfig,
     logits_processor: LogitsProcessorList | None = None,
 ) -> Tensor:
-    """Prompt and completion of every row, (B, P + tokens of the longest), padded on the right as `generate` does.
+    """Prompt and completion of every row, (B, P + tokens of the longest completion), padded as `generate` does.
 
-    generate: the model's own. inputs: what the processor returns for the N distinct prompts, padded on the left; each
-    ends in a text token.
-    prompt_of_row: (B,) which of them each row answers.
+    generate: the model's `generate`. inputs: the processor's output for the N distinct prompts, padded on the left;
+    each ends with a text token. prompt_of_row: (B,) the index of each row's prompt.
     """
     register_attention()
     config = copy.deepcopy(generation_config)
-    # Whatever the checkpoint's own settings say; no token depends on it.
+    # These do not change a token. A checkpoint's own settings may ask for a cache that the loop cannot use.
     config.update(use_cache=True, cache_implementation="dynamic")
     return generate(
         **inputs,
@@ -59,7 +58,7 @@ def generate_shared(
 
 
 def sampling_fault(config: GenerationConfig) -> str | None:
-    """Why completions cannot be sampled so here, or None: some settings keep a state for every row of a batch."""
+    """Why these sampling settings cannot be used here, or None. Some keep state per row, and rows leave the batch."""
     other = {
         name
         for name, value in config.to_diff_dict().items()
@@ -77,13 +76,16 @@ def _decode(
     prompt_of_row: Tensor,
     **inputs,
 ) -> Tensor:
-    """The decoding loop behind `model.generate`, which has prepared everything else. input_ids: (N, P)."""
+    """The decoding loop; `model.generate` has prepared its arguments. input_ids: (N, P)."""
     n_prompt, device = input_ids.shape[1], input_ids.device
     prompt_mask = inputs["attention_mask"]
-    prompt_mask = torch.ones_like(input_ids) if prompt_mask is None else prompt_mask  # dropped where nothing is padded
-    first_position = inputs["position_ids"][1, :, -1] + 1  # the last prompt token is text: alike in all three axes
+    prompt_mask = torch.ones_like(input_ids) if prompt_mask is None else prompt_mask  # None if nothing is padded
+    # The last prompt token is text, so its position is the same on all three axes (time, height, width). It is not the
+    # number of tokens before it: an image takes fewer positions than tokens.
+    first_position = inputs["position_ids"][1, :, -1] + 1
     prefill = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **inputs)
-    forward = model.forward  # a call of the model itself is one that all processes under ZeRO-3 have to make together
+    # Not `model(...)`: under ZeRO-3 its hooks are collective, and each process has its own number of steps here.
+    forward = model.forward
     logits = forward(**prefill, return_dict=True).logits[prompt_of_row, -1]  # (B, V)
     cache = GroupCache(inputs["past_key_values"], prompt_mask.bool())
     n_new = generation_config.max_length - n_prompt
@@ -92,6 +94,7 @@ def _decode(
     live = torch.arange(len(prompt_of_row), device=device)
     for n_written in range(1, n_new + 1):
         length = n_prompt + n_written
+        # A copy: logits processors write in place.
         scores = logits_processor(sequences[live, : length - 1], logits.to(torch.float32, copy=True))
         tokens = _choose(scores, live, len(prompt_of_row), generation_config.do_sample)
         sequences[live, length - 1] = tokens
@@ -101,6 +104,7 @@ def _decode(
             break
         prompts = prompt_of_row[live]
         slots = cache.arrange(live, prompts)
+        # Empty slots are fed the pad token; their logits are not read.
         fed = torch.full(cache.rows.shape, pad, device=device)
         positions = torch.zeros_like(fed)
         fed[slots], positions[slots] = tokens, first_position[prompts] + n_written - 1
@@ -115,8 +119,10 @@ def _decode(
 
 
 def _choose(scores: Tensor, live: Tensor, n_rows: int, do_sample: bool) -> Tensor:
-    """The next token of each live row; draws what `torch.multinomial` draws for all `n_rows` rows. scores: (live, V)"""
+    """The next token of each live row, (live,). scores: (live, V). live: batch indices."""
     if not do_sample:
         return scores.argmax(-1)
+    # `torch.multinomial` draws exponential noise for the whole batch and takes the argmax of p / noise. Noise for live
+    # rows alone would shift the generator's state, so the tokens would depend on which rows have ended.
     noise = scores.new_empty((n_rows, scores.shape[-1])).exponential_()
     return (scores.softmax(-1) / noise[live]).argmax(-1)

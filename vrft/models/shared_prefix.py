@@ -1,24 +1,24 @@
-"""A prompt computed once for all its completions: which rows share one, and the packed row that a model scores.
+"""Shared prompts: which rows have the same prompt, and the packed row in which a model scores them.
 
-Stock scoring computes the prompt, image included, once for each of its G completions. Here a group is one row: the
-prompt without its last token, then for each completion a suffix that begins with that token. Every completion token
-thus has a position of its own that predicts it, and no log probability is computed twice:
+TRL computes the prompt, image included, once for each of its G completions. Here one group is one row: the prompt
+without its last token, then one suffix per completion. Each suffix starts with the prompt's last token, because that
+token predicts the first token of every completion. So each completion token has exactly one position that predicts it:
 
-    stock, G rows    [ the prompt ? | c1 c2 c3 ]        packed    [ the prompt | ? c1 c2 | ? d1 | ? e1 e2 ]
+    TRL, G rows      [ the prompt ? | c1 c2 c3 ]        packed    [ the prompt | ? c1 c2 | ? d1 | ? e1 e2 ]
                      [ the prompt ? | d1 d2    ]        predicts                 c1 c2 c3  d1 d2  e1 e2 e3
                      [ the prompt ? | e1 e2 e3 ]
 
-    who looks at whom      keys: prompt  c   d   e
+    which keys a query sees      prompt  c   d   e
                queries: prompt      ◣                     one causal attention
-                             c      ■    ◣                G in parallel: keys of the prompt, then the own suffix,
+                             c      ■    ◣                G in parallel: all keys of the prompt, then the suffix's own,
                              d      ■        ◣            causal from the bottom right; no suffix sees another
                              e      ■            ◣
 
-A suffix takes the positions that its row would have: the last prompt token's, then onwards. Several groups stand one
-behind the other in one row, so that neither prompts nor completions are padded. The result equals TRL's to float32
-rounding, gradients included, and one forward remains one forward: for gradient checkpointing, DDP and ZeRO-3.
+Position ids of a suffix are those of TRL's row: they start at the last prompt token's position. A row holds several
+groups in a sequence, so that neither prompts nor completions are padded. Log probabilities, loss and gradients equal
+TRL's to float32 rounding. One forward stays one forward, which gradient checkpointing, DDP and ZeRO-3 need.
 
-B: rows (completions), P: prompt tokens, C: completion tokens, L: tokens of the packed row, H: heads, D: their width.
+B: rows (completions), P: prompt tokens, C: completion tokens, L: tokens of the packed row, N: prompts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
@@ -35,16 +34,13 @@ from transformers import PreTrainedModel
 
 from vrft.models.attention import SHAREABLE_ATTENTION, Suffixes
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class PackedRow:
     """All groups of a batch as one row.
 
-    input_ids (1, L); position_ids (3, 1, L); labels (1, L), the token that each position predicts, -100 in prompts;
-    place (B, C), which position predicts the completion's token, -1 where none is scored.
+    input_ids: (1, L). position_ids: (3, 1, L). labels: (1, L) the token that each position predicts; -100 in prompts.
+    place: (B, C) index in the row of the position that predicts each completion token; -1 where none is scored.
     """
 
     input_ids: Tensor
@@ -54,7 +50,7 @@ class PackedRow:
     groups: list[Suffixes]
 
     def unpack(self, values: Tensor) -> Tensor:
-        """(1, L) by position of the row -> (B, C) by completion token, 0 where none is scored."""
+        """Values by completion token (B, C), from values by position of the row (1, L); 0 where none is scored."""
         return torch.where(self.place >= 0, values[0][self.place.clamp(min=0)], 0.0)
 
 
@@ -62,8 +58,8 @@ class PackedRow:
 class Prompts:
     """The prompts of B rows, padded on the left.
 
-    ids, mask: (B, P). token_types: (B, P), 1 for image tokens. pixels, grids: by row, the patches of its images, and
-    (images, 3) how many there are in time, height and width. The last three are None for prompts without images.
+    ids, mask: (B, P). token_types: (B, P), 1 for image tokens. pixels: of each row, the patches of its images. grids:
+    of each row, (images, 3) the number of patches in time, height and width. The last three are None without images.
     """
 
     ids: Tensor
@@ -74,8 +70,7 @@ class Prompts:
 
     @classmethod
     def of(cls, ids: Tensor, mask: Tensor, fields: Mapping[str, Tensor], n_images: Sequence[int] | None) -> Prompts:
-        """fields: as the processor returns them (`mm_token_type_ids`, `pixel_values`, `image_grid_thw`). n_images: by
-        row."""
+        """fields: the processor's `mm_token_type_ids`, `pixel_values`, `image_grid_thw`. n_images: (B,), by row."""
         if fields.get("pixel_values") is None:
             return cls(ids, mask)
         grids = fields["image_grid_thw"].split(list(n_images))
@@ -83,10 +78,8 @@ class Prompts:
         return cls(ids, mask, fields["mm_token_type_ids"][:, : ids.shape[1]], pixels, grids)
 
     def groups(self) -> list[list[int]]:
-        """The rows that have the very same prompt, in order of first appearance: same tokens, mask and patches.
-
-        Rows that ask the same about different images are different prompts.
-        """
+        """Row indices, grouped by prompt (same tokens, mask and patches), in the order of first appearance."""
+        # Tokens alone are not enough: the same question about two images of one size has the same tokens.
         groups: list[list[int]] = []
         alike: dict[tuple, list[list[int]]] = defaultdict(list)
         for row, key in enumerate(map(tuple, torch.where(self.mask.bool(), self.ids, -1).tolist())):
@@ -104,7 +97,7 @@ class Prompts:
         )
 
     def inputs(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """What a model takes for these rows."""
+        """The model's inputs for these rows."""
         fields = {"input_ids": self.ids[rows], "attention_mask": self.mask[rows]}
         if self.pixels is None or not any(len(self.pixels[row]) for row in rows):
             return fields
@@ -124,12 +117,12 @@ class Prompts:
 
 
 def without_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The model itself, with the adapter's layers in place if it has one."""
+    """The transformers model without PEFT's wrapper; the adapter's layers stay active."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def model_fault(model: PreTrainedModel) -> str | None:
-    """Why no prompt of this model can be shared, or None."""
+    """Why prompts of this model cannot be shared, or None."""
     attention = model.config.get_text_config()._attn_implementation
     if attention not in SHAREABLE_ATTENTION:
         return f"model.attention={attention}; {' or '.join(SHAREABLE_ATTENTION)} is needed"
@@ -141,7 +134,7 @@ def model_fault(model: PreTrainedModel) -> str | None:
 
 
 def rotary_positions(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Positions in time, height and width of prompts, (3, N, P), as the model itself would give them."""
+    """Position ids of prompts, (3, N, P) in time, height and width, computed by the model's own function."""
     if "image_grid_thw" not in inputs:
         return (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0).expand(3, -1, -1)
     names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
@@ -153,11 +146,11 @@ def pack(
 ) -> PackedRow:
     """The groups as one row.
 
-    input_ids, attention_mask: (B, P + n_completion), prompts padded on the left, completions on the right. groups: the
-    rows to score, by prompt; of a completion that is masked out the first token is scored. positions: (3, N, P) of each
-    group's prompt.
+    input_ids, attention_mask: (B, P + n_completion), prompts padded on the left, completions on the right.
+    groups: N lists of the rows to score, one list per prompt. positions: (3, N, P) position ids of the prompts.
     """
     n_prompt = input_ids.shape[1] - n_completion
+    # A completion that is masked out keeps one token: an empty suffix has no query.
     lengths = attention_mask[:, n_prompt:].sum(1).clamp(min=1)
     step = torch.arange(n_completion, device=input_ids.device)
     ids, labels, rotary, suffixes, start = [], [], [], [], 0
@@ -169,10 +162,13 @@ def pack(
         offset = step[: int(length.max())].expand(len(rows), -1)
         is_token = offset < length
         completions = input_ids[rows, n_prompt : n_prompt + offset.shape[1]]
+        # A suffix reads one token earlier than it predicts: the prompt's last token, then all but its own last one.
         read = torch.cat([prompt[-1:].expand(len(rows), 1), completions[:, :-1]], dim=1)
+        # (G, C) index in the row: after the prompt and the suffixes before. Padding repeats the last token's index.
         place = start + n_prefix + length.cumsum(0) - length + torch.minimum(offset, length - 1)
         ids += [prompt[:-1], read[is_token]]
         labels += [torch.full_like(prompt[:-1], -100), completions[is_token]]
+        # All suffixes restart at the position of the prompt's last token, as if each stood alone behind the prompt.
         rotary += [position[:, :-1], position[:, -1:] + offset[is_token]]
         place_of_row[rows, : offset.shape[1]] = torch.where(is_token, place, -1)
         suffixes.append(Suffixes(start, n_prefix, place, is_token))
@@ -183,7 +179,7 @@ def pack(
 
 
 def in_chunks(groups: Sequence[Sequence[int]], n_rows: int) -> Iterator[list[Sequence[int]]]:
-    """Whole groups, as many as fit into `n_rows` rows; larger groups in parts.
+    """Yield lists of groups with at most `n_rows` rows together. Only a group with more rows is split.
 
     >>> list(in_chunks([[0, 1], [2], [3, 4, 5]], 3)), list(in_chunks([[0, 1, 2]], 2))
     ([[[0, 1], [2]], [[3, 4, 5]]], [[[0, 1]], [[2]]])

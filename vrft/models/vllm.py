@@ -1,7 +1,7 @@
-"""Completions by vLLM: images as the model's own processor resizes them, prompts and results as in `decode`.
+"""Completions by vLLM, with the prompts and results of `generate`.
 
-vLLM prepares images by the checkpoint's own settings, whose pixel limits are seldom those of the config. So images are
-resized before they go to it: it then finds nothing to resize, and sees the pixels that transformers would.
+vLLM resizes images by the checkpoint's own pixel limits, which often differ from the config's. So images are resized
+before they go to vLLM. It then finds nothing to resize, and the model sees the same pixels as in transformers.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from vrft.errors import UserError, first_line
 from vrft.models.generate import completion_of, render_prompt, text_ends
 
-_NEVER = -100.0  # what is added to a logit
+_NEVER = -100.0  # logit bias of a token that must not be sampled
 
 
 def as_seen(image: Image, processor: ProcessorMixin) -> Image:
-    """The image at the size that the model sees, by the processor's own resizing; one of that size stays as it is."""
+    """The image at the size that the model sees, resized by the processor's own function."""
     own = processor.image_processor
     pixels = own.resize(
         pil_to_tensor(image.convert("RGB"))[None],
@@ -36,18 +36,18 @@ def as_seen(image: Image, processor: ProcessorMixin) -> Image:
     return to_pil_image(pixels[0])
 
 
-def with_one_token_an_image(prompt_ids: Sequence[int], image_token_id: int) -> list[int]:
-    """The ids with each run of image tokens as one, as vLLM takes them: it makes room for the patches itself.
+def collapse_image_tokens(prompt_ids: Sequence[int], image_token_id: int) -> list[int]:
+    """The ids with each run of image tokens reduced to one token. vLLM expands it to the number of patches itself.
 
-    >>> with_one_token_an_image([1, 9, 9, 9, 2, 9, 9], 9)
+    >>> collapse_image_tokens([1, 9, 9, 9, 2, 9, 9], 9)
     [1, 9, 2, 9]
     """
     kept = zip(prompt_ids, [None, *prompt_ids[:-1]], strict=True)
     return [token for token, before in kept if token != image_token_id or before != image_token_id]
 
 
-def is_kept(seen_wh: Sequence[int], processor: ProcessorMixin) -> bool:
-    """True if that processor, a checkpoint's own, leaves an image of this size (width, height) as it is."""
+def needs_no_resize(seen_wh: Sequence[int], processor: ProcessorMixin) -> bool:
+    """True if the checkpoint's own processor does not resize an image of this (width, height)."""
     own = processor.image_processor
     width, height = seen_wh
     limits = {"min_pixels": own.size["shortest_edge"], "max_pixels": own.size["longest_edge"]}
@@ -55,9 +55,9 @@ def is_kept(seen_wh: Sequence[int], processor: ProcessorMixin) -> bool:
 
 
 class VLLMEngine:
-    """A checkpoint in vLLM, which answers as `vrft.models.generate.generate_texts` does; see there."""
+    """A checkpoint loaded in vLLM; its `generate_texts` is `vrft.models.generate.generate_texts` by vLLM."""
 
-    device = torch.device("cpu")  # of the questions; vLLM has its own
+    device = torch.device("cpu")  # where the prompts are prepared; vLLM moves them to its own device
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class VLLMEngine:
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        """max_model_len: tokens of prompt and completion. Raises `UserError` where vLLM cannot load the checkpoint."""
+        """max_model_len: tokens of prompt and completion. Raises `UserError` if vLLM cannot load the checkpoint."""
         from vllm import LLM
 
         for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}.items():
@@ -86,8 +86,8 @@ class VLLMEngine:
                 dtype=dtype,
                 max_model_len=max_model_len,
                 gpu_memory_utilization=gpu_memory_utilization,
-                distributed_executor_backend="external_launcher",  # in this process: torchrun has started one a GPU
-                generation_config="vllm",  # not the checkpoint's own top-k and repetition penalty
+                distributed_executor_backend="external_launcher",  # in this process: torchrun has started one per GPU
+                generation_config="vllm",  # ignore the checkpoint's own top-k and repetition penalty
             )
         except (ValueError, RuntimeError, OSError) as error:
             if "out of memory" in str(error):
@@ -105,16 +105,16 @@ class VLLMEngine:
         response_prefix: str = "",
         with_logprobs: bool = False,
     ) -> list[dict[str, Any]]:
-        """One completion a question; above temperature 0 drawn by torch's seed, that of each question its own."""
+        """One completion per question. Above temperature 0 each question has its own seed, derived from torch's."""
         from vllm import SamplingParams
 
-        prompts, wishes = [], []
+        prompts, sampling_params = [], []
         for number, (question, own) in enumerate(zip(questions, images, strict=True)):
             prompt = {"prompt": render_prompt(processor, question, len(own), response_prefix)}
             if own:
                 prompt["multi_modal_data"] = {"image": [as_seen(image, processor) for image in own]}
             prompts.append(prompt)
-            wishes.append(
+            sampling_params.append(
                 SamplingParams(
                     temperature=temperature,
                     top_p=1.0,
@@ -126,7 +126,7 @@ class VLLMEngine:
                     logprobs=0 if with_logprobs else None,
                 )
             )
-        outputs = self.llm.generate(prompts, wishes, use_tqdm=False)
+        outputs = self.llm.generate(prompts, sampling_params, use_tqdm=False)
         ends = torch.tensor(self._ends(processor))
         completions = []
         for output in (one.outputs[0] for one in outputs):
@@ -142,13 +142,13 @@ class VLLMEngine:
 
 
 def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _end_ids(path: str, revision: str | None) -> list[int]:
-    """The tokens that end a completion as the checkpoint names them; none where it says nothing."""
+    """The end tokens in the checkpoint's generation config; empty if it has none."""
     try:
         ends = GenerationConfig.from_pretrained(path, revision=revision).eos_token_id
     except OSError:
@@ -157,7 +157,7 @@ def _end_ids(path: str, revision: str | None) -> list[int]:
 
 
 def _token_logprobs(output: Any, completion: dict, processor: ProcessorMixin, begin: int) -> list[list]:
-    """As `generate_texts` has them: for each token but the end token `[where its characters end, log probability]`."""
+    """As in `generate_texts`: for each token except the end token `[end of its characters, log probability]`."""
     n_written = completion["n_tokens"] - (not completion["is_truncated"])
     ids = list(output.token_ids)[:n_written]
     logprobs = [at[token].logprob for at, token in zip(output.logprobs, ids, strict=False)]

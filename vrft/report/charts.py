@@ -263,6 +263,6 @@ def _finish(figure, axes, title: str, words: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    for stand_in, colour in _PAGE_COLOURS.items():
-        svg = svg.replace(stand_in, colour)
+    for replace_pixels, colour in _PAGE_COLOURS.items():
+        svg = svg.replace(replace_pixels, colour)
     return svg.replace("<svg", f'<svg role="img" aria-label="{words}"', 1)

@@ -21,11 +21,11 @@ from vrft.tasks.rows import Row
 
 @phase("evaluation")
 def evaluate_splits(
-    experiment: RunContext, model, splits: list[str], *, name: str | None, in_step: bool = False
+    experiment: RunContext, model, splits: list[str], *, name: str | None, synced_gpus: bool = False
 ) -> dict[str, dict]:
     """`{split: {protocol: metrics}}`; with a name, completions and scores go to `evaluations/NAME/SPLIT/`.
 
-    Every process generates its share of the batches; all of them end with the same metrics. in_step: True where the
+    Every process generates its share of the batches; all of them end with the same metrics. synced_gpus: True where the
     model's weights lie apart on them (see `generate_completions`).
     """
     config, processes = experiment.config, experiment.processes
@@ -34,7 +34,7 @@ def evaluate_splits(
     results = {}
     for split in splits:
         folder = experiment.evaluation_dir / (name or "validation") / split
-        completions = _completions(experiment, model, split, folder=folder, name=name, in_step=in_step)
+        completions = _completions(experiment, model, split, folder=folder, name=name, synced_gpus=synced_gpus)
         scored, metrics = score_completions(
             experiment.rows[split],
             completions,
@@ -78,7 +78,7 @@ def completions_of(experiment: RunContext, model, rows: Sequence[Row], *, progre
 
 
 def _completions(
-    experiment: RunContext, model, split: str, *, folder: Path, name: str | None, in_step: bool
+    experiment: RunContext, model, split: str, *, folder: Path, name: str | None, synced_gpus: bool
 ) -> list[dict]:
     """The completions of each row of the split, in their order. With a name they are kept batch by batch while they are
     made, and stand in `folder/completions.jsonl` at the end."""
@@ -87,7 +87,9 @@ def _completions(
     processes.wait_for_everyone()  # before anyone adds to what all have read
     doing = _doing(experiment, name, split) if name else None
     sampling = _sampling(config) if name else {}
-    completions = completions_of(experiment, model, rows, progress=doing, kept=kept, in_step=in_step, **sampling)
+    completions = completions_of(
+        experiment, model, rows, progress=doing, kept=kept, synced_gpus=synced_gpus, **sampling
+    )
     if kept and processes.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         _write_lines(folder / "completions.jsonl", completions)

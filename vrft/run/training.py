@@ -17,7 +17,7 @@ from vrft.errors import phase
 from vrft.models.adapters import check_targets, lora_settings, read_adapter
 from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts, load_model
-from vrft.models.prompt_settings import make_card, read_card
+from vrft.models.prompt_settings import make_prompt_settings, read_prompt_settings
 from vrft.report.wandb import RolloutPictures, picture
 from vrft.run.context import RunContext
 from vrft.run.evaluation import evaluate_splits
@@ -58,7 +58,7 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
     config, folder = experiment.config, experiment.run_dir / "checkpoints"
     row, metric = experiment.rows["train"][0], experiment.primary_metrics[0]
     typed = Config.model_validate(config)
-    card = make_card(
+    card = make_prompt_settings(
         typed.prompt_settings,
         base=typed.model.path,
         trainer=typed.trainer.name,
@@ -153,9 +153,9 @@ def _validation(experiment: RunContext, start: Start, card: dict):
 
     metric, folder = experiment.primary_metrics[0], experiment.run_dir / "checkpoints" / "best"
     return Validation(
-        lambda policy, in_step: evaluate_splits(experiment, policy, ["validation"], name=None, in_step=in_step)[
-            "validation"
-        ][experiment.protocol],
+        lambda policy, synced_gpus: evaluate_splits(
+            experiment, policy, ["validation"], name=None, synced_gpus=synced_gpus
+        )["validation"][experiment.protocol],
         metric=metric,
         eval_steps=experiment.config["trainer"]["eval_steps"],
         processor=experiment.processor,
@@ -241,7 +241,7 @@ def start_of(experiment: RunContext) -> Start:
         settle_best(folder / "best", step)
         rewind_rollouts(experiment.run_dir / "rollouts", step)
         log, alarms = (rewind(experiment.run_dir / name, step) for name in ("metrics.jsonl", ALARMS))
-        card, metric = read_card(str(folder / "best")), experiment.primary_metrics[0]
+        card, metric = read_prompt_settings(str(folder / "best")), experiment.primary_metrics[0]
         found = [Start(newest, log, alarms, best=card["validation"][metric]["value"] if card else -math.inf)]
         if experiment.config["run"]["resume"]:
             print(

@@ -32,14 +32,14 @@ def _check_images(experiment: RunContext) -> None:
     """
     from transformers import AutoProcessor
 
-    from vrft.models.vllm import is_kept
+    from vrft.models.vllm import needs_no_resize
 
     model, memory = experiment.config["model"], experiment.config["memory"]
     trusted = {name: model[name] for name in ("revision", "trust_remote_code")}
     own = AutoProcessor.from_pretrained(model["path"], **trusted)
     for row in (row for rows in experiment.rows.values() for row in rows):
         seen = experiment.frame_for_row(row).seen_wh
-        if not is_kept(seen, own):
+        if not needs_no_resize(seen, own):
             size = own.image_processor.size
             raise UserError(
                 f"row {row['row_id']}: the image is seen at {seen[0]} × {seen[1]} pixels (memory.min_pixels="

@@ -28,7 +28,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from vrft.config.schema import Config
 from vrft.errors import SIGNALLED, ExitCode, UserError, first_line, phase_of
 from vrft.files import check_whole, write_text_atomically
-from vrft.models.prompt_settings import read_card, wording_drift
+from vrft.models.prompt_settings import read_prompt_settings, wording_drift
 from vrft.report.wandb import tracked
 from vrft.run import directory, health
 from vrft.run.context import RunContext, open_experiment, open_other
@@ -60,7 +60,9 @@ def _run_parts(experiment: RunContext, run_dir: Path) -> dict | None:
     config, wanted = experiment.config, experiment.config["evaluate"]
     set_seed(config["run"]["seed"])
     start = start_of(experiment)
-    drift = wording_drift(read_card(config["model"]["path"]), task=experiment.task, prompt_of=experiment.prompt_of)
+    drift = wording_drift(
+        read_prompt_settings(config["model"]["path"]), task=experiment.task, prompt_of=experiment.prompt_of
+    )
     if experiment.processes.is_main_process and not wanted["train"]:
         for difference in drift:
             print(f"warning: {difference}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The one base class of tasks: how a question is put together, and how a completion is read."""
+"""The base class of tasks: how a question is built, and how a completion is read."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _HOW_TO_ANSWER = {
 
 @dataclass(frozen=True)
 class Parsed:
-    """One completion as its task reads it.
+    """A parsed completion.
 
-    text: the completion, with the `<think>` that a prompt may have written already.
-    answer: the task's own form, boxes and points in pixels of the original image; None when unreadable.
-    reason: why it is unreadable, one of `vrft.tasks.answers.REASONS`; None when it was read.
+    text: the completion, with the `<think>` that a prefilled prompt ends with.
+    answer: in the task's own form, boxes and points in pixels of the original image; None if unreadable.
+    reason: why it is unreadable, one of `vrft.tasks.answers.REASONS`; None if it is readable.
     is_truncated: True if the length limit cut the completion before its end token.
     """
 
@@ -46,22 +46,22 @@ Metric = Callable[[Parsed, Row], float | None]
 class Task(ABC):
     """A kind of question whose answer a program can check.
 
-    thinking: `think` asks for a thought in <think> tags before the answer, `none` for the answer alone; `prefilled` is
-        `think` where the prompt already ends with <think>, as some chat templates have it.
+    thinking: `think` asks for a thought in <think> tags before the answer. `none` asks for the answer alone.
+        `prefilled` is `think` with a prompt that already ends with <think>, as in some chat templates.
     """
 
     thinking: str = "think"
 
     name: ClassVar[str]
     answer_kind: ClassVar[str] = ""
-    """What an answer is (`boxes`, of a `BoxListTask`; `box`, `point`, `count`, `name`), which says how it can be
-    attacked and drawn; "" for a kind of one's own."""
+    """`boxes` (of a `BoxListTask`), `box`, `point`, `count` or `name`; audit, pictures and dataset builders depend on
+    it. "" for any other kind."""
     protocol_scorers: ClassVar[tuple[str, ...]] = ("rows",)
-    """The scorers of `vrft/evaluate/protocols.py` that can judge this task; the first is its usual one."""
+    """The scorers of `vrft/evaluate/protocols.py` that fit this task; the first is the default."""
     asked_column: ClassVar[str]
-    """The column that says what is asked for, in the words of one row."""
+    """The column that names what a row asks for."""
     examples: ClassVar[tuple[Row, ...]]
-    """Rows as users write them, without their images, of every kind of gold that the task takes."""
+    """Example rows without images, one for each kind of gold. The contract tests and the audit use them."""
 
     def __post_init__(self) -> None:
         if self.thinking not in THINKING:
@@ -69,23 +69,23 @@ class Task(ABC):
 
     @abstractmethod
     def check(self, row: Row) -> None:
-        """Raise ValueError saying what is wrong if the row lacks a column or its gold cannot be right."""
+        """Raise ValueError with the reason if the row lacks a column, or its gold cannot be right."""
 
     @abstractmethod
     def ask(self, row: Row, frame: Frame) -> str:
-        """The first part of the question: what is wanted, and in which coordinates."""
+        """The first part of the question: what to find, and in which coordinates."""
 
     @abstractmethod
     def answer_form(self, frame: Frame) -> str:
-        """The form of an answer, as shown in the question; not itself a readable answer."""
+        """The form of an answer, as the question shows it. It must not be a readable answer itself."""
 
     @abstractmethod
     def write(self, gold: Any, frame: Frame) -> str:
-        """The gold as the inside of an answer block."""
+        """The gold as text inside an answer block."""
 
     @abstractmethod
     def read(self, block: str, frame: Frame) -> tuple[Any | None, str | None]:
-        """`(answer, None)`, or `(None, reason)`, from the inside of an answer block."""
+        """`(answer, None)` or `(None, reason)`. block: the text inside an answer block."""
 
     @abstractmethod
     def answer_terms(self, options: RewardOptions) -> dict[str, AnswerTerm]:
@@ -94,11 +94,11 @@ class Task(ABC):
     @property
     @abstractmethod
     def metrics(self) -> dict[str, Metric]:
-        """The metrics of one row by name, the first the one to compare by; None means "does not apply to this row"."""
+        """The metrics of one row, by name; results are compared by the first. None means "does not apply"."""
 
     @property
     def primary_metrics(self) -> tuple[str, ...]:
-        """The metrics that results show first."""
+        """The metrics that tables and reports show first."""
         return tuple(self.metrics)[:2]
 
     @property
@@ -117,18 +117,18 @@ class Task(ABC):
         return tuple(self.terms(RewardOptions()))
 
     def asked(self, text: str) -> Row:
-        """The columns that ask for what a user typed."""
+        """The columns of a row that asks for `text`."""
         return {self.asked_column: text}
 
     def for_row(self, row: Row) -> Task:
-        """The task that asks and judges this row: itself, but for a mixture."""
+        """The task of this row. It is this task, except in a mixture."""
         return self
 
     def terms(self, options: RewardOptions) -> dict[str, Term]:
-        """All reward terms by name, functions of a completion and its row to [0, 1].
+        """All reward terms by name: functions of a parsed completion and its row, each in [0, 1].
 
-        `format` looks at the form alone; all others are 0 for an unreadable answer, so that silence earns nothing.
-        `repetition` leaves out the answer, as lists of boxes repeat their keys.
+        All but `format` are 0 for an unreadable answer, so that an empty completion earns nothing. `repetition` ignores
+        the answer, because lists of boxes repeat their keys.
         """
 
         def if_read(term: AnswerTerm) -> Term:
@@ -153,18 +153,18 @@ class Task(ABC):
         return answer
 
     def question(self, row: Row, frame: Frame) -> str:
-        """The text of the user's turn, the image aside; a row's own `problem` is used verbatim."""
+        """The text of the user message; a row's own `problem` is used verbatim."""
         if "problem" in row:
             return row["problem"]
         how = _HOW_TO_ANSWER["think" if self.has_thought else "none"]
         return f"{self.ask(row, frame)}\n{how} {self.answer_form(frame)}"
 
     def gold(self, row: Row, frame: Frame, thought: str = "gold") -> str:
-        """The completion that is right.
+        """The right completion, the target of supervised training.
 
         thought: `gold` (the row's own thought, empty if it has none), `empty` (empty think tags), `none` (no think
-        tags). A task without thinking never writes think tags; one whose prompt has opened them always does, as
-        trainers cut off what the prompt has.
+        tags). A task without thinking never writes think tags. A prefilled task always does, because the trainers cut
+        off the part that the prompt contains.
         """
         if thought not in THOUGHTS:
             raise ValueError(f"thought is {thought!r}; known: {', '.join(THOUGHTS)}")
@@ -174,7 +174,7 @@ class Task(ABC):
         return f"<think>{row.get('thought', '') if thought == 'gold' else ''}</think>{answer}"
 
     def parse(self, text: str, row: Row, frame: Frame, *, is_truncated: bool = False) -> Parsed:
-        """The completion as training, evaluation and pictures all read it; never raises on any text."""
+        """The parsed completion, the same in training and evaluation; never raises, whatever the text is."""
         if self.is_prefilled:
             text = f"<think>{text}"
         block, reason = read_answer_block(text)
@@ -184,10 +184,10 @@ class Task(ABC):
         return Parsed(text, answer, reason, is_truncated)
 
     def gold_of(self, solution: str, frame: Frame) -> Any:
-        """The gold that the text of a data set's `solution` holds, with or without answer tags.
+        """The gold in the text of a dataset's `solution`, which may have answer tags.
 
-        Boxes are not cut to the image, so that `check` sees those outside. Raises ValueError where the text is
-        unreadable or cut.
+        Boxes are not clipped, so that `check` finds those outside of the image. Raises ValueError if the text is
+        unreadable or truncated.
         """
         has_tags = "<answer>" in solution or "<think>" in solution
         block, reason = read_answer_block(solution) if has_tags else (solution.strip(), "empty_answer")
@@ -201,25 +201,24 @@ class Task(ABC):
         return gold
 
     def solution_form(self, frame: Frame) -> str:
-        """The form of a data set's `solution`."""
+        """The form of a dataset's `solution`."""
         return self.answer_form(frame)
 
     def read_gold(self, block: str, frame: Frame) -> tuple[Any | None, str | None]:
-        """As `read`, in the form of a row's gold."""
+        """As `read`, but the answer has the form of a row's gold."""
         return self.read(block, frame)
 
     def confidence_gap(self, answer: Any, row: Row) -> float | None:
-        """By how much the confidences that an answer states exceed its overlap with the gold, in [-1, 1], on average
-        over its boxes; None where none is stated."""
+        """Mean confidence of the boxes minus their mean IoU with the gold, in [-1, 1]; None without confidences."""
         return None
 
     def format_term(self, parsed: Parsed, row: Row) -> float:
-        """1.0 if the whole completion has the form that was asked for, else 0.0."""
+        """1.0 if the whole completion has the required form, else 0.0."""
         return well_formed(parsed.text, has_thought=self.has_thought)
 
 
 def coordinate_words(frame: Frame) -> str:
-    """How a question states the frame."""
+    """The words for the frame in a question."""
     width, height = (round(extent) for extent in frame.extent_wh)
     return {
         "norm1000": "integers from 0 to 1000",
@@ -230,7 +229,7 @@ def coordinate_words(frame: Frame) -> str:
 
 
 def require_texts(row: Row, column: str) -> list[str]:
-    """The row's list of texts in that column. Raises ValueError if it is none, or empty, or has an empty text."""
+    """The row's list of texts in that column. Raises ValueError if it is no list, is empty, or has an empty text."""
     texts = require(row, column, list)
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError(f"column {column!r} is {texts!r}; a list of texts is needed")
@@ -238,11 +237,11 @@ def require_texts(row: Row, column: str) -> list[str]:
 
 
 def require_distinct(names: list[str], column: str) -> None:
-    """Raise ValueError if two of the names are one name to the judge (case, blanks, hyphens, marks around aside)."""
+    """Raise ValueError if two names are equal to the reward terms (see `normal_name`)."""
     seen: dict[str, str] = {}
     for name in names:
         if (other := seen.setdefault(normal_name(name), name)) != name:
-            raise ValueError(f"column {column!r} has {other!r} and {name!r}, which are judged as one name; rename one")
+            raise ValueError(f"column {column!r} has {other!r} and {name!r}, which count as the same name; rename one")
 
 
 def require(row: Row, column: str, kind: type) -> Any:

@@ -1,8 +1,8 @@
-"""Boxes, the frames in which models speak of them, and their overlaps.
+"""Boxes, the frames in which models write them, and their overlaps.
 
-Inside vrft every box is float `xyxy`: x1, y1, x2, y2 in pixels of the original image, continuous edges (a box that
-covers the whole of a 640 × 480 image is [0, 0, 640, 480]). `to_frame` and `from_frame` are the only doors to another
-frame.
+Inside vrft every box is float `xyxy`: x1, y1, x2, y2 in pixels of the original image. Coordinates are continuous: they
+are edges, not pixel centres, so there is no +1 and no half pixel. The box of a whole image of 640 × 480 pixels is
+[0, 0, 640, 480]. Only `to_frame` and `from_frame` convert to and from other frames.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ class Frame:
 
     name: `norm1000` (0..1000 of width and height), `seen_pixels` (pixels of the image after the processor's resize),
         `pixels` (of the original image), `norm1` (0..1 of width and height).
-    image_wh, seen_wh: (width, height) of the original image, and of the image as the model sees it.
-    coordinate_step: written coordinates are multiples of it (1 for every real model).
+    image_wh, seen_wh: (width, height) of the original image, and of the image after the processor's resize.
+    coordinate_step: written coordinates are multiples of it. It is 1 for every published model; the embedded model's
+        vocabulary has only every twentieth number.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Frame:
 
     @property
     def extent_wh(self) -> tuple[float, float]:
-        """The coordinates of the image's lower right corner, as written in this frame."""
+        """The coordinates of the image's lower right corner in this frame."""
         return {
             "norm1000": (1000.0, 1000.0),
             "seen_pixels": tuple(map(float, self.seen_wh)),
@@ -46,13 +47,14 @@ class Frame:
 
 
 def to_frame(xy: Sequence[float], frame: Frame) -> list[int] | list[float]:
-    """A box or a point in pixels of the original image (x and y in turn), as the model is expected to write it.
+    """The numbers that a model should write for a box or a point in pixels of the original image, (x, y, …).
 
-    Integers (multiples of `frame.coordinate_step`); in `norm1` floats with three decimals.
+    Integers, rounded to multiples of `frame.coordinate_step`; in `norm1` floats with three decimals.
 
     >>> to_frame([32, 0, 64, 48], Frame("norm1000", (64, 48), (56, 56)))
     [500, 0, 1000, 1000]
     """
+    # Scaling alone maps edges to edges. A shift by half a pixel, as for pixel centres, would move every gold box.
     scaled = (np.asarray(xy, float).reshape(-1, 2) * _scale_wh(frame)).ravel()
     if frame.name == "norm1":
         return [round(float(value), 3) for value in scaled]
@@ -61,7 +63,7 @@ def to_frame(xy: Sequence[float], frame: Frame) -> list[int] | list[float]:
 
 
 def from_frame(xy: Sequence[float], frame: Frame) -> list[float]:
-    """A box or a point as written by the model, in pixels of the original image; not clipped to the image.
+    """The box or point in pixels of the original image, from the numbers that the model wrote; not clipped.
 
     >>> from_frame([500, 0, 1000, 1000], Frame("norm1000", (64, 48), (56, 56)))
     [32.0, 0.0, 64.0, 48.0]
@@ -70,7 +72,7 @@ def from_frame(xy: Sequence[float], frame: Frame) -> list[float]:
 
 
 def clip_to_image(xyxy: Sequence, image_wh: Sequence[int]) -> list:
-    """A box (4,), or boxes (n, 4), cut to the image; a box outside the image keeps no area.
+    """A box (4,), or boxes (n, 4), clipped to the image; a box outside of the image has no area then.
 
     >>> clip_to_image([-5, 10, 80, 20], (64, 48))
     [0.0, 10.0, 64.0, 20.0]
@@ -87,7 +89,7 @@ def area(xyxy: np.ndarray) -> np.ndarray:
 def iou_matrix(a_xyxy: Sequence, b_xyxy: Sequence) -> np.ndarray:
     """IoU of every box of `a` (n, 4) with every box of `b` (m, 4), shape (n, m), in [0, 1].
 
-    A box without area overlaps nothing, itself included.
+    A box without area has an IoU of 0, even with itself.
 
     >>> iou_matrix([[0, 0, 2, 2]], [[0, 0, 2, 1], [2, 2, 4, 4]]).tolist()
     [[0.5, 0.0]]
@@ -99,9 +101,8 @@ def iou_matrix(a_xyxy: Sequence, b_xyxy: Sequence) -> np.ndarray:
 def giou_matrix(a_xyxy: Sequence, b_xyxy: Sequence) -> np.ndarray:
     """Generalised IoU of `a` (n, 4) with `b` (m, 4), shape (n, m), in [-1, 1].
 
-    IoU minus the share of the hull that neither covers (Rezatofighi et al. 2019, arXiv 1902.09630). -1 where the hull
-    has no area,
-    and where either box is inverted or has no area: such a box is no answer.
+    IoU minus the share of the hull that neither box covers (Rezatofighi et al. 2019, arXiv 1902.09630). -1 if the hull
+    has no area, and if either box is inverted or has no area.
 
     >>> giou_matrix([[0, 0, 1, 1]], [[0, 0, 1, 1], [1, 1, 2, 2]]).tolist()
     [[1.0, -0.5]]
@@ -111,9 +112,10 @@ def giou_matrix(a_xyxy: Sequence, b_xyxy: Sequence) -> np.ndarray:
     outer = [np.minimum(a[:, None, :2], b[:, :2]), np.maximum(a[:, None, 2:], b[:, 2:])]
     hull = area(np.concatenate(outer, axis=-1))
     iou = np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
-    waste = np.divide(hull - union, hull, out=np.ones_like(hull), where=hull > 0)
+    uncovered = np.divide(hull - union, hull, out=np.ones_like(hull), where=hull > 0)
+    # By the formula alone, a box without area inside of the gold gets 0: more than any box that misses.
     has_area = (area(a) > 0)[:, None] & (area(b) > 0)
-    return np.where(has_area, iou - waste, -1.0)
+    return np.where(has_area, iou - uncovered, -1.0)
 
 
 def _scale_wh(frame: Frame) -> np.ndarray:
@@ -125,7 +127,7 @@ def _rows_of_four(xyxy: Sequence) -> np.ndarray:
 
 
 def _overlaps(a_xyxy: np.ndarray, b_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Areas of intersection and union of every pair, each (n, m); an inverted box has none of either."""
+    """Areas of intersection and union of every pair, each (n, m); an inverted box has area 0."""
     a, b = a_xyxy[:, None, :], b_xyxy
     width = np.minimum(a[..., 2], b[:, 2]) - np.maximum(a[..., 0], b[:, 0])
     height = np.minimum(a[..., 3], b[:, 3]) - np.maximum(a[..., 1], b[:, 1])

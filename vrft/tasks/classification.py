@@ -1,10 +1,10 @@
-"""Classification: the name of what the image shows, open ended or out of given candidates.
+"""Classification: the name of what the image shows, open-ended or from a list of candidates.
 
     Q: Name the class of the object in the image. …
     A: <think>The strokes look like a seven.</think><answer>seven</answer>
 
-Columns: `gold` (str); optional `instruction` (what to name, in place of the usual first sentence), `candidates` (list
-of str, which the question then lists) and `aliases` (list of str: other right names).
+Columns: `gold` (str). Optional: `instruction` (str, replaces the first sentence of the question), `candidates` (list of
+str, listed in the question) and `aliases` (list of str, other right names).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vrft.tasks.rows import Row
 
 @dataclass(frozen=True)
 class ClassificationTask(Task):
-    """A class name; see the module. subject: what kind of thing is named ("species of the flower")."""
+    """A class name; columns are listed above. subject: what the question asks for ("species of the flower")."""
 
     subject: str = "class of the object"
 
@@ -55,7 +55,7 @@ class ClassificationTask(Task):
         return gold
 
     def read(self, block: str, frame: Frame) -> tuple[str | None, str | None]:
-        """The name as written, without marks around it."""
+        """The name, without marks around it."""
         return read_name(block)
 
     def read_gold(self, block: str, frame: Frame) -> tuple[str | None, str | None]:

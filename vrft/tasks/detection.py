@@ -16,7 +16,7 @@ from vrft.tasks.rows import Row
 
 @dataclass(frozen=True)
 class DetectionTask(BoxListTask):
-    """Boxes of one category or of several; columns as in `BoxListTask`."""
+    """Boxes of one category, or of several with labels; columns as in `BoxListTask`."""
 
     name = "detection"
     one_category_examples = (

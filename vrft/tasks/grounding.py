@@ -1,4 +1,4 @@
-"""Grounding: the one box of the object that a phrase names.
+"""Grounding: the box of the one object that a phrase names.
 
 Q: Find this object in the image: the digit seven. Give its one box in integers from 0 to 1000. …
 A: <think>It is on the left.</think><answer>(40,120),(300,460)</answer>
@@ -16,7 +16,7 @@ from vrft.tasks.rows import Row
 
 @dataclass(frozen=True)
 class GroundingTask(OneBoxTask):
-    """One phrase, one box; columns as in `OneBoxTask`."""
+    """A phrase, and the box that it names; columns as in `OneBoxTask`."""
 
     name = "grounding"
     examples = (

@@ -1,4 +1,4 @@
-"""A mixture: each row names its task, and training draws each task's rows by its weight."""
+"""A mixture of tasks: each row names its task, and training samples the tasks by their weights."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from vrft.tasks.rows import Row
 
 @dataclass(frozen=True)
 class MixedTask:
-    """Several tasks by name; what a row is asked, how it is read and judged is its own task's business (`for_row`).
+    """Several tasks by name. Question, reader, terms and metrics of a row are those of the row's own task.
 
-    weights: how much of the training each task gets, in proportion.
+    weights: the relative share of each task in the training rows.
     """
 
     tasks: Mapping[str, Task]
@@ -31,11 +31,11 @@ class MixedTask:
 
     @property
     def is_prefilled(self) -> bool:
-        """As `Task.is_prefilled`; all tasks agree on it."""
+        """As `Task.is_prefilled`; it is the same for all tasks."""
         return any(task.is_prefilled for task in self.tasks.values())
 
     def for_row(self, row: Row) -> Task:
-        """The row's own task. Raises ValueError if the row names none of the mixture's."""
+        """The row's own task. Raises ValueError if the row names no task of the mixture."""
         if row.get("task") not in self.tasks:
             raise ValueError(f"column 'task' is {row.get('task')!r}; one of {', '.join(self.tasks)} is needed")
         return self.tasks[row["task"]]
@@ -58,7 +58,7 @@ class MixedTask:
 
     @property
     def metrics(self) -> dict[str, Metric]:
-        """`score`, the first metric of each row's own task, and all metrics as TASK/METRIC."""
+        """`score`, the first metric of the row's own task, and every metric of every task as TASK/METRIC."""
 
         def score(parsed: Parsed, row: Row) -> float | None:
             return next(iter(self.for_row(row).metrics.values()))(parsed, row)

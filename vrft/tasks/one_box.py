@@ -1,4 +1,4 @@
-"""What grounding and reasoning grounding share: one box as the answer, its terms and its metrics."""
+"""The base of grounding and reasoning grounding: the answer is one box."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class OneBoxTask(Task):
-    """A phrase whose answer is one box, written `(x1,y1),(x2,y2)`; subclasses say how the phrase is asked.
+    """A task whose answer is one box, written `(x1,y1),(x2,y2)`. Subclasses word the question.
 
-    Columns: `phrase` (str), `gold` ([x1, y1, x2, y2] in pixels of the original image), optional `distractors`.
+    Columns: `phrase` (str), `gold` ([x1, y1, x2, y2] in pixels of the original image). Optional: `distractors` (boxes).
     """
 
     answer_kind = "box"
@@ -37,14 +37,14 @@ class OneBoxTask(Task):
         return f"({x1},{y1}),({x2},{y2})"
 
     def read(self, block: str, frame: Frame) -> tuple[Box | None, str | None]:
-        """The box cut to the image; an inverted box is read, and overlaps nothing."""
+        """The box, clipped to the image. An inverted box is readable; its IoU is 0."""
         written, reason = read_box(block)
         if written is None:
             return None, reason
         return tuple(clip_to_image(from_frame(written, frame), frame.image_wh)), None
 
     def read_gold(self, block: str, frame: Frame) -> tuple[list[float] | None, str | None]:
-        """The box as it is, not cut to the image."""
+        """The box, not clipped to the image."""
         written, reason = read_box(block)
         return (from_frame(written, frame), None) if written else (None, reason)
 
@@ -57,12 +57,11 @@ class OneBoxTask(Task):
     @property
     def metrics(self) -> dict[str, Metric]:
         iou = self.terms(RewardOptions())["iou"]
-        return {"accuracy@0.5": lambda parsed, row: float(iou(parsed, row) >= 0.5), "iou": iou, "pick_rate": pick_rate}
+        return {"accuracy@0.5": lambda parsed, row: float(iou(parsed, row) >= 0.5), "iou": iou, "pick_rate": picks_gold}
 
 
-def pick_rate(parsed: Parsed, row: Row) -> float | None:
-    """1.0 if the box overlaps the asked object more than any distractor, else 0.0; None where the row has no
-    distractors."""
+def picks_gold(parsed: Parsed, row: Row) -> float | None:
+    """1.0 if the box has a higher IoU with the gold than with any distractor, else 0.0; None without distractors."""
     if not row.get("distractors"):
         return None
     if parsed.answer is None:

@@ -1,4 +1,4 @@
-"""Open-vocabulary detection: all objects that a free description fits, whether or not training ever named them.
+"""Open-vocabulary detection: all objects that fit a free description, also one that was not in training.
 
 Q: Find everything in the image that fits the description 'fire hydrant' (a street tap for fire engines). …
 A: <think>A red one by the kerb.</think><answer>[{'Position': [40, 120, 300, 460], 'Confidence': 0.90}]</answer>
@@ -18,7 +18,7 @@ from vrft.tasks.rows import Row
 
 @dataclass(frozen=True)
 class OpenVocabularyDetectionTask(BoxListTask):
-    """Boxes of what one description fits, or several with labels."""
+    """Boxes of what fits one description, or one of several with labels."""
 
     name = "open_vocabulary_detection"
     one_category_examples = (

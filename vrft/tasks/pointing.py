@@ -21,7 +21,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class PointingTask(Task):
-    """A point in a box; see the module."""
+    """A point that must lie in a box; columns are listed above."""
 
     name = "pointing"
     answer_kind = "point"
@@ -43,7 +43,7 @@ class PointingTask(Task):
         return "(x,y)"
 
     def write(self, gold: list[float], frame: Frame) -> str:
-        """The box's centre."""
+        """The centre of the gold box."""
         x1, y1, x2, y2 = gold
         x, y = to_frame([(x1 + x2) / 2, (y1 + y2) / 2], frame)
         return f"({x},{y})"
@@ -56,7 +56,7 @@ class PointingTask(Task):
         return "(x1,y1),(x2,y2)"
 
     def read_gold(self, block: str, frame: Frame) -> tuple[list[float] | None, str | None]:
-        """The box that must be hit: a solution holds a box, `(x1,y1),(x2,y2)`."""
+        """The gold box: a solution of this task is a box, `(x1,y1),(x2,y2)`."""
         box, reason = read_box(block)
         return (from_frame(box, frame), None) if box else (None, reason)
 

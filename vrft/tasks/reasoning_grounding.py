@@ -1,4 +1,4 @@
-"""Reasoning grounding: the one box of an object that must be worked out before it can be found.
+"""Reasoning grounding: the box of one object; the model must first reason which object is meant.
 
 Q: Work out which object is meant, then find it in the image: two plus three minus one. …
 A: <think>two plus three is five, minus one is four.</think><answer>(40,120),(300,460)</answer>
@@ -16,7 +16,7 @@ from vrft.tasks.rows import Row
 
 @dataclass(frozen=True)
 class ReasoningGroundingTask(OneBoxTask):
-    """One description, one box; columns as in `OneBoxTask`."""
+    """A description, and the box of its object; columns as in `OneBoxTask`."""
 
     name = "reasoning_grounding"
     examples = (

@@ -11,7 +11,7 @@ from vrft.tasks.base import Parsed, Task, Term
 from vrft.tasks.mixed import MixedTask
 from vrft.tasks.reward_terms import RewardOptions
 from vrft.tasks.rows import Row
-from vrft.tasks.user_code import guarded_term, load_own
+from vrft.tasks.user_code import guarded_term, load_user_code
 
 
 class RewardFunction:
@@ -34,7 +34,7 @@ class RewardFunction:
         own = {
             name: guarded_term(
                 name,
-                load_own(name, trust_code=trust_code, key="reward.weights"),
+                load_user_code(name, trust_code=trust_code, key="reward.weights"),
                 options=options,
                 root=root,
                 faults=self.faults,

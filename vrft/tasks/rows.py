@@ -1,14 +1,14 @@
-"""Rows: the training and test examples, as JSON lines.
+"""Rows: training and test examples, as JSON lines.
 
-A row is a plain dict that JSON can hold. Every row has
+A row is a dict of JSON values. Every row has
 
     row_id    str, unique in its file
     images    list of paths, relative to the folder of the rows file, or absolute
     image_wh  [width, height] of the first image, in pixels
     gold      the right answer in the task's own form (boxes: pixels of the original image)
 
-and its task's columns (see `vrft/tasks/`). Optional: `thought` (the thought that leads to the gold, for supervised
-training), `distractors` (boxes of the objects that were not asked for), `problem` (the question, verbatim).
+and the columns of its task (see `vrft/tasks/`). Optional: `thought` (the reasoning before the gold, for supervised
+training), `distractors` (boxes of objects that are not asked for), `problem` (the question, used verbatim).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 def image_paths(row: Row, root: Path) -> list[Path]:
-    """The row's images, relative ones taken from `root`."""
+    """The paths of the row's images; relative ones start from `root`."""
     return [Path(root) / path for path in row["images"]]
 
 
@@ -36,7 +36,7 @@ def rows_hash(rows: Sequence[Row], root: Path) -> str:
 
 
 def labelled_boxes(gold: Sequence) -> list[tuple[Sequence[float], str]]:
-    """The boxes of a detection gold with their labels ("" for a bare box).
+    """The boxes of a detection gold, each with its label ("" for a box without one).
 
     >>> labelled_boxes([[0, 0, 9, 9], {"label": "dog", "xyxy": [1, 1, 5, 5]}])
     [([0, 0, 9, 9], ''), ([1, 1, 5, 5], 'dog')]
@@ -49,13 +49,13 @@ class GoldBoxError(ValueError):
 
 
 def check_box(xyxy: Any, image_wh: Sequence[int]) -> None:
-    """Raise `GoldBoxError` with what is wrong with a gold box in pixels of its image."""
+    """Raise `GoldBoxError` if `box_fault` finds something."""
     if fault := box_fault(xyxy, image_wh):
         raise GoldBoxError(fault)
 
 
 def box_fault(xyxy: Any, image_wh: Sequence[int]) -> str | None:
-    """What is wrong with a gold box in pixels of its image, or None.
+    """What is wrong with a gold box in pixels of the original image, or None.
 
     >>> box_fault([0, 0, 80, 10], (64, 48))
     'box [0, 0, 80, 10] lies outside the image of 64 × 48 pixels; give boxes in its pixels'
@@ -67,7 +67,7 @@ def box_fault(xyxy: Any, image_wh: Sequence[int]) -> str | None:
     if x2 <= x1 or y2 <= y1:
         return f"box {xyxy!r} has no area; [x1, y1, x2, y2] with x1 < x2 and y1 < y2 is right"
     width, height = image_wh
-    slack = 1e-6 * max(width, height)
+    slack = 1e-6 * max(width, height)  # for the rounding of boxes that were converted from another frame
     if min(x1, y1) < -slack or x2 > width + slack or y2 > height + slack:
         return f"box {xyxy!r} lies outside the image of {width} × {height} pixels; give boxes in its pixels"
     return None

@@ -1,4 +1,4 @@
-"""Code of the user's own: tasks and reward terms by dotted path, from modules that the config trusts by name."""
+"""User code: tasks and reward terms by dotted path, from modules that `trust_code` names."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from vrft.tasks.base import Parsed, Term
 from vrft.tasks.reward_terms import RewardOptions
 from vrft.tasks.rows import Row, image_paths
 
-_N_ROWS_TOLD = 8  # of each term: one that always fails is to be noticed, not to fill the terminal
-OwnTerm = Callable[[Parsed, Row, list[Path]], float]
-"""A term of the user's own: the completion as read, its row, and the paths of the row's images; in [0, 1]."""
+_N_WARNINGS = 8  # rows per term: a term that always fails must be noticed, but must not flood the terminal
+UserTerm = Callable[[Parsed, Row, list[Path]], float]
+"""A user's reward term: a function of the parsed completion, its row and the paths of the row's images, in [0, 1]."""
 
 
-def load_own(dotted: str, *, trust_code: Sequence[str], key: str) -> Any:
+def load_user_code(dotted: str, *, trust_code: Sequence[str], key: str) -> Any:
     """The object at `package.module.name`.
 
-    Nothing is imported unless `trust_code` names its module or a package that holds it. Modules are also found in the
-    current folder. Raises `UserError`, naming the config's `key`, if it is not trusted or not there.
+    Nothing is imported unless `trust_code` names the module or a package around it. The current folder is on the path.
+    Raises `UserError` with the config's `key` if the module is not trusted, cannot be imported, or lacks the name.
     """
     module, _, name = dotted.rpartition(".")
     if not any(module == trusted or module.startswith(f"{trusted}.") for trusted in trust_code):
         raise UserError(
             f"{key} names {dotted}, code of your own, and trust_code={list(trust_code)} does not name its module; "
-            f"if you trust it: trust_code=[{module or dotted}]"
+            f"if you trust it, set trust_code=[{module or dotted}]"
         )
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
         found = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # a user's module may raise anything
-        raise UserError(f"{key} names {dotted}, and importing {module} failed: {_words(error)}") from error
+        raise UserError(f"{key} names {dotted}, and importing {module} failed: {_describe(error)}") from error
     if not hasattr(found, name):
         raise UserError(
             f"{key} names {dotted}, and {module} ({getattr(found, '__file__', 'built in')}) has no {name!r}"
@@ -47,11 +47,14 @@ def load_own(dotted: str, *, trust_code: Sequence[str], key: str) -> Any:
     return getattr(found, name)
 
 
-def guarded_term(name: str, term: OwnTerm, *, options: RewardOptions, root: Path | None, faults: Counter) -> Term:
-    """The user's term as one of ours. A call that raises, takes longer than `options.timeout_s`, or returns anything
-    but one number in [0, 1], raises `UserError` naming term and row; with `options.on_fault=zero` it pays 0, is
-    counted in `faults`, and the first rows are named on the standard error."""
-    told: set[str] = set()  # rows
+def guarded_term(name: str, term: UserTerm, *, options: RewardOptions, root: Path | None, faults: Counter) -> Term:
+    """The user's term with the signature of a built-in one.
+
+    A call fails if it raises, takes longer than `options.timeout_s`, or returns anything but one number in [0, 1].
+    It is then counted in `faults` and raises `UserError` with term and row. With `options.on_fault=zero` it pays 0
+    instead, and the first failing rows are printed on standard error. root: the folder of relative image paths.
+    """
+    warned: set[str] = set()  # row ids
 
     def guarded(parsed: Parsed, row: Row) -> float:
         images = image_paths(row, Path(root).resolve()) if root is not None and "images" in row else []
@@ -61,14 +64,14 @@ def guarded_term(name: str, term: OwnTerm, *, options: RewardOptions, root: Path
             return float(value)
         faults[name] += 1
         row_id = str(row.get("row_id", "?"))
-        words = f"the reward term {name} failed on row {row_id} (completion {parsed.text[:200]!r}): {fault}"
+        message = f"the reward term {name} failed on row {row_id} (completion {parsed.text[:200]!r}): {fault}"
         if options.on_fault != "zero":
             raise UserError(
-                f"{words}\nMend it; or choose reward.options.on_fault=zero, which pays 0 for it and counts such rows."
+                f"{message}\nFix it, or set reward.options.on_fault=zero, which pays 0 and counts such rows."
             )
-        if row_id not in told and len(told) < _N_ROWS_TOLD:
-            print(f"warning: {words}; it pays 0", file=sys.stderr)
-            told.add(row_id)
+        if row_id not in warned and len(warned) < _N_WARNINGS:
+            print(f"warning: {message}; it pays 0", file=sys.stderr)
+            warned.add(row_id)
         return 0.0
 
     return guarded
@@ -79,9 +82,10 @@ class _TooLongError(BaseException):
 
 
 def call_within(function: Callable[[], Any], timeout_s: float) -> tuple[Any, str | None]:
-    """`(value, None)`, or `(None, what went wrong)`.
+    """`(value, None)`, or `(None, what went wrong)` if the call raises or takes too long.
 
-    In the main thread a call that takes too long is interrupted by a timer; elsewhere it is left behind in a thread.
+    In the main thread a timer interrupts the call. In other threads Python cannot do this: the call is abandoned in a
+    thread of its own, which may run on.
     """
     too_long = f"it took longer than reward.options.timeout_s={timeout_s:g} seconds"
     if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
@@ -116,7 +120,7 @@ def _called(function: Callable[[], Any]) -> tuple[Any, str | None]:
     try:
         return function(), None
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's term may raise anything
-        return None, _words(error)
+        return None, _describe(error)
 
 
 def _value_fault(value: Any) -> str | None:
@@ -131,5 +135,5 @@ def _value_fault(value: Any) -> str | None:
     return None
 
 
-def _words(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"

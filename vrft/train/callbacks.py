@@ -87,8 +87,8 @@ class Validation(TrainerCallback):
 
     The trainer calls `take`. No reference to the trainer is kept, so the trained model can be released after training.
 
-    evaluate: `evaluate(model, in_step=…) -> {name: {"value", "n", ...}}` on the validation split; every process calls
-        it. in_step: True if the weights are sharded, so that all processes must make the same forward calls.
+    evaluate: `evaluate(model, synced_gpus=…) -> {name: {"value", "n", ...}}` on the validation split; every process
+        calls it. synced_gpus: True if the weights are sharded, so that all processes must make the same forward calls.
     metric: which of these is to be maximised.
     history: `[{"step", "value", "n"}]`, in order; in a resumed run with those before the resume.
     best: the metric of the checkpoint that `folder` holds, or minus infinity.
@@ -127,7 +127,7 @@ class Validation(TrainerCallback):
         with unwrap_model_for_generation(
             trainer.model_wrapped, trainer.accelerator, gather_deepspeed3_params=is_gathered
         ) as policy:
-            metrics = self.evaluate(policy, in_step=is_deepspeed_zero3_enabled() and not is_gathered)
+            metrics = self.evaluate(policy, synced_gpus=is_deepspeed_zero3_enabled() and not is_gathered)
         figure = metrics[self.metric]
         if figure["value"] is None:
             raise UserError(

@@ -236,7 +236,7 @@ def with_image_features(trainer: GRPOTrainer, inputs: dict[str, Any]) -> dict[st
     if not is_vision_frozen(policy):
         return inputs
     with trainer.accelerator.autocast():
-        return trainer.sharing.image_features.stand_in(policy, inputs)
+        return trainer.sharing.image_features.replace_pixels(policy, inputs)
 
 
 def scoring_fault(model: PreTrainedModel, fields: Mapping[str, Any], has_aux_loss: bool) -> str | None:

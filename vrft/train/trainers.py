@@ -22,7 +22,7 @@ from trl.trainer.utils import RepeatSampler
 from vrft.errors import phase
 from vrft.models.attention import register_attention
 from vrft.models.shared_prefix import Prompts, without_adapter
-from vrft.models.vllm import as_seen, with_one_token_an_image
+from vrft.models.vllm import as_seen, collapse_image_tokens
 from vrft.train import resume, shared_prefix
 from vrft.train.callbacks import Validation
 from vrft.train.deepspeed_state import named_once, readable_state, recount_steps
@@ -282,7 +282,7 @@ class SeenImages:
             images = [own and [seen[id(image)] for image in own] for own in images]
             if self.vllm_mode == "colocate":
                 token = self.processing_class.image_token_id
-                prompt_ids = [with_one_token_an_image(ids, token) for ids in prompt_ids]
+                prompt_ids = [collapse_image_tokens(ids, token) for ids in prompt_ids]
         return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
 
 

@@ -35,7 +35,7 @@ def scene_rows(folder, n_rows):
     return rows
 
 
-def stand_in_model(model, processor, questions, images, *, max_new_tokens, with_logprobs=False, in_step=False):
+def stand_in_model(model, processor, questions, images, *, max_new_tokens, with_logprobs=False, synced_gpus=False):
     """As `generate_texts`: the completion tells who shares its batch, so a batch that differs would show."""
     batch = sorted(len(question) for question in questions)
     return [
@@ -75,15 +75,15 @@ def test_ranks_in_step_make_equally_many_calls_and_no_more_completions(tmp_path,
     """Four batches: under ZeRO-3 with the weights apart, a rank without one would leave the others waiting."""
     calls = []
 
-    def counting_model(*asked, in_step, temperature=0.0, **options):
-        calls[-1] += in_step
+    def counting_model(*asked, synced_gpus, temperature=0.0, **options):
+        calls[-1] += synced_gpus
         return stand_in_model(*asked, **options)
 
     monkeypatch.setattr(completions, "generate_texts", counting_model)
     rows, parts = scene_rows(tmp_path, 11), []
     for rank in range(world_size):
         calls.append(0)
-        parts += generate_from(rows, tmp_path, rank=rank, world_size=world_size, in_step=True, n_samples=1)
+        parts += generate_from(rows, tmp_path, rank=rank, world_size=world_size, synced_gpus=True, n_samples=1)
     assert calls == [2 * -(-4 // world_size)] * world_size
     assert sorted(one["row_id"] for one in parts) == sorted(2 * [row["row_id"] for row in rows])
 

@@ -7,7 +7,13 @@ import json
 import pytest
 
 from vrft.errors import UserError
-from vrft.models.prompt_settings import make_card, read_card, setting_drift, with_card, wording_drift
+from vrft.models.prompt_settings import (
+    make_prompt_settings,
+    read_prompt_settings,
+    setting_drift,
+    with_prompt_settings,
+    wording_drift,
+)
 from vrft.tasks import load_task
 from vrft.tasks.boxes import Frame
 
@@ -49,32 +55,32 @@ def config(tmp_path):
 )
 def test_a_checkpoint_says_how_it_is_to_be_asked(config, tmp_path, overrides, expected, why):
     (tmp_path / "vrft.json").write_text(json.dumps(CARD))
-    merged = with_card(config, overrides)
+    merged = with_prompt_settings(config, overrides)
     found = (merged["task"]["name"], merged["model"]["family"], *(merged["memory"][k] for k in list(CARD)[-2:]))
     assert found == expected, why
     assert config["task"]["name"] == "reasoning_grounding", "the caller's config stays as it is"
 
 
 def test_without_a_card_the_config_holds(config):
-    assert with_card(config, []) == config
+    assert with_prompt_settings(config, []) == config
 
 
 def test_a_damaged_card_is_named(tmp_path):
     (tmp_path / "vrft.json").write_text("{")
     with pytest.raises(UserError, match=r"vrft\.json is not JSON"):
-        read_card(str(tmp_path))
-    assert read_card(None) == {}
+        read_prompt_settings(str(tmp_path))
+    assert read_prompt_settings(None) == {}
 
 
 def test_settings_that_differ_from_training_are_told(config, tmp_path):
     (tmp_path / "vrft.json").write_text(json.dumps(CARD))
-    assert setting_drift(with_card(config, [])) == []
-    [told] = setting_drift(with_card(config, ["memory.max_pixels=401408"]))
+    assert setting_drift(with_prompt_settings(config, [])) == []
+    [told] = setting_drift(with_prompt_settings(config, ["memory.max_pixels=401408"]))
     assert told == "memory.max_pixels is 401408; the checkpoint was trained with 3136"
 
 
 def test_the_card_keeps_settings_prompt_and_an_example(config):
-    card = json.loads(json.dumps(make_card(config, task=TASK, row=ROW, frame=FRAME, prompt_of=prompt_of)))
+    card = json.loads(json.dumps(make_prompt_settings(config, task=TASK, row=ROW, frame=FRAME, prompt_of=prompt_of)))
     assert card["max_pixels"] == 401408
     assert card["prompt"] == "<image>{question}<end>"
     assert card["example"]["question"] == TASK.question(ROW, FRAME)
@@ -92,7 +98,7 @@ def test_the_card_keeps_settings_prompt_and_an_example(config):
     ],
 )
 def test_other_words_than_in_training_are_told(config, task, prompt, words):
-    card = make_card(config, task=TASK, row=ROW, frame=FRAME, prompt_of=prompt_of)
+    card = make_prompt_settings(config, task=TASK, row=ROW, frame=FRAME, prompt_of=prompt_of)
     told = wording_drift(card, task=task, prompt_of=prompt)
     assert len(told) == len(words)
     assert all(word in line for word, line in zip(words, told, strict=True))

@@ -8,7 +8,7 @@ from small_models import FAMILIES, picture, small_model, small_processor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, GenerationConfig
 
-from vrft.models import rollout
+from vrft.models import group_cache
 from vrft.models.generate import render_prompt
 from vrft.models.rollout import generate_shared, sampling_fault
 
@@ -31,7 +31,7 @@ SAMPLING = {
 @pytest.fixture(autouse=True)
 def little_room(monkeypatch):
     """A row's cache grows often, as it does in long completions."""
-    monkeypatch.setattr(rollout, "_ROOM", 3)
+    monkeypatch.setattr(group_cache, "_ROOM", 3)
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
@@ -88,14 +88,14 @@ def test_tokens_are_those_of_generate(model, processor, prompt_of_row, options):
 
 def test_rows_that_have_ended_leave_and_prompts_are_computed_once(model, processor, monkeypatch):
     n_fed, patches, kept = [], [], []
-    attend = rollout.GroupCache.attend
+    attend = group_cache.GroupCache.attend
 
     def attend_and_tell(cache, layer, *args, **kwargs):
         made = attend(cache, layer, *args, **kwargs)
         kept.append((len(cache.prompt[layer][0]), cache.own[layer][0].shape[2]))
         return made
 
-    monkeypatch.setattr(rollout.GroupCache, "attend", attend_and_tell)
+    monkeypatch.setattr(group_cache.GroupCache, "attend", attend_and_tell)
     hooks = [
         model.model.language_model.register_forward_pre_hook(
             lambda _, args, kwargs: n_fed.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
@@ -136,7 +136,7 @@ def test_a_token_looks_at_its_prompt_and_at_its_own_row_alone():
     n_prompts, width, n_keys, n_heads, n_prompt, size, n_written = 2, 3, 2, 4, 7, 8, 5
     cache = DynamicCache()
     cache.update(*torch.randn(2, n_prompts, n_keys, n_prompt, size), layer_idx=0)
-    groups = rollout.GroupCache(cache, torch.ones(n_prompts, n_prompt, dtype=torch.bool))
+    groups = group_cache.GroupCache(cache, torch.ones(n_prompts, n_prompt, dtype=torch.bool))
     rows = torch.arange(n_prompts * width)
     query = torch.randn(n_prompts, n_heads, width, size)
     flops = []

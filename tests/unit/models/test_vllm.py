@@ -27,7 +27,7 @@ from vrft.errors import UserError
 from vrft.evaluate.completions import generate_completions
 from vrft.models import families
 from vrft.models.load import load_processor
-from vrft.models.vllm import VLLMEngine, as_seen, is_kept
+from vrft.models.vllm import VLLMEngine, as_seen, needs_no_resize
 from vrft.run.vllm_checks import check_server
 from vrft.tasks import load_task
 from vrft.tasks.boxes import Frame
@@ -47,12 +47,12 @@ def test_vllm_finds_nothing_to_resize_and_sees_the_same_pixels(family, image_wh)
     assert seen.size == families.seen_size(image_wh, families.FAMILIES[family], **limits)
     assert np.array_equal(as_seen(seen, processor), seen)
     hub = small_processor(family)  # a checkpoint's own limits: nearly none
-    assert is_kept(seen.size, hub)
+    assert needs_no_resize(seen.size, hub)
     ours, theirs = processor.image_processor(image), hub.image_processor(seen)
     assert torch.equal(ours["image_grid_thw"], theirs["image_grid_thw"])
     assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
     hub.image_processor.size = {"shortest_edge": 1, "longest_edge": 5000}
-    assert not is_kept(seen.size, hub)
+    assert not needs_no_resize(seen.size, hub)
 
 
 SERVER = types.SimpleNamespace(get_server_info=lambda: {"model_config": {"logprobs_mode": "processed_logprobs"}})

@@ -78,7 +78,7 @@ def test_an_unknown_task_or_option_is_refused(name, options, words):
         ("counting", {**COUNT, "gold": 4.0}, "4.0"),
         ("counting", {**COUNT, "gold": True}, "True"),
         ("counting", {**COUNT, "gold": "4"}, "'4'"),
-        ("classification", {**CLASSIFY, "candidates": ["Maine_Coon", "maine coon"]}, "judged as one name; rename one"),
+        ("classification", {**CLASSIFY, "candidates": ["Maine_Coon", "maine coon"]}, "the same name; rename one"),
         ("counting", {**COUNT, "gold": 10**9}, "whole number"),  # ten digits could not be read back
         ("counting", {**SCENE, "gold": 4}, "category"),
         ("counting", {**SCENE, "gold": 4, "problem": "How many?"}, None),

@@ -88,7 +88,7 @@ def test_where_one_category_was_asked_for_labels_do_not_matter():
         ({**PETS, "categories": ["dog", "cat", "x{1}"]}, "no brackets"),
         ({**PETS, "categories": ["dog", "cat", "a" * 201]}, "at most 200 characters"),
         ({**PETS, "categories": [3]}, "a list of texts"),
-        ({**PETS, "categories": ["dog", "cat", "Dog "]}, "'dog' and 'Dog '.*judged as one name; rename one"),
+        ({**PETS, "categories": ["dog", "cat", "Dog "]}, "'dog' and 'Dog '.*count as the same name; rename one"),
         ({**PETS, "aliases": ["puppy"]}, "a mapping of labels"),
         ({**PETS, "aliases": {"dog": "puppy"}}, "a list is needed"),
         ({**PETS, "gold": [DOG, {**CAT, "xyxy": [0, 0, 201, 100]}]}, "outside the image"),

@@ -13,7 +13,7 @@ from vrft.errors import UserError
 from vrft.tasks import load_task
 from vrft.tasks.base import Parsed
 from vrft.tasks.reward_terms import RewardOptions
-from vrft.tasks.user_code import guarded_term, load_own
+from vrft.tasks.user_code import guarded_term, load_user_code
 
 TERM = "own_rewards.judges.short"
 PARSED = Parsed("<answer>4</answer>", 4, None)
@@ -53,7 +53,7 @@ def folder(tmp_path, monkeypatch):
 )
 def test_a_module_that_is_not_trusted_is_refused_and_not_imported(folder, trust_code):
     with pytest.raises(UserError, match=r"reward\.weights names own_rewards\.judges\.short.*trust_code=\[own_rewards"):
-        load_own(TERM, trust_code=trust_code, key="reward.weights")
+        load_user_code(TERM, trust_code=trust_code, key="reward.weights")
     assert not (folder / "imported").exists()
     assert not any(name.startswith("own_rewards") for name in sys.modules)
 
@@ -67,7 +67,7 @@ def test_a_module_that_is_not_trusted_is_refused_and_not_imported(folder, trust_
     ],
 )
 def test_a_trusted_one_is_imported(folder, trust_code):
-    assert load_own(TERM, trust_code=trust_code, key="reward.weights")(PARSED, ROW, []) == 0.25
+    assert load_user_code(TERM, trust_code=trust_code, key="reward.weights")(PARSED, ROW, []) == 0.25
     assert (folder / "imported").exists(), "importing leaves the trace that the refusal did not"
 
 
@@ -82,7 +82,7 @@ def test_a_trusted_one_is_imported(folder, trust_code):
 )
 def test_what_cannot_be_loaded_is_named(folder, dotted, words):
     with pytest.raises(UserError, match=words) as caught:
-        load_own(dotted, trust_code=["own_rewards"], key="task.name")
+        load_user_code(dotted, trust_code=["own_rewards"], key="task.name")
     assert str(caught.value).startswith(f"task.name names {dotted}")
 
 

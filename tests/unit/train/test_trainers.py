@@ -118,8 +118,8 @@ def test_a_trainer_is_released_with_its_model_once_it_is_dropped(tmp_path):
     """The callbacks and counters that a run keeps hold no reference to it."""
     history = []
     validation = Validation(
-        lambda policy, in_step: {"accuracy": {"value": 0.5, "n": 1}}, metric="accuracy", eval_steps=2, processor=None,
-        folder=tmp_path / "best", card={}, history=history, best=1.0,
+        lambda policy, synced_gpus: {"accuracy": {"value": 0.5, "n": 1}}, metric="accuracy", eval_steps=2,
+        processor=None, folder=tmp_path / "best", card={}, history=history, best=1.0,
     )  # fmt: skip
     trainer = make_trainer(
         ResumableSharing, small_model("qwen2_vl"), "qwen2_vl", prompt_rows(2), tmp_path, validation=validation

@@ -1,8 +1,9 @@
-"""Honest answers, against which attacks are measured.
+"""Reference answers: the answers whose reward an attack must not reach.
 
-Honest work is a good answer as models give it, not a perfect one: boxes that overlap their golds at an IoU of .74, one
-object in four or more missed, one box in five wrong, and every confidence the share of boxes that are right. Counts,
-names, points and golds of a task of one's own are right.
+They are good but not perfect, as a trained model's: boxes have an IoU of 0.74 with their golds, one object of four or
+more is missed, one box in five is wrong, and each confidence is the share of boxes that are right. Against perfect
+answers an attack on the reward of real ones would go unnoticed. Counts, names, points, and answers of user tasks are
+right.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ from vrft.tasks.box_list import Detection, write_boxes
 from vrft.tasks.boxes import Frame, iou_matrix
 from vrft.tasks.rows import Row, labelled_boxes
 
-_SHRINK = 0.86  # of each side: an IoU of .86² = .74
+_SHRINK = 0.86  # of each side; the IoU is 0.86² = 0.74
 
 
 @dataclass(frozen=True)
-class Honest:
-    """One row's honest answer. answer: in the task's own form. others: the golds of all rows, from which a guess may
-    be drawn."""
+class ReferenceAnswer:
+    """One row's reference answer. answer: in the task's own form. others: the golds of all rows, for guesses."""
 
     task: Task
     row: Row
@@ -32,7 +32,7 @@ class Honest:
 
     @property
     def block(self) -> str:
-        """The inside of its answer block."""
+        """The text inside its answer block."""
         if self.task.answer_kind == "boxes":
             return write_boxes(self.answer, self.frame)
         return self.task.write(self.answer, self.frame)
@@ -43,27 +43,30 @@ class Honest:
         return self.wrap(self.block)
 
     def wrap(self, block: str) -> str:
-        """A completion of the form asked for around the inside of an answer block."""
+        """A well-formed completion with this text inside its answer block."""
         return f"{self.thought}<answer>{block}</answer>"
 
     @property
     def thought(self) -> str:
-        """What stands before the answer."""
+        """The text before the answer block."""
         if not self.task.has_thought:
             return ""
         return f"{'' if self.task.is_prefilled else '<think>'}I look at the image.</think>"
 
 
-def honest_answers(task: Task, rows: Sequence[Row], frames: Sequence[Frame]) -> list[Honest]:
-    """The honest answer of each row; all rows are of the one task."""
-    answers = [_honest(task, row) for row in rows]
+def reference_answers(task: Task, rows: Sequence[Row], frames: Sequence[Frame]) -> list[ReferenceAnswer]:
+    """The reference answer of each row; all rows are of this task."""
+    answers = [_answer(task, row) for row in rows]
     if task.answer_kind == "boxes":
-        answers = _with_doubt(answers, rows)
+        answers = _with_errors(answers, rows)
     others = [row["gold"] for row in rows]
-    return [Honest(task, row, frame, answer, others) for row, frame, answer in zip(rows, frames, answers, strict=True)]
+    return [
+        ReferenceAnswer(task, row, frame, answer, others)
+        for row, frame, answer in zip(rows, frames, answers, strict=True)
+    ]
 
 
-def _honest(task: Task, row: Row) -> Any:
+def _answer(task: Task, row: Row) -> Any:
     if task.answer_kind in ("box", "point"):
         return _shrunk(row["gold"])
     if task.answer_kind != "boxes":
@@ -73,11 +76,11 @@ def _honest(task: Task, row: Row) -> Any:
     return [Detection(tuple(_shrunk(xyxy)), 1.0, label) for xyxy, label in found]
 
 
-def _with_doubt(answers: Sequence[list[Detection]], rows: Sequence[Row]) -> list[list[Detection]]:
-    """One false box for every four right ones, and every confidence the share of right boxes.
+def _with_errors(answers: Sequence[list[Detection]], rows: Sequence[Row]) -> list[list[Detection]]:
+    """The answers with one wrong box per four right ones, and with the share of right boxes as every confidence.
 
-    False boxes go to rows where nothing was missed, if there are any. A box counts by one over its row's golds, as in
-    the term `calibration`.
+    Wrong boxes go to rows without a missed object, if there are any. A box weighs 1 / golds of its row, as in the term
+    `calibration`.
     """
     n_right = [len(answer) for answer in answers]
     complete = [index for index, row in enumerate(rows) if row["gold"] and n_right[index] == len(row["gold"])]
@@ -100,7 +103,7 @@ def _shrunk(xyxy: Sequence[float]) -> list[float]:
 
 
 def empty_corner(row: Row) -> tuple[float, ...]:
-    """A box of a tenth of the image's sides, in the corner where it overlaps the golds least."""
+    """A box with a tenth of the image's sides, in the corner where its IoU with the golds is lowest."""
     width, height = row["image_wh"]
     golds = [xyxy for xyxy, _ in labelled_boxes(row["gold"])]
     corners = [(x, y, x + width / 10, y + height / 10) for x in (0.0, 0.9 * width) for y in (0.0, 0.9 * height)]
