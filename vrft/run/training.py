@@ -93,7 +93,16 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
         for name in ("best", "last"):
             shutil.rmtree(previous(folder / name), ignore_errors=True)
     experiment.processes.wait_for_everyone()
+    _let_go(trainer)
     return validation.history if validation else [], stopped_by
+
+
+def _let_go(trainer) -> None:
+    """Undo what DeepSpeed has hooked into the weights, by which they would live on; C++ holds these hooks."""
+    reference = getattr(trainer, "ref_model", None)
+    if hasattr(reference, "destroy"):  # an engine, of ZeRO-3
+        reference.destroy()
+    trainer.accelerator.free_memory()
 
 
 def _rollout_pictures(experiment: RunContext) -> list[RolloutPictures]:
