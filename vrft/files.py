@@ -70,7 +70,7 @@ def check_whole(folder: Path) -> None:
 
 def manifest_hash(folder: Path) -> str:
     """The hash of a published folder as its manifest has it: of names and bytes of all files, none of them read."""
-    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
+    return _noted_hash(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
 
 
 def _fault(path: Path, entry: dict) -> str | None:

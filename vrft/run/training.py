@@ -94,6 +94,7 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
         for name in ("best", "last"):
             shutil.rmtree(previous(folder / name), ignore_errors=True)
     experiment.processes.wait_for_everyone()
+    _let_go(trainer)
     return validation.history if validation else [], stopped_by
 
 
@@ -130,6 +131,14 @@ def _callbacks(experiment: RunContext, alarms) -> list:
         alarms,
         *_rollout_pictures(experiment),
     ]
+
+
+def _let_go(trainer) -> None:
+    """Undo what DeepSpeed has hooked into the weights, by which they would live on; C++ holds these hooks."""
+    reference = getattr(trainer, "ref_model", None)
+    if hasattr(reference, "destroy"):  # an engine, of ZeRO-3
+        reference.destroy()
+    trainer.accelerator.free_memory()
 
 
 def _rollout_pictures(experiment: RunContext) -> list[RolloutPictures]:

@@ -23,20 +23,18 @@ import transformers
 import yaml
 from accelerate.utils import gather_object, set_seed
 from safetensors import SafetensorError
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from vrft.config.schema import Config
 from vrft.errors import SIGNALLED, ExitCode, UserError, first_line, phase_of
-from vrft.files import check_whole, write_text_atomically
+from vrft.files import write_text_atomically
 from vrft.models.prompt_settings import read_prompt_settings, wording_drift
 from vrft.report.wandb import tracked
 from vrft.run import directory, health
-from vrft.run.context import RunContext, open_experiment, open_other
-from vrft.run.evaluation import evaluate_splits, known_evaluation
+from vrft.run.context import RunContext, open_experiment
 from vrft.run.health import Status
 from vrft.run.out_of_memory import is_out_of_memory
-from vrft.run.rows import other_names
-from vrft.run.training import NON_FINITE, Interrupted, load_policy, open_engine, start_of, train
+from vrft.run.stages import Stages, checkpoints_to_judge, is_non_finite
+from vrft.run.training import Interrupted, start_of
 from vrft.run.vllm_checks import check_vllm
 
 _LATE_S = 60  # how much later a network's file system may show on one machine what another has written
@@ -47,70 +45,43 @@ def run(run_dir: Path, status: Status) -> dict | None:
 
     Returns the alarm that ended the run: after it nothing is judged.
     """
-    experiment = open_experiment(run_dir, status)
-    config = Config.model_validate(experiment.config)
-    if "wandb" not in config.logging.report_to or not experiment.processes.is_main_process:
-        return _run_parts(experiment, run_dir)
+    context = open_experiment(run_dir, status)
+    config = Config.model_validate(context.config)
+    if "wandb" not in config.logging.report_to or not context.processes.is_main_process:
+        return _run_parts(context)
     job_type = config.trainer.name if config.evaluate.train else "evaluate"
     with tracked(run_dir, config.logging, config.plain(), job_type=job_type):
-        return _run_parts(experiment, run_dir)
+        return _run_parts(context)
 
 
-def _run_parts(experiment: RunContext, run_dir: Path) -> dict | None:
-    config, wanted = experiment.config, experiment.config["evaluate"]
-    set_seed(config["run"]["seed"])
-    start = start_of(experiment)
-    drift = wording_drift(
-        read_prompt_settings(config["model"]["path"]), task=experiment.task, prompt_of=experiment.prompt_of
-    )
-    if experiment.processes.is_main_process and not wanted["train"]:
-        for difference in drift:
-            print(f"warning: {difference}", file=sys.stderr)
-    check_vllm(experiment)
-    is_by_vllm = config["rollout"].get("evaluate", False)
-    others = [open_other(experiment, name) for name in other_names(config)]
-    model = (open_engine if is_by_vllm else load_policy)(experiment, config["model"]["path"])
-    results: dict[str, dict] = {}
-    history, stopped_by = [], None
+def _run_parts(context: RunContext) -> dict | None:
+    wanted = context.config["evaluate"]
+    set_seed(context.config["run"]["seed"])
+    start = start_of(context)
+    if not wanted["train"]:
+        _warn_of_drift(context)
+    check_vllm(context)
+    stages = Stages(context)
+    results, history, stopped_by = {}, [], None
     if wanted["before"]:
-        with experiment.timed("evaluate_before"):
-            results["before"] = _evaluate(experiment, others, model, "before")
+        results["before"] = stages.base()
     if wanted["train"]:
-        if start.checkpoint and not config["model"]["peft"]:
-            # The trainer itself would keep the base weights in silence: saved and live parameter names differ.
-            model = load_policy(experiment, str(start.checkpoint))
-            model.config._name_or_path = config["model"]["path"]  # from where TRL loads the reference model
-        with experiment.timed("train"):
-            history, stopped_by = train(experiment, model, start)
-        unset_hf_deepspeed_config()  # or a checkpoint would be loaded in parts, one a process
-    judged = wanted["checkpoint"]
-    if stopped_by and stopped_by["action"] == "stop_keep_best":
-        judged = "best"
-    is_non_finite = bool(stopped_by) and stopped_by["rule"] == NON_FINITE
-    is_over = is_non_finite and stopped_by["action"] == "stop"
-    names = list(dict.fromkeys([judged, *([] if is_non_finite else wanted["also"])]))  # then there is no last
-    if is_over or not (wanted["train"] and wanted["after"]):
-        names = []
-    for name in names:
-        is_sharded = ((config["deepspeed"]["config"] or {}).get("zero_optimization") or {}).get("stage") == 3
-        is_whole = name == "last" and not is_sharded
-        policy = model if is_whole else _load_checkpoint(experiment, run_dir / "checkpoints" / name)
-        with experiment.timed(f"evaluate_{name}"):
-            results[name] = _evaluate(experiment, others, policy, name)
-    peak_gib = max(gather_object([_peak_gib(config["derived"]["device"])]))
-    if experiment.processes.is_main_process:
-        _write_result(experiment, others, results, history, judged=judged, peak_gib=peak_gib)
-    return stopped_by if is_over else None
+        history, stopped_by = stages.train(start)
+    after_is, names = checkpoints_to_judge(wanted, stopped_by)
+    found = {name: stages.judge(name) for name in sorted(names, key=lambda name: name != "last")}  # in memory by now
+    results |= {name: found[name] for name in names}
+    peak_gib = max(gather_object([_peak_gib(context.config["derived"]["device"])]))
+    if context.processes.is_main_process:
+        _write_result(context, stages.others, results, history, after_is=after_is, peak_gib=peak_gib)
+    return stopped_by if is_non_finite(stopped_by) and stopped_by["action"] == "stop" else None
 
 
-def _evaluate(experiment: RunContext, others: list[RunContext], model, name: str) -> dict[str, dict]:
-    """By test set, and by `others/NAME` for each other task: `{protocol: metrics}`."""
-    found = {}
-    for one in (experiment, *others):
-        known = known_evaluation(one, name) if name == "before" else None
-        by_split = known or evaluate_splits(one, model, one.test_splits, name=name)
-        found |= by_split if one.other is None else {f"others/{one.other}": by_split["test"]}
-    return found
+def _warn_of_drift(context: RunContext) -> None:
+    """Print a warning for each text in which the model is asked otherwise than it was trained."""
+    card = read_prompt_settings(context.config["model"]["path"])
+    for difference in wording_drift(card, task=context.task, prompt_of=context.prompt_of):
+        if context.processes.is_main_process:
+            print(f"warning: {difference}", file=sys.stderr)
 
 
 def _peak_gib(device: str) -> float:
@@ -120,28 +91,23 @@ def _peak_gib(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
 
-def _load_checkpoint(experiment: RunContext, folder: Path):
-    check_whole(folder)
-    return load_policy(experiment, str(folder))
-
-
 def _write_result(
     experiment: RunContext,
     others: list[RunContext],
     results: dict[str, dict],
     history: list[dict],
     *,
-    judged: str,
+    after_is: str,
     peak_gib: float,
 ) -> None:
     """`before` and `after` on the split `test`; every evaluation on every test set under `test_sets`, and on other
     tasks under `others`, each with the metrics by which it is compared."""
     provenance = json.loads((experiment.run_dir / "provenance.json").read_text(encoding="utf-8"))
-    after = results.get(judged)
+    after = results.get(after_is)
     result = {
         "before": results.get("before", {}).get("test"),
         "after": after and after["test"],
-        "after_is": judged if after else None,
+        "after_is": after_is if after else None,
         "primary_metrics": experiment.primary_metrics,
         "reward_terms": experiment.judge.columns,
         "test_sets": {
