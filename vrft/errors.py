@@ -118,6 +118,8 @@ def _sentence(error: ErrorDetails, value: Any, kind: type[BaseModel], key: str) 
     dotted = ".".join(filter(None, [key, *names])) or "the config"
     for name in names:
         value = value.get(name) if isinstance(value, dict) else None
+    if error["loc"][-1:] == ("[key]",):
+        return f"{dotted.rpartition('.')[0] or dotted} has the key {error['loc'][-2]!r}; a text is needed"
     limits = error.get("ctx") or {}
     match error["type"]:
         case "extra_forbidden":
@@ -145,18 +147,17 @@ def _field_at(place: Sequence[str | int], kind: type[BaseModel]) -> tuple[list[s
     owner, annotation = kind, kind
     for part in place:
         models = list(_models(annotation))
+        if not models or part == "[key]":
+            break
         if len(models) > 1:  # told apart by a tag, which stands in the place
             annotation = next(model for model in models if part in get_args(model.model_fields["name"].annotation))
-        elif models and models[0] is annotation:
-            owner, names = annotation, [*names, str(part)]
-            annotation = owner.model_fields[part].annotation if part in owner.model_fields else None
-        elif models:  # the values of a mapping
-            names, annotation = [*names, str(part)], models[0]
+            continue
+        names.append(str(part))
+        if any(get_origin(option) is dict for option in (annotation, *get_args(annotation))):
+            annotation = models[0]  # a mapping's value
         else:
-            break
-        if len(rest := list(_models(annotation))) == 1 and get_origin(annotation) in (Union, types.UnionType):
-            is_mapping = any(get_origin(option) is dict for option in get_args(annotation))
-            annotation = dict[str, rest[0]] if is_mapping else rest[0]
+            owner = models[0]
+            annotation = owner.model_fields[part].annotation if part in owner.model_fields else None
     return names, owner, annotation
 
 

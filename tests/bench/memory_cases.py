@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra import compose, initialize_config_dir
 from peft import LoraConfig
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from vrft.config.freeze import freeze
-from vrft.config.package_files import config_folder
+from vrft.config.schema import Config
 from vrft.config.trl_arguments import trainer_arguments
 from vrft.memory.live import LiveBytes
 from vrft.memory.plan import Plan, make_plan
+from vrft.memory.setup import Setup
 from vrft.models.families import FAMILIES
 from vrft.models.generate import render_prompt
 from vrft.models.load import freeze_parts, load_model, load_processor
@@ -24,6 +23,7 @@ from vrft.train.dataset import training_dataset
 from vrft.train.trainers import SharedPrefixTrainer
 
 sys.path.append(str(Path(__file__).parents[1]))
+from configs import composed
 from small_models import picture, save_model
 
 SMALL_TEXT = {
@@ -103,18 +103,17 @@ def save_small_model(folder: Path) -> Path:
     return save_model(folder, "qwen2_vl", text_options=SMALL_TEXT, vision_options=SMALL_VISION)
 
 
-def config_of(case: Case, small: Path) -> dict[str, Any]:
+def config_of(case: Case, small: Path) -> Config:
     """The frozen config of a case."""
     model = [] if case.model == "tiny" else ["model.family=qwen2_vl", f"model.path={small}"]
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return freeze(compose("train", overrides=[*COMMON, *model, *case.overrides]))
+    return composed(*COMMON, *model, *case.overrides)
 
 
 def compare(case: Case, folder: Path, small: Path) -> Figures:
     """Plan and measure one case. folder: for what the trainer writes. small: the saved model of 20 M parameters."""
     config = config_of(case, small)
     trainer, prompt_tokens = _trainer(config, case.image_wh, folder)
-    plan = make_plan(config, target="cpu", image_wh=case.image_wh, prompt_tokens=prompt_tokens)
+    plan = make_plan(config.part(Setup), target="cpu", image_wh=case.image_wh, prompt_tokens=prompt_tokens)
     parts, sampling = _peaks(trainer)
     return Figures(plan, sum(parts.values()), parts, sampling)
 
@@ -146,30 +145,30 @@ def _peaks(trainer: Any) -> tuple[dict[str, int], int]:
     return max([*peaks, dict(live.peak)], key=lambda peak: sum(peak.values())), max(in_sampling)
 
 
-def _trainer(config: dict[str, Any], image_wh: tuple[int, int], folder: Path) -> tuple[Any, int]:
+def _trainer(config: Config, image_wh: tuple[int, int], folder: Path) -> tuple[Any, int]:
     """A trainer of two steps, and the tokens of its prompts; completions all have the longest length."""
-    settings, memory = config["model"], config["memory"]
-    family = FAMILIES[settings["family"]]
-    processor = load_processor(settings["path"], min_pixels=memory["min_pixels"], max_pixels=memory["max_pixels"])
-    model = load_model(settings["path"], family=family, dtype=settings["dtype"], attention=settings["attention"])
-    freeze_parts(model, settings["freeze"], family)
+    settings, memory = config.model, config.memory
+    family = FAMILIES[settings.family]
+    processor = load_processor(settings.path, min_pixels=memory.min_pixels, max_pixels=memory.max_pixels)
+    model = load_model(settings.path, family=family, dtype=settings.dtype, attention=settings.attention)
+    freeze_parts(model, settings.freeze, family)
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for number in range(max(2 * config["trainer"]["prompts_per_step"], 2)):
+    for number in range(max(2 * config.trainer.prompts_per_step, 2)):
         picture(*image_wh, seed=number).save(folder / f"{number}.png")
         rows.append({"row_id": str(number), "images": [f"{number}.png"], "image_wh": list(image_wh)})
     question = "where is it?"
     inputs = processor(text=[render_prompt(processor, question, 1)], images=[[picture(*image_wh)]], return_tensors="pt")
     n_prompt = inputs["input_ids"].shape[1]
-    length = memory["max_completion_length"]
+    length = memory.max_completion_length
     arguments = trainer_arguments(config, folder / "out") | {"max_steps": 2, "save_strategy": "no", "report_to": []}
     arguments.pop("num_train_epochs", None)
     shared = {
         "model": model,
         "processing_class": processor,
-        "peft_config": LoraConfig(**settings["peft"]) if settings["peft"] else None,
+        "peft_config": LoraConfig(**settings.peft) if settings.peft else None,
     }
-    if config["trainer"]["name"] == "sft":
+    if config.trainer.name == "sft":
         text = _text_of(processor, length - 2)  # the template ends a turn with two tokens
         data = training_dataset(rows, folder, question=lambda row: question, completion=lambda row: text)
         trainer = SFTTrainer(
@@ -179,7 +178,7 @@ def _trainer(config: dict[str, Any], image_wh: tuple[int, int], folder: Path) ->
         trainer.data_collator = lambda batch: {k: v for k, v in collate(batch).items() if k != "row_id"}
     else:
         data = training_dataset(rows, folder, question=lambda row: question)
-        kind = SharedPrefixTrainer if config["rollout"].get("sharing") else GRPOTrainer
+        kind = SharedPrefixTrainer if config.rollout.sharing else GRPOTrainer
         exact = {"generation_kwargs": {"min_new_tokens": length}}
         trainer = kind(args=GRPOConfig(**arguments | exact), reward_funcs=[reward], train_dataset=data, **shared)
     trainer.remove_callback(PrinterCallback)

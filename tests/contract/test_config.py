@@ -9,15 +9,15 @@ import pytest
 import yaml
 from hydra import compose
 from omegaconf import OmegaConf
-from vrft.config.shapes import shape_faults
 
 from vrft.cli.score import config_faults
 from vrft.cli.verbs import VERBS, groups, verb_help
 from vrft.config import vllm_checks
 from vrft.config.freeze import freeze, freeze_plain, plain
 from vrft.config.package_files import config_folder
+from vrft.config.schema import Config
 from vrft.config.verb_schema import AuditConfig, RewardCasesConfig, ScoreConfig
-from vrft.errors import UserError
+from vrft.errors import UserError, shape_faults
 from vrft.tasks import load_task, task_names
 from vrft.tasks.reward import RewardFunction, weights_for
 from vrft.tasks.reward_terms import RewardOptions
@@ -42,7 +42,7 @@ HUB_MODEL = "model.path=SOME/MODEL"  # a hub name: no folder is looked for
 pytestmark = pytest.mark.usefixtures("hydra_reads_the_tree")
 
 
-def frozen(*overrides: str, verb: str = "train") -> dict:
+def frozen(*overrides: str, verb: str = "train") -> Config:
     config = compose(verb, [*overrides])
     return freeze(config)
 
@@ -85,44 +85,44 @@ def test_every_file_composes_and_passes(group, name, monkeypatch):
             frozen(*overrides)
         return
     config = frozen(*overrides)
-    assert config["derived"]["per_device_train_batch_size"] >= 1
+    assert config.derived.per_device_train_batch_size >= 1
 
 
 @pytest.mark.parametrize(("written", "read"), [("on", "on"), ("true", "on"), ("auto", "auto")])
 def test_sharing_is_read_as_yaml_writes_it(written, read):
-    assert frozen(HUB_MODEL, f"rollout.sharing={written}")["rollout"]["sharing"] == read
+    assert frozen(HUB_MODEL, f"rollout.sharing={written}").rollout.sharing == read
 
 
 @pytest.mark.parametrize("name", GROUPS["trainer"])
 def test_every_trainer_has_settings_for_the_tiny_model(name):
     assert f"tiny_{name}" in GROUPS["recipe"]
-    assert frozen(HUB_MODEL, f"trainer={name}")["trainer"]["learning_rate"] == 1e-4
+    assert frozen(HUB_MODEL, f"trainer={name}").trainer.learning_rate == 1e-4
 
 
 @pytest.mark.parametrize("experiment", GROUPS["experiment"])
 @pytest.mark.parametrize("trainer", ["grpo", "sft"])
 def test_every_experiment_trains_by_both_methods(experiment, trainer):
     config = frozen(f"experiment={experiment}", HUB_MODEL, f"trainer={trainer}")
-    assert config["trainer"]["name"] == trainer
-    assert ("beta" in config["trainer"]["args"]) == (trainer == "grpo")
+    assert config.trainer.name == trainer
+    assert ("beta" in config.trainer.args) == (trainer == "grpo")
 
 
 def test_the_published_recipe_is_the_papers():
     config = frozen("experiment=virft_coco_8_cate_4_shot", "launch=torchrun", "launch.nproc_per_node=8")
-    trainer, memory = config["trainer"], config["memory"]
-    assert (trainer["learning_rate"], trainer["prompts_per_step"]) == (1e-6, 16)  # 8 GPUs x 1 x accumulation 2
-    assert trainer["args"]["beta"] == 0.04
-    assert trainer["args"]["loss_type"] == "grpo"
-    assert trainer["args"]["use_bias_correction_kl"] is False
-    assert (memory["num_generations"], memory["max_pixels"], memory["max_prompt_length"]) == (8, 401408, 1024)
-    assert config["rollout"]["temperature"] == 1.0
-    assert config["deepspeed"]["config"]["zero_optimization"]["stage"] == 3
-    assert config["derived"]["per_device_train_batch_size"] * config["derived"]["gradient_accumulation_steps"] == 16
+    trainer, memory = config.trainer, config.memory
+    assert (trainer.learning_rate, trainer.prompts_per_step) == (1e-6, 16)  # 8 GPUs x 1 x accumulation 2
+    assert trainer.args["beta"] == 0.04
+    assert trainer.args["loss_type"] == "grpo"
+    assert trainer.args["use_bias_correction_kl"] is False
+    assert (memory.num_generations, memory.max_pixels, memory.max_prompt_length) == (8, 401408, 1024)
+    assert config.rollout.temperature == 1.0
+    assert config.deepspeed.zero["stage"] == 3
+    assert config.derived.per_device_train_batch_size * config.derived.gradient_accumulation_steps == 16
 
 
 def test_a_group_from_the_command_line_beats_the_experiment():
     config = frozen("experiment=virft_coco_8_cate_4_shot", "model=qwen2_5_vl_3b", "memory=gpu_24gb")
-    assert (config["model"]["family"], config["memory"]["num_generations"]) == ("qwen2_5_vl", 4)
+    assert (config.model.family, config.memory.num_generations) == ("qwen2_5_vl", 4)
 
 
 def test_sft_of_the_demo_differs_from_rft_in_the_trainer_alone():
@@ -130,8 +130,8 @@ def test_sft_of_the_demo_differs_from_rft_in_the_trainer_alone():
         frozen("experiment=digits_riddles", HUB_MODEL),
         frozen("experiment=digits_riddles", HUB_MODEL, "trainer=sft"),
     )
-    assert (sft["trainer"]["max_steps"], sft["trainer"]["sft_thought"]) == (80, "empty")
-    differing = {section for section in rft if rft[section] != sft[section]}
+    assert (sft.trainer.max_steps, sft.trainer.sft_thought) == (80, "empty")
+    differing = {section for section in Config.model_fields if getattr(rft, section) != getattr(sft, section)}
     assert differing == {"run", "trainer", "derived"}
 
 
@@ -245,11 +245,76 @@ def test_all_faults_are_shown_together():
     assert len(str(refused.value).splitlines()) == 1 + 4  # reward, protocol, G, TRL's key
 
 
+def test_an_uneven_share_of_a_step_is_listed_with_the_other_faults():
+    faulty = ["launch=torchrun", "launch.nproc_per_node=5", "trainer.eval_steps=null", "+trainer.args.bta=1"]
+    with pytest.raises(UserError) as refused:
+        frozen(HUB_MODEL, *faulty, "+trainer.args.steps_per_generation=2")
+    assert len(str(refused.value).splitlines()) == 1 + 3
+    for word in ("trainer.prompts_per_step=10 would do", "evaluate.checkpoint=last", "did you mean beta?"):
+        assert word in str(refused.value)
+
+
+def test_a_step_of_no_prompts_is_a_message_whatever_else_is_said():
+    with pytest.raises(UserError, match=r"trainer.prompts_per_step is 0; at least 1 is needed$"):
+        frozen(HUB_MODEL, "trainer.prompts_per_step=0", "+trainer.args.steps_per_generation=2")
+
+
+def keys_of(values: dict, prefix: str = "") -> list[str]:
+    """The dotted keys of nested mappings in their order, those of mappings too."""
+    own = [
+        [f"{prefix}{name}", *(keys_of(value, f"{prefix}{name}.") if isinstance(value, dict) else [])]
+        for name, value in values.items()
+    ]
+    return [key for keys in own for key in keys]
+
+
+@pytest.mark.parametrize("experiment", GROUPS["experiment"])
+@pytest.mark.parametrize("trainer", ["grpo", "sft"])
+def test_a_config_holds_what_was_composed_in_its_order(experiment, trainer):
+    composed = plain(compose("train", [f"experiment={experiment}", HUB_MODEL, f"trainer={trainer}"]))
+    held = Config.model_validate(composed).plain()
+    assert held == composed
+    assert keys_of(held) == keys_of(composed)
+    assert yaml.safe_dump(held) == yaml.safe_dump(composed)  # 1 stays 1, and 1.0 stays 1.0
+
+
+def test_a_config_is_written_in_the_order_that_it_always_had():
+    written = yaml.safe_dump(frozen("experiment=digits_riddles").plain(), sort_keys=False)
+    sections = {
+        section: list(values) for section, values in yaml.safe_load(written).items() if isinstance(values, dict)
+    }
+    task, dataset = sections.pop("task"), sections.pop("dataset")  # these belong to their own modules
+    assert (task[0], dataset[0]) == ("name", "builder")
+    assert sections == {
+        "run": ["name", "dir", "seed", "resume"],
+        "evaluate": ["before", "train", "after", "checkpoint", "also", "titles", "others"],
+        "model": [
+            "path", "revision", "family", "dtype", "attention", "trust_remote_code", "peft", "quantization", "freeze"
+        ],
+        "reward": ["options", "name", "weights", "weights_for"],
+        "trainer": [
+            "name", "prompts_per_step", "max_steps", "epochs", "eval_steps", "save_steps", "learning_rate", "args"
+        ],
+        "rollout": ["name", "temperature", "top_p", "top_k", "sharing"],
+        "deepspeed": ["config"],
+        "memory": [
+            "num_generations", "max_pixels", "min_pixels", "gradient_checkpointing", "completions_per_device",
+            "max_completion_length", "max_prompt_length", "evaluation_batch_size",
+        ],
+        "launch": ["name", "nproc_per_node", "threads", "watchdog_s", "device"],
+        "logging": ["report_to", "project", "mode"],
+        "alarms": ["name", "window", "non_finite", "rules"],
+        "protocol": ["name", "version", "scorer", "n_resamples"],
+        "derived": ["device", "per_device_train_batch_size", "gradient_accumulation_steps"],
+    }  # fmt: skip
+    assert list(yaml.safe_load(written))[:5] == ["trust_code", "run", "evaluate", "question", "model"]
+
+
 def test_rules_of_ones_own_stand_beside_the_usual_and_one_that_is_off_needs_no_limit():
     mine = "+alarms.rules.mine={metric: grad_norm, of: first, above: 9, action: stop, hint: look}"
-    rules = frozen(HUB_MODEL, mine, "alarms.rules.kl={action: off, above: null}")["alarms"]["rules"]
-    assert rules["mine"]["metric"] == "grad_norm"
-    assert (rules["kl"]["metric"], rules["kl"]["action"], rules["kl"]["above"]) == ("kl", "off", None)
+    rules = frozen(HUB_MODEL, mine, "alarms.rules.kl={action: off, above: null}").alarms.rules
+    assert rules["mine"].metric == "grad_norm"
+    assert (rules["kl"].metric, rules["kl"].action, rules["kl"].above) == ("kl", "off", None)
     assert len(rules) >= 12
 
 
@@ -273,7 +338,7 @@ def test_every_preset_serves_every_task_that_it_pays(name):
 def test_verbs_without_a_model_check_task_and_reward(verb, overrides):
     schema = {"judge": RewardCasesConfig, "audit": AuditConfig}[verb]
     for task in set(GROUPS["task"]) - {"own"}:
-        assert freeze_plain(compose(verb, [*overrides, f"task={task}"]), schema)["reward"]["name"] == "strict"
+        assert freeze_plain(compose(verb, [*overrides, f"task={task}"]), schema).reward.name == "strict"
     for wrong, words in (
         ("reward=iou_only task=counting", "pays nothing for the answers of task=counting"),
         ("frame=norm100", "frame is 'norm100'"),
@@ -316,7 +381,7 @@ def test_the_examples_of_plan_are_of_trainings_that_can_run(monkeypatch):
     examples = [VERBS["plan"].example, *lines]
     assert len(examples) == 4
     for example in examples:
-        assert freeze(compose("plan", example.split()[2:]), is_remote=True)["evaluate"]["train"]
+        assert freeze(compose("plan", example.split()[2:]), is_remote=True).evaluate.train
 
 
 def test_a_plan_refuses_what_a_training_refuses_but_for_what_another_machine_has(monkeypatch):
@@ -326,7 +391,7 @@ def test_a_plan_refuses_what_a_training_refuses_but_for_what_another_machine_has
     large = ["model=qwen2_vl_7b", "trainer.max_steps=1"]
     for elsewhere in (["model/peft=qlora"], ["deepspeed=zero2", "rollout=vllm_colocate"]):
         config = compose("train", [*large, *elsewhere])
-        assert freeze(config, **plan)["model"]["dtype"] == "bfloat16"
+        assert freeze(config, **plan).model.dtype == "bfloat16"
         with pytest.raises(UserError, match=r"needs bitsandbytes|needs the package vllm"):
             freeze(config)
     for refused, word in (([], "bfloat16"), (["model/peft=qlora", "deepspeed=zero3"], "does not go with ZeRO-3")):

@@ -33,7 +33,7 @@ def train_in(run_dir: Path, trainer: str, *overrides: str) -> None:
     Plugins.instance().register(SweepFiles)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        config = freeze(compose("train", [*RUN, f"trainer={trainer}", f"run.dir={run_dir}", *overrides]))
+        config = freeze(compose("train", [*RUN, f"trainer={trainer}", f"run.dir={run_dir}", *overrides])).plain()
     build_rows(config, run_dir / "data")
     write_config(run_dir, config)
     record = provenance(config, choices={}, overrides=[], config_hash=config_hash(config), data_hash="-")
@@ -49,6 +49,12 @@ def frozen(alone: Path, run_dir: Path, **sections: dict) -> Path:
         config[section] |= settings
     write_config(run_dir, config)
     return run_dir
+
+
+def torchrun(n_processes: int) -> dict:
+    """The section `launch` of several processes on this machine."""
+    usual = yaml.safe_load((config_folder() / "launch" / "torchrun.yaml").read_text(encoding="utf-8"))
+    return usual | {"nproc_per_node": n_processes, "device": "cpu"}
 
 
 def work(run_dir: Path, status: Status | None = None) -> int:

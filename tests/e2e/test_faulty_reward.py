@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from healthy_run import frozen, lines_of, read_config, sampled_rows, work, write_config
+from healthy_run import frozen, lines_of, read_config, sampled_rows, torchrun, work, write_config
 
 from vrft.run import processes
 from vrft.train.resume import newest_checkpoint
@@ -89,7 +89,7 @@ def test_a_reward_that_fails_on_the_second_of_two_processes_says_so(with_own_ter
     """The first one fails too, for want of the second; that is not what the user needs to hear of."""
     run_dir, row_id, term = with_own_term("raise KeyError('colour')", "stop")
     config = read_config(run_dir)
-    config["launch"] |= {"name": "torchrun", "nproc_per_node": 2}
+    config["launch"] = torchrun(2)
     config["derived"] |= {"per_device_train_batch_size": 10}
     write_config(run_dir, config)
     monkeypatch.chdir(run_dir.parent)  # where the term's module is

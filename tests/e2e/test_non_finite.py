@@ -13,7 +13,18 @@ import torch
 import transformers
 import yaml
 from faulty_run import nan_loss_at
-from healthy_run import FAULTY, N_STEPS, SAVED, frozen, lines_of, read_config, sampled_rows, work, write_config
+from healthy_run import (
+    FAULTY,
+    N_STEPS,
+    SAVED,
+    frozen,
+    lines_of,
+    read_config,
+    sampled_rows,
+    torchrun,
+    work,
+    write_config,
+)
 from safetensors.torch import load_file
 from torture.harness import differences, set_resume
 from trl import GRPOTrainer
@@ -227,7 +238,7 @@ def test_with_the_guard_off_the_nan_is_in_the_weights(healthy, tmp_path, monkeyp
 
 def on_two_processes(alone: Path, run_dir: Path, monkeypatch, *, rank: int, stage: str) -> int:
     """`vrft train launch=torchrun` from where the worker starts, the loss being NaN on one process; the exit code."""
-    config = {"launch": {"name": "torchrun", "nproc_per_node": 2}, "derived": {"per_device_train_batch_size": 10}}
+    config = {"launch": torchrun(2), "derived": {"per_device_train_batch_size": 10}}
     deepspeed = yaml.safe_load((config_folder() / "deepspeed" / f"{stage}.yaml").read_text(encoding="utf-8"))
     frozen(alone, run_dir, deepspeed=deepspeed, **config)
     command = processes.worker_command

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from healthy_run import lines_of, read_config, work
+from healthy_run import lines_of, read_config, torchrun, work
 from safetensors.torch import load_file
 from transformers import Qwen2VLForConditionalGeneration
 
-from vrft.config.batch_sizes import batch_sizes
+from vrft.config.batch_sizes import derive
+from vrft.config.schema import Config
 from vrft.errors import ExitCode
 from vrft.evaluate import completions
 from vrft.run import experiment, health, processes, training
@@ -37,8 +38,12 @@ def smaller(healthy, run_dir: Path, **memory) -> dict:
     config = read_config(healthy("grpo"))
     config["run"]["dir"] = str(run_dir)
     config["memory"] |= {"completions_per_device": 4} | memory
-    config["derived"] |= batch_sizes(config)
-    return config
+    return dealt_out(config)
+
+
+def dealt_out(config: dict) -> dict:
+    """The config with its batches derived again."""
+    return derive(Config.model_validate(config), device="cpu").plain()
 
 
 def scarce(monkeypatch, *, n_rows: int, step: int) -> None:
@@ -180,8 +185,9 @@ def test_a_process_that_hits_its_limit_is_started_again(healthy, tmp_path, monke
     """Processes of their own, with a limit on their address space, on the second of two alone."""
     run_dir = tmp_path / "run"
     config = smaller(healthy, run_dir, completions_per_device=5 if n_processes == 2 else 4)
-    config["launch"] |= {"name": "torchrun" if n_processes > 1 else "local", "nproc_per_node": n_processes}
-    config["derived"] |= batch_sizes(config)
+    if n_processes > 1:
+        config["launch"] = torchrun(n_processes)
+    config = dealt_out(config)
     usual = processes.worker_command
 
     def tight(run_dir: Path, config: dict) -> list[str]:

@@ -58,7 +58,7 @@ SETTINGS = {
 def write_run(folder: Path, *overrides: str) -> Path:
     """A run directory as `vrft train` leaves it to the worker; its rows are those of the first one."""
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        config = freeze(compose("train", [*RUN, f"run.dir={folder}", *overrides]))
+        config = freeze(compose("train", [*RUN, f"run.dir={folder}", *overrides])).plain()
     rows = folder.parents[1] / "data"
     if not rows.is_dir():
         build_rows(config, rows)

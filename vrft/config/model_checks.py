@@ -41,7 +41,7 @@ def quantization_faults(
         yield "model.quantization is nf4, and 4-bit weights cannot be trained; choose model/peft=qlora"
     if is_training and deepspeed.zero.get("stage") == 3:
         yield (
-            "model.quantization=nf4 is incompatible with ZeRO-3, which would partition packed numbers; choose "
+            "model.quantization=nf4 does not go with ZeRO-3, which would share out packed numbers; choose "
             "deepspeed=zero2 or none, or model/peft=lora with deepspeed=zero3"
         )
 

@@ -49,7 +49,7 @@ class Stages:
         self._model: Any = None
 
     def base(self) -> dict[str, dict]:
-        """Judge the model of `model.path`, unless a run that is resumed has done it. As `judge`."""
+        """RewardFunction the model of `model.path`, unless a run that is resumed has done it. As `judge`."""
         config = self.context.config
         load = open_engine if config["rollout"].get("evaluate", False) else load_policy
         known = [known_evaluation(one, "before") for one in (self.context, *self.others)]
@@ -73,7 +73,7 @@ class Stages:
         return outcome
 
     def judge(self, name: str) -> dict[str, dict]:
-        """Judge a checkpoint: by test set, and by `others/NAME` for each other task, `{protocol: metrics}`."""
+        """RewardFunction a checkpoint: by test set, and by `others/NAME` for each other task, `{protocol: metrics}`."""
         folder = self._folder(name)
         if folder != self._path:
             check_whole(Path(folder))

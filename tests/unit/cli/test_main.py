@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from vrft.cli.verbs import VERBS, main
+from vrft.cli.main import main
+from vrft.cli.verbs import VERBS
 
 
 def vrft(*arguments: str, cwd=None) -> subprocess.CompletedProcess:

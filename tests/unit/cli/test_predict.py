@@ -3,35 +3,21 @@
 from types import SimpleNamespace
 
 import pytest
+from configs import composed
 from PIL import Image
 
 from vrft.cli import predict as predict_module
 from vrft.cli.predict import predict
+from vrft.config.section import with_values
 from vrft.errors import UserError
-
-CARD = {
-    "task": {"name": "detection", "thinking": "none"},
-    "family": "qwen2_vl",
-    "min_pixels": 784,
-    "max_pixels": 3136,
-    "max_completion_length": 99,
-}
 
 
 @pytest.fixture
 def config(tmp_path):
     Image.new("RGB", (200, 100), "grey").save(tmp_path / "scene.png")
-    return {
-        "predict": {"image": str(tmp_path / "scene.png"), "ask": "two plus three", "out": str(tmp_path / "a/b.png")},
-        "model": {
-            "path": str(tmp_path), "family": "tiny", "dtype": "float32", "attention": "sdpa", "revision": None,
-            "trust_remote_code": False,
-        },
-        "memory": {"min_pixels": 784, "max_pixels": 401408, "max_completion_length": 40},
-        "task": {"name": "reasoning_grounding", "thinking": "think"},
-        "trust_code": [],
-        "derived": {"device": "cpu"},
-    }  # fmt: skip
+    asked = {"image": tmp_path / "scene.png", "ask": "two plus three", "out": tmp_path / "a" / "b.png"}
+    usual = composed("predict.image=a.png", "predict.ask=seven", verb="predict")
+    return with_values(usual, {"model.path": str(tmp_path), **{f"predict.{key}": str(v) for key, v in asked.items()}})
 
 
 def answer_with(monkeypatch, text, is_truncated=False):
@@ -66,19 +52,19 @@ def answer_with(monkeypatch, text, is_truncated=False):
 )
 def test_the_answer_is_told_in_pixels_of_the_image(config, monkeypatch, capsys, task, text, printed):
     asked = answer_with(monkeypatch, text)
-    predict(config | {"task": {"name": task, "thinking": "think"}})
+    predict(with_values(config, {"task": {"name": task, "thinking": "think"}}))
     output = capsys.readouterr().out
     assert printed in output
     assert text in output
     assert "two plus three" in asked[0]
-    assert Image.open(config["predict"]["out"]).size == (600, 300), "enlarged by a whole number"
+    assert Image.open(config.predict.out).size == (600, 300), "enlarged by a whole number"
 
 
 def test_a_mixture_cannot_be_asked(config, monkeypatch):
     answer_with(monkeypatch, "")
     mixed = {"name": "mixed", "tasks": {"counting": {}, "grounding": {}}}
     with pytest.raises(UserError, match="choose one of its tasks: counting, grounding"):
-        predict(config | {"task": mixed})
+        predict(with_values(config, {"task": mixed}))
 
 
 def test_a_cut_answer_says_so(config, monkeypatch, capsys):
@@ -90,4 +76,4 @@ def test_a_cut_answer_says_so(config, monkeypatch, capsys):
 def test_a_missing_image_is_named(config, monkeypatch):
     answer_with(monkeypatch, "")
     with pytest.raises(UserError, match=r"predict\.image: the image none\.png cannot be read"):
-        predict(config | {"predict": {"image": "none.png", "ask": "a cup", "out": "out.png"}})
+        predict(with_values(config, {"predict.image": "none.png"}))

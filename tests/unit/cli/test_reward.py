@@ -11,16 +11,23 @@ from PIL import Image
 
 from vrft.cli.main import main
 from vrft.cli.reward import judge_cases, preset, run
+from vrft.config.schema import Reward
+from vrft.config.verb_schema import RewardCasesConfig
 from vrft.errors import UserError
 
 BOX = "[{'Position': [0, 0, 500, 500], 'Confidence': 0.5}]"
 CASE = {"completion": f"<think></think><answer>{BOX}</answer>", "solution": f"<answer>{BOX}</answer>"}
-CONFIG = {"task": {"name": "detection"}, "reward": preset("visual_rft"), "trust_code": [], "frame": "norm1000"}
 
 
 def write_lines(path, cases):
     path.write_text("".join(json.dumps(case) + "\n" for case in cases))
     return str(path)
+
+
+def config(cases, out) -> RewardCasesConfig:
+    reward = Reward.model_construct(**preset("visual_rft"))
+    usual = {"task": {"name": "detection"}, "reward": reward, "trust_code": [], "frame": "norm1000"}
+    return RewardCasesConfig.model_construct(**usual, cases=str(cases), out=str(out))
 
 
 def test_a_verdict_holds_terms_total_answer_and_reason():
@@ -72,11 +79,7 @@ def test_an_image_gives_the_size(tmp_path):
 
 def test_a_file_is_judged_line_by_line_in_order(tmp_path, capsys):
     cases = [CASE, CASE | {"completion": ""}, CASE]
-    config = CONFIG | {
-        "cases": write_lines(tmp_path / "cases.jsonl", cases),
-        "out": str(tmp_path / "new" / "out.jsonl"),
-    }
-    run(config)
+    run(config(write_lines(tmp_path / "cases.jsonl", cases), tmp_path / "new" / "out.jsonl"))
     verdicts = [json.loads(line) for line in (tmp_path / "new" / "out.jsonl").read_text().splitlines()]
     assert [verdict["total"] for verdict in verdicts] == [2.5, 0.0, 2.5]
     assert verdicts == judge_cases(cases, reward="visual_rft")
@@ -101,17 +104,15 @@ def test_a_file_is_judged_line_by_line_in_order(tmp_path, capsys):
 )
 def test_bad_cases_are_named_and_nothing_is_written(tmp_path, lines, words):
     (tmp_path / "cases.jsonl").write_text(lines)
-    config = CONFIG | {"cases": str(tmp_path / "cases.jsonl"), "out": str(tmp_path / "out.jsonl")}
     with pytest.raises(UserError) as refused:
-        run(config)
+        run(config(tmp_path / "cases.jsonl", tmp_path / "out.jsonl"))
     assert words in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["cases.jsonl"]
 
 
 def test_a_gold_box_that_cannot_be_right_is_told_and_judged(tmp_path, capsys):
     cases = [CASE, CASE | {"solution": BOX.replace("500, 500", "0, 0")}, CASE | {"completion": "\ud800"}]
-    config = CONFIG | {"cases": write_lines(tmp_path / "cases.jsonl", cases), "out": str(tmp_path / "out.jsonl")}
-    run(config)
+    run(config(write_lines(tmp_path / "cases.jsonl", cases), tmp_path / "out.jsonl"))
     assert "1 of 3 cases" in (told := capsys.readouterr().err)
     assert "line 2: box [0.0, 0.0, 0.0, 0.0] has no area" in told
     assert [json.loads(line)["terms"]["iou"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [1, 0, 0]
@@ -135,9 +136,9 @@ def test_what_would_be_judged_wrongly_is_refused(case, options, words):
 def test_the_cases_are_not_overwritten(tmp_path):
     path = write_lines(tmp_path / "cases.jsonl", [CASE])
     with pytest.raises(UserError, match="would be lost"):
-        run(CONFIG | {"cases": path, "out": path})
+        run(config(path, path))
     with pytest.raises(UserError, match="a folder; the name of a file"):
-        run(CONFIG | {"cases": path, "out": str(tmp_path)})
+        run(config(path, tmp_path))
 
 
 def many_cases() -> list[dict]:

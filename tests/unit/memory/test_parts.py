@@ -98,11 +98,8 @@ def test_offloading_moves_the_optimizer_and_the_weights_to_main_memory(n):
 
 
 def test_gradients_may_be_kept_in_float32():
-    config = {
-        "launch": {"nproc_per_node": 8},
-        "deepspeed": {"config": {"zero_optimization": {"stage": 2}, "data_types": {"grad_accum_dtype": "fp32"}}},
-    }
-    found = states(BF16[N_2B], Sharding.of(config, 1536))
+    deepspeed = {"zero_optimization": {"stage": 2}, "data_types": {"grad_accum_dtype": "fp32"}}
+    found = states(BF16[N_2B], Sharding.of(deepspeed, n_processes=8, hidden_size=1536))
     assert found.gpu["gradients"] == 4 * N_2B // 8
 
 

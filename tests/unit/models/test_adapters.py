@@ -44,7 +44,7 @@ def test_every_linear_layer_gets_one_where_all_parts_do(family):
 @pytest.mark.parametrize("frozen", [["vision"], ["projector"], ["language"], ["vision", "projector"]])
 def test_frozen_parts_get_none(family, frozen):
     every = adapted_layers(family, settings("lora_all"))
-    peft = lora_settings({"peft": settings("lora_all"), "freeze": frozen, "revision": "v1"}, FAMILIES[family])
+    peft = lora_settings(settings("lora_all"), FAMILIES[family], frozen=frozen, revision="v1")
     assert peft.pop("revision") == "v1"
     assert adapted_layers(family, peft) == {name: part for name, part in every.items() if part not in frozen}
     assert set(every.values()) == PARTS
@@ -81,8 +81,7 @@ def test_layers_that_are_not_there_are_refused_by_name():
     check_targets(model, {"target_modules": ["q_proj"]})
     with pytest.raises(UserError, match=r"model.peft.target_modules is \['q_prj'\].*q_proj"):
         check_targets(model, {"target_modules": ["q_prj"]})
-    section = {"peft": {"target_modules": ["q_proj"]}, "freeze": ["language"], "revision": None}
-    frozen = lora_settings(section, FAMILIES["qwen2_vl"])
+    frozen = lora_settings({"target_modules": ["q_proj"]}, FAMILIES["qwen2_vl"], frozen=["language"], revision=None)
     with pytest.raises(UserError, match=r"no layer outside of model.freeze"):
         check_targets(model, frozen)
 

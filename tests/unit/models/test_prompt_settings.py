@@ -26,6 +26,13 @@ CARD = {
 TASK = load_task("grounding")
 ROW = {"row_id": "r", "images": ["a.png"], "image_wh": [64, 48], "phrase": "the cup", "gold": [0, 0, 9, 9]}
 FRAME = Frame("norm1000", (64, 48), (56, 56))
+SETTINGS = {
+    "task": {"name": "reasoning_grounding", "thinking": "think"},
+    "family": "tiny",
+    "min_pixels": 100,
+    "max_pixels": 401408,
+    "max_completion_length": 40,
+}
 
 
 def prompt_of(question):
@@ -36,10 +43,16 @@ def prompt_of(question):
 def config(tmp_path):
     return {
         "model": {"path": str(tmp_path), "family": "tiny"},
-        "memory": {"min_pixels": 100, "max_pixels": 401408, "max_completion_length": 40},
-        "task": {"name": "reasoning_grounding", "thinking": "think"},
+        "memory": {key: SETTINGS[key] for key in ("min_pixels", "max_pixels", "max_completion_length")},
+        "task": SETTINGS["task"],
         "trainer": {"name": "grpo"},
     }
+
+
+@pytest.fixture
+def card():
+    asked = {"task": TASK, "row": ROW, "frame": FRAME, "prompt_of": prompt_of}
+    return json.loads(json.dumps(make_prompt_settings(SETTINGS, base="some/folder", trainer="grpo", **asked)))
 
 
 @pytest.mark.parametrize(
@@ -72,16 +85,17 @@ def test_a_damaged_card_is_named(tmp_path):
     assert read_prompt_settings(None) == {}
 
 
-def test_settings_that_differ_from_training_are_told(config, tmp_path):
+def test_settings_that_differ_from_training_are_told(tmp_path):
     (tmp_path / "vrft.json").write_text(json.dumps(CARD))
-    assert setting_drift(with_prompt_settings(config, [])) == []
-    [told] = setting_drift(with_prompt_settings(config, ["memory.max_pixels=401408"]))
+    asked = {key: CARD.get(key, value) for key, value in SETTINGS.items()}
+    assert setting_drift(asked, str(tmp_path)) == []
+    [told] = setting_drift(asked | {"max_pixels": 401408}, str(tmp_path))
     assert told == "memory.max_pixels is 401408; the checkpoint was trained with 3136"
 
 
-def test_the_card_keeps_settings_prompt_and_an_example(config):
-    card = json.loads(json.dumps(make_prompt_settings(config, task=TASK, row=ROW, frame=FRAME, prompt_of=prompt_of)))
-    assert card["max_pixels"] == 401408
+def test_the_card_keeps_settings_prompt_and_an_example(card):
+    assert (card["base"], card["trainer"]) == ("some/folder", "grpo")
+    assert {key: card[key] for key in SETTINGS} == SETTINGS
     assert card["prompt"] == "<image>{question}<end>"
     assert card["example"]["question"] == TASK.question(ROW, FRAME)
     assert card["example"]["row"] == {"image_wh": [64, 48], "phrase": "the cup"}
@@ -97,8 +111,7 @@ def test_the_card_keeps_settings_prompt_and_an_example(config):
         (load_task("counting"), prompt_of, []),  # another task altogether: the setting says so
     ],
 )
-def test_other_words_than_in_training_are_told(config, task, prompt, words):
-    card = make_prompt_settings(config, task=TASK, row=ROW, frame=FRAME, prompt_of=prompt_of)
+def test_other_words_than_in_training_are_told(card, task, prompt, words):
     told = wording_drift(card, task=task, prompt_of=prompt)
     assert len(told) == len(words)
     assert all(word in line for word, line in zip(words, told, strict=True))

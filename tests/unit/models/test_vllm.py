@@ -12,16 +12,20 @@ import sys
 import threading
 import types
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import trl.trainer.grpo_trainer
+from configs import composed
 from small_models import FAMILIES, make_trainer, picture, prompt_rows, small_model, small_processor
 from trl import GRPOConfig
 
 from vrft.config import vllm_checks
 from vrft.config.package_files import TINY_MODEL
+from vrft.config.schema import VLLM
+from vrft.config.section import with_values
 from vrft.config.trl_arguments import trainer_arguments
 from vrft.errors import UserError
 from vrft.evaluate.completions import generate_completions
@@ -105,20 +109,11 @@ def test_rollouts_by_vllm_train_as_trl_does_with_and_without_sharing(tmp_path, m
 
 
 def test_trl_takes_the_settings():
-    config = {
-        "trainer": {"name": "grpo", "learning_rate": 1e-6, "max_steps": 1, "epochs": None, "save_steps": None,
-                    "args": {}},
-        "memory": {"num_generations": 4, "max_completion_length": 40, "max_prompt_length": 60,
-                   "gradient_checkpointing": False},
-        "derived": {"device": "cpu", "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1},
-        "run": {"seed": 0, "name": "a"}, "model": {"dtype": "float32"}, "logging": {"report_to": []},
-        "deepspeed": {"config": None},
-    }  # fmt: skip
-    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
-    colocate = {"gpu_memory_utilization": 0.4, "tensor_parallel_size": 1, "max_model_len": None, "sleep": True}
-    server = {"host": "node1", "port": 8001, "group_port": 51217, "timeout_s": 9.0}
+    config = composed("trainer.max_steps=1", "memory.max_completion_length=40", "memory.max_prompt_length=60")
+    colocate = VLLM(gpu_memory_utilization=0.4, tensor_parallel_size=1, max_model_len=None, sleep=True)
+    server = VLLM(host="node1", port=8001, group_port=51217, timeout_s=9.0)
     made = {
-        name: trainer_arguments(config | {"rollout": {"name": name, "vllm": vllm, **sampling}}, "out")
+        name: trainer_arguments(with_values(config, {"rollout.name": name, "rollout.vllm": vllm}), Path("out"))
         for name, vllm in (("vllm_colocate", colocate), ("vllm_server", server), ("transformers", None))
     }
     arguments = {name: GRPOConfig(**one) for name, one in made.items()}
@@ -207,14 +202,9 @@ def test_the_engine_answers_as_transformers_does(tmp_path, monkeypatch):
 def test_what_does_not_fit_is_refused(monkeypatch, changes, device, found):
     monkeypatch.setattr(vllm_checks.importlib.util, "find_spec", lambda package: package)
     vllm = {"gpu_memory_utilization": 0.3, "tensor_parallel_size": 1}
-    config = {
-        "rollout": {"name": "vllm_colocate", "evaluate": False, "vllm": vllm}, "evaluate": {"train": True},
-        "trainer": {"name": "grpo"}, "model": {"path": "ORG/NAME"}, "launch": {"nproc_per_node": 4},
-    }  # fmt: skip
-    for key, value in changes.items():
-        *sections, name = key.split(".")
-        functools.reduce(dict.__getitem__, sections, config)[name] = value
-    faults = list(vllm_checks.vllm_faults(config, device=device))
+    usual = {"rollout.name": "vllm_colocate", "rollout.vllm": VLLM(**vllm), "model.path": "ORG/NAME"}
+    config = with_values(composed(), usual | {"launch.nproc_per_node": 4})
+    faults = list(vllm_checks.vllm_faults(with_values(config, changes), device=device))
     assert bool(faults) == bool(found), faults
     assert all(found in fault for fault in faults)
 

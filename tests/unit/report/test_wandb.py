@@ -7,12 +7,13 @@ import json
 import pytest
 import wandb
 
+from vrft.config.schema import Logging
 from vrft.config.secrets import secret_keys, without_secrets
+from vrft.config.section import with_values
 from vrft.errors import UserError
 from vrft.report.wandb import _overlay, _spread, run_fields, tracked
 
-LOGGING = {"report_to": ["wandb"], "project": "vrft", "mode": "online"}
-CONFIG = {"logging": LOGGING, "trainer": {"name": "sft"}, "evaluate": {"train": True}}
+LOGGING = Logging(report_to=["wandb"], project="vrft", mode="online")
 
 
 @pytest.mark.parametrize(
@@ -46,13 +47,13 @@ def test_a_run_belongs_to_the_sweep_that_its_folder_lies_in(tmp_path):
     child.mkdir(parents=True)
     choices = {"task": "detection", "model": "tiny", "experiment": None, "trainer": "sft", "recipe": "tiny_sft"}
     alone = {"name": "b", "group": None, "tags": ["detection", "sft", "tiny"], "job_type": "sft"}
-    assert run_fields(child, CONFIG, choices) == alone
+    assert run_fields(child, LOGGING, choices, job_type="sft") == alone
     (tmp_path / "lr" / "children").mkdir()
-    assert run_fields(child, CONFIG, choices) == alone | {"group": "lr"}
-    judged = run_fields(child, CONFIG | {"evaluate": {"train": False}}, choices)
+    assert run_fields(child, LOGGING, choices, job_type="sft") == alone | {"group": "lr"}
+    judged = run_fields(child, LOGGING, choices, job_type="evaluate")
     assert (judged["tags"], judged["job_type"]) == (["detection", "tiny"], "evaluate")
-    own = CONFIG | {"logging": LOGGING | {"group": "mine", "tags": ["x" * 99, "tiny"]}}
-    fields = run_fields(child, own, choices)
+    own = with_values(LOGGING, {"group": "mine", "tags": ["x" * 99, "tiny"]})
+    fields = run_fields(child, own, choices, job_type="sft")
     assert (fields["group"], fields["tags"]) == ("mine", ["detection", "sft", "tiny", "x" * 64])
 
 
@@ -63,7 +64,7 @@ def test_without_a_login_it_is_said_what_to_do(tmp_path, monkeypatch):
         raise wandb.errors.UsageError("No API key configured")
 
     monkeypatch.setattr(wandb, "init", refuse)
-    begun = tracked(tmp_path, CONFIG, is_main_process=True)
+    begun = tracked(tmp_path, LOGGING, {}, job_type="sft")
     with pytest.raises(UserError, match=r"No API key.*wandb login.*logging=wandb_offline"), begun:
         pass
 

@@ -141,7 +141,7 @@ def run_small(run_dir, *overrides, expected):
             compose("train", ["experiment=digits_riddles", "debug=smoke", f"run.dir={run_dir}", *overrides])
         )
     if isinstance(expected, int):
-        assert run_experiment(config, choices={}, overrides=[]) == expected
+        assert run_experiment(config.plain(), choices={}, overrides=[]) == expected
     else:
         with pytest.raises(expected):
-            run_experiment(config, choices={}, overrides=[])
+            run_experiment(config.plain(), choices={}, overrides=[])

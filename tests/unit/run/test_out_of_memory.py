@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
-from hydra import compose, initialize_config_dir
+from configs import composed
 
-from vrft.config.freeze import freeze
-from vrft.config.package_files import config_folder
 from vrft.run import health, out_of_memory
 from vrft.run.resume import lasting_hash
 
 LARGE = ("model=qwen2_vl_2b", "trainer.max_steps=1", "trainer.prompts_per_step=8")
 
 
-def composed(*overrides: str) -> dict:
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return freeze(compose("train", overrides=[*LARGE, *overrides]), device="cuda", is_remote=True)
+def large(*overrides: str) -> dict:
+    return composed(*LARGE, *overrides, device="cuda", is_remote=True).plain()
 
 
 @pytest.mark.parametrize(
@@ -69,7 +66,7 @@ def composed(*overrides: str) -> dict:
     ],
 )
 def test_only_what_is_allowed_and_helps_is_told(overrides, phase, told, not_told):
-    said = out_of_memory._knobs(composed(*overrides), phase)
+    said = out_of_memory._knobs(large(*overrides), phase)
     assert [word for word in told if word not in said] == []
     assert [word for word in not_told if word in said] == []
 
@@ -77,7 +74,7 @@ def test_only_what_is_allowed_and_helps_is_told(overrides, phase, told, not_told
 def test_a_loss_that_depends_on_the_micro_batch_is_said_to_change(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(health, "read_statuses", lambda run_dir: [{"oom": "step", "rank": 0}])
     for loss_type, is_told in (("bnpo", True), ("grpo", False)):
-        out_of_memory.backed_off(tmp_path, composed("deepspeed=zero2", f"trainer.args.loss_type={loss_type}"))
+        out_of_memory.backed_off(tmp_path, large("deepspeed=zero2", f"trainer.args.loss_type={loss_type}"))
         assert ("loss_type=bnpo divides by a micro-batch's tokens" in capsys.readouterr().err) == is_told
 
 
@@ -86,7 +83,7 @@ def test_both_kinds_of_batches_are_remembered(tmp_path):
     (tmp_path / "oom.jsonl").write_text(
         "".join(json.dumps({"phase": phase, "from": before, "to": to}) + "\n" for phase, before, to in lines)
     )
-    config = composed("deepspeed=zero2")
+    config = large("deepspeed=zero2")
     after = out_of_memory.remembered(tmp_path, config)
     assert (after["memory"]["completions_per_device"], after["memory"]["evaluation_batch_size"]) == (32, 8)
     assert after["derived"]["gradient_accumulation_steps"] == 2

@@ -1,19 +1,43 @@
 """Another experiment in the run directory is refused, and what differs is named."""
 
+import copy
 import json
 from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from vrft.config.package_files import TINY_MODEL
 from vrft.errors import UserError
 from vrft.evaluate.resume import OtherEvaluationError
 from vrft.files import MANIFEST, publish, write_rows
 from vrft.run.evaluation import _kept_batches
-from vrft.run.resume import begun_with, check_same_config, check_same_hashes, check_same_rows
+from vrft.run.resume import begun_with, check_same_config, check_same_hashes, check_same_rows, config_hash
 
 CONFIG = {"run": {"dir": "runs/a"}, "model": {"path": "m"}, "trainer": {"learning_rate": 0.1, "args": {"beta": 0.0}}}
 ROWS = [{"row_id": "a", "gold": [1, 2]}, {"row_id": "b", "gold": [3, 4]}]
+
+
+def test_the_hash_is_of_what_can_change_a_result():
+    config = {
+        "run": {"name": "a", "dir": "runs/a", "seed": 0, "resume": False},
+        "model": {"path": str(TINY_MODEL)},
+        "trainer": {"max_steps": 50},
+        "launch": {"name": "local", "threads": None, "nproc_per_node": 2},
+        "logging": {"report_to": []},
+        "derived": {"device": "cpu"},
+    }
+    same, other = copy.deepcopy(config), copy.deepcopy(config)
+    same["run"] |= {"name": "b", "dir": "elsewhere", "resume": True}
+    same["logging"]["report_to"] = ["wandb"]
+    same["launch"] |= {"name": "slurm", "threads": 4, "nnodes": 1, "partition": "gpu"}  # who starts the processes
+    machines = copy.deepcopy(config)
+    machines["launch"] |= {"nnodes": 2, "nproc_per_node": 1}
+    assert config_hash(config) != config_hash(machines)
+    other["run"]["seed"] = 1
+    assert config_hash(config) == config_hash(same)
+    assert config_hash(config) != config_hash(other)
+    assert config["run"]["name"] == "a"  # left alone
 
 
 def test_another_config_is_refused_by_its_keys(tmp_path):

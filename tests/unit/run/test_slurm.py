@@ -27,7 +27,7 @@ def composed(*overrides: str):
 
 
 def frozen(*overrides: str) -> dict:
-    return freeze(composed(*overrides))
+    return freeze(composed(*overrides)).plain()
 
 
 def script(*overrides: str) -> str:
