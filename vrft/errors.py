@@ -1,8 +1,16 @@
-"""The one exception for a user's mistake, and the collector that shows several of them together."""
+"""The one exception for a user's mistake, the collector that shows several together, and the faults of a schema."""
 
 from __future__ import annotations
 
 import difflib
+import types
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic_core import ErrorDetails, ValidationError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 CANNOT_RUN = "The config cannot run:"
 USER_ERROR, STOPPED_BY_ALARM, OUT_OF_MEMORY = 2, 3, 77  # exit codes
@@ -37,3 +45,120 @@ def suggestion(name: str, known) -> str:
     """
     near = difflib.get_close_matches(str(name), list(known), n=1)
     return f"did you mean {near[0]}? " if near else ""
+
+
+def shape_faults(value: Any, kind: type[BaseModel], key: str = "") -> list[str]:
+    """One sentence for each key of a nested value that its model does not know or that is missing, and for each value
+    of another type or outside its range. key: the dotted key under which the value stands.
+
+    >>> from vrft.config.schema import DeepSpeed
+    >>> shape_faults({"config": 3}, DeepSpeed, "deepspeed")
+    ['deepspeed.config is 3; a mapping or null is needed']
+    >>> shape_faults({"confg": None, "config": None}, DeepSpeed, "deepspeed")
+    ["deepspeed has no key 'confg'; did you mean config? known: config"]
+    """
+    try:
+        kind.model_validate(value)
+    except ValidationError as error:
+        found = [_sentence(one, value, kind, key) for one in error.errors(include_url=False)]
+        return list(dict.fromkeys(found))  # a union says for each of its types what is wrong
+    return []
+
+
+def _sentence(error: ErrorDetails, value: Any, kind: type[BaseModel], key: str) -> str:
+    """One of pydantic's errors in the project's words."""
+    names, owner, annotation = _field_at(error["loc"], kind)
+    dotted = ".".join(filter(None, [key, *names])) or "the config"
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    if error["loc"][-1:] == ("[key]",):
+        return f"{dotted.rpartition('.')[0] or dotted} has the key {error['loc'][-2]!r}; a text is needed"
+    limits = error.get("ctx") or {}
+    match error["type"]:
+        case "extra_forbidden":
+            place, known = dotted.rpartition(".")[0] or "the config", owner.model_fields
+            return f"{place} has no key {names[-1]!r}; {suggestion(names[-1], known)}known: {', '.join(known)}"
+        case "missing":
+            return f"{dotted} is missing; {describe(annotation)} is needed"
+        case "union_tag_not_found" | "union_tag_invalid":
+            tag = limits["discriminator"].strip("'")
+            return f"{dotted}.{tag} is {(value or {}).get(tag)!r}; {_choices(annotation, tag)} is needed"
+        case "greater_than_equal":
+            return f"{dotted} is {value}; at least {limits['ge']} is needed"
+        case "greater_than":
+            return f"{dotted} is {value}; it must be above {limits['gt']}"
+        case "less_than_equal":
+            return f"{dotted} is {value}; at most {limits['le']} is needed"
+        case "value_error":
+            return f"{dotted} is {value!r}; {limits['error']}"
+    return f"{dotted} is {value!r}; {describe(annotation)} is needed"
+
+
+def _field_at(place: Sequence[str | int], kind: type[BaseModel]) -> tuple[list[str], type[BaseModel], Any]:
+    """The names down to the innermost field of a place in pydantic's words, the model that holds it, and its type."""
+    names: list[str] = []
+    owner, annotation = kind, kind
+    for part in place:
+        models = list(_models(annotation))
+        if not models or part == "[key]":
+            break
+        if len(models) > 1:  # told apart by a tag, which stands in the place
+            annotation = next(model for model in models if part in get_args(model.model_fields["name"].annotation))
+            continue
+        names.append(str(part))
+        if any(get_origin(option) is dict for option in (annotation, *get_args(annotation))):
+            annotation = models[0]  # a mapping's value
+        else:
+            owner = models[0]
+            annotation = owner.model_fields[part].annotation if part in owner.model_fields else None
+    return names, owner, annotation
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the models within a type."""
+    if hasattr(annotation, "model_fields"):
+        yield annotation
+    for option in get_args(annotation):
+        yield from _models(option)
+
+
+def _choices(annotation: Any, tag: str) -> str:
+    """The tags that tell the models of a union apart."""
+    return " or ".join(get_args(model.model_fields[tag].annotation)[0] for model in _models(annotation))
+
+
+def describe(kind: Any) -> str:
+    """The type in a user's words.
+
+    >>> describe(int | None), describe(Literal["best", "last"]), describe(list[str]), describe(int | float)
+    ('an integer or null', 'best or last', 'a list of texts', 'a number')
+    """
+    origin, options = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return describe(options[0])
+    if origin in (Union, types.UnionType):
+        words = dict.fromkeys(describe(option) for option in options)
+        return " or ".join(word for word in words if not (word == _WORDS[int] and _WORDS[float] in words))
+    if origin is Literal:
+        return " or ".join(str(choice) for choice in options)
+    if origin is list:
+        return f"a list of {_PLURALS.get(options[0]) or describe(options[0])}"
+    if origin is dict:
+        return f"a mapping to {_plural(options[-1])}"
+    return _WORDS.get(kind, "a mapping" if hasattr(kind, "model_fields") else str(kind))
+
+
+def _plural(kind: Any) -> str:
+    return _PLURALS[float] if float in get_args(kind) else _PLURALS.get(kind, "values")
+
+
+_WORDS = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    dict: "a mapping",
+    list: "a list",
+    type(None): "null",
+}
+_PLURALS = {str: "texts", int: "integers", float: "numbers"}
