@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vrft.data.assemble import build_splits
 from vrft.data.images import upright_wh
+from vrft.data.options import CommonOptions
 from vrft.data.readers import Located
 from vrft.errors import UserError
 from vrft.tasks import Task
@@ -25,9 +25,8 @@ from vrft.tasks.rows import Row
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
-@dataclass(frozen=True)
-class Options:
-    """The keys of `dataset` of this source.
+class Options(CommonOptions):
+    """The keys of `dataset` that this source has of its own.
 
     path: the folder of the pairs, or one with a folder for each split.
     split, test_split: the folders to train and to test on, where PATH has such; null: PATH itself, and no test set.
@@ -38,10 +37,6 @@ class Options:
     split: str | None = None
     test_split: str | None = None
     test_path: str | None = None
-
-    @property
-    def has_own_test(self) -> bool:
-        return self.test_path is not None or self.test_split is not None
 
 
 def build(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, list[Row]]:
