@@ -17,11 +17,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from vrft.data.annotations import Annotations, read_annotations
 from vrft.data.assemble import build_splits
 from vrft.data.class_names import read_class_names
+from vrft.data.options import CommonOptions
 from vrft.data.readers import Located
 from vrft.errors import UserError, raise_all
 from vrft.tasks import Task
@@ -34,17 +37,16 @@ CROWDED = "rows of counting were left out because a crowd stands beside the obje
 _Names = list[str] | str | None
 
 
-@dataclass(frozen=True)
-class Options:
-    """The keys of `dataset` that this source takes.
+class Options(CommonOptions):
+    """The keys of `dataset` that this source has of its own.
 
     path, test_path: annotation files; the second null: `n_test` rows of the first are set apart.
     classes: the categories that are asked for: names, the name of a list in `category_lists`, or a file with one a
         line; null: all. Case and underscores do not matter; rows have the names of the annotation file.
     exclude_classes: those that are not; the same.
     test_classes: as `classes`, of a test set of its own; null: the same as of the training rows.
-    negatives: so many questions without an object for each with one and for each image without any (with labels:
-        categories asked for in vain for each that is there); of LVIS only categories that the file says are absent.
+    negatives: the number of negative questions per positive question, and per image without annotations (with labels:
+        of absent categories per category that is present); of LVIS only categories that the file says are absent.
     distractors: True gives each detection row the boxes of other categories in its image.
     federated: True for LVIS.
     not_exhaustive: False leaves out the rows of which LVIS says that some objects have no box. Counting never has them.
@@ -55,25 +57,16 @@ class Options:
     classes: _Names = None
     exclude_classes: _Names = None
     test_classes: _Names = None
-    negatives: float = 0.0
+    negatives: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     distractors: bool = False
     federated: bool = False
     not_exhaustive: bool = True
 
-    @property
-    def has_own_test(self) -> bool:
-        return self.test_path is not None
-
     def faults(self) -> list[str]:
-        """What is wrong with the keys together."""
-        faults = []
-        if not 0 <= self.negatives < 1e6:
-            faults.append(f"dataset.negatives is {self.negatives}; a number from 0 is right")
-        if self.test_classes is not None and self.test_path is None:
-            faults.append(
-                "dataset.test_classes is given, and dataset.test_path is null; it needs a test set of its own"
-            )
-        return faults
+        """What is wrong with keys together."""
+        if self.test_classes is None or self.test_path is not None:
+            return []
+        return ["dataset.test_classes is given, and dataset.test_path is null; it needs a test set of its own"]
 
 
 def build(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, list[Row]]:
@@ -84,13 +77,8 @@ def build(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, l
             "open_vocabulary_detection, counting"
         )
     notes: dict[str, int] = {}
-    bound = partial(read, task=task, seed=seed, image_roots=_image_roots(options), notes=notes)
+    bound = partial(read, task=task, seed=seed, notes=notes)
     return build_splits(options, own=Options, read=bound, task=task, out_dir=out_dir, seed=seed, notes=notes)
-
-
-def _image_roots(options: dict) -> tuple[str | None, str | None]:
-    own = options.get("image_root")
-    return own, options.get("test_image_root") or own
 
 
 def read(
@@ -100,7 +88,6 @@ def read(
     faults: list[str],
     task: Task,
     seed: int = 0,
-    image_roots: tuple[str | None, str | None] = (None, None),
     notes: dict[str, int] | None = None,
 ) -> tuple[Iterator[Located], Path | None]:
     """The rows of the training or the test file, by image and category id, and the folder that image paths start from.
@@ -113,7 +100,7 @@ def read(
     notes = {} if notes is None else notes
     found = read_annotations(path, key=key, is_federated=options.federated, faults=faults, notes=notes)
     rows = _Rows(found, options, _asked_ids(found, options, is_test=is_test), task, seed, notes)
-    folder = Path(image_roots[is_test] or path.parent)
+    folder = Path(options.root_of(is_test=is_test) or path.parent)
     return rows.located(folder, prefix="test-" if is_test else ""), folder
 
 

@@ -16,11 +16,12 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from vrft.data.assemble import build_splits
 from vrft.data.class_names import ClassNames, Labelled, read_class_names, read_lines, read_pth_labels
+from vrft.data.options import AtLeastOne, AtLeastZero, CommonOptions
 from vrft.data.published_layouts import aircraft, cars, flowers, pets
 from vrft.data.readers import Located
 from vrft.errors import UserError
@@ -29,13 +30,11 @@ from vrft.tasks.answers import normal_name
 from vrft.tasks.rows import Row
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-AIRCRAFT_LEVELS = ("variant", "family", "manufacturer")
 _LEFT_BY_SYSTEMS = ("thumbs.db", "desktop.ini")
 
 
-@dataclass(frozen=True)
-class Options:
-    """The keys of `dataset` of this source.
+class Options(CommonOptions):
+    """The keys of `dataset` that this source has of its own.
 
     path, layout: the folder (of `list`: the file), and how it is laid out.
     split, test_split: which parts to train and to test on, by the layout's own names; null: there is but one part, or
@@ -50,15 +49,15 @@ class Options:
     """
 
     path: str
-    layout: str = "folders"
+    layout: Literal["folders", "list", "flowers", "aircraft", "cars", "pets"] = "folders"
     split: str | None = None
     test_split: str | None = None
     test_path: str | None = None
     classes: str | None = None
-    first_label: int = 0
-    class_depth: int = 1
-    path_parts: int | None = None
-    level: str = "variant"
+    first_label: AtLeastZero = 0
+    class_depth: AtLeastOne = 1
+    path_parts: AtLeastOne | None = None
+    level: Literal["variant", "family", "manufacturer"] = "variant"
     blank_underscores: bool = True
     candidates: bool = False
 
@@ -71,21 +70,10 @@ class Options:
         return self.test_split is not None
 
     def faults(self) -> list[str]:
-        """What is wrong with the values."""
-        found = []
-        for key, known in (("layout", tuple(LAYOUTS)), ("level", AIRCRAFT_LEVELS)):
-            if getattr(self, key) not in known:
-                found.append(f"dataset.{key} is {getattr(self, key)!r}; known: {', '.join(known)}")
-        if self.layout == "flowers" and self.classes is None:
-            found.append("dataset.classes is null, and flowers have numbers alone; a file of 102 names is needed")
-        for key, value, least in (
-            ("class_depth", self.class_depth, 1),
-            ("path_parts", 1 if self.path_parts is None else self.path_parts, 1),
-            ("first_label", self.first_label, 0),
-        ):
-            if type(value) is not int or value < least:
-                found.append(f"dataset.{key} is {value!r}; a whole number from {least} is right")
-        return found
+        """What is wrong with keys together."""
+        if self.layout != "flowers" or self.classes is not None:
+            return []
+        return ["dataset.classes is null, and flowers have numbers alone; a file of 102 names is needed"]
 
 
 def build(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, list[Row]]:

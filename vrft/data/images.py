@@ -28,7 +28,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 KEPT_FILE = ".checked_images"
 """JSON lines, but not named so: every .jsonl file of a run's data folder is read as a split."""
 
-_EXIF_ORIENTATION = 0x0112
+_EXIF_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)  # in which width and height change places
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error)
 """What Pillow's decoders raise on damaged files."""
 
@@ -231,6 +231,20 @@ def decode_upright(data: bytes) -> tuple[Image.Image, bool]:
         raise ValueError(f"is animated ({image.n_frames} frames); keep one frame")
     is_plain = image.mode in ("RGB", "L") and "transparency" not in image.info
     return _to_rgb(upright), is_upright and is_plain
+
+
+def upright_wh(path: str, root: Path) -> tuple[int, int] | None:
+    """Width and height of the upright image, by its header alone; None where it cannot be read.
+
+    path, root: as `locate` takes them.
+    """
+    try:
+        with Image.open(locate(path, root.resolve()), formats=FORMATS) as header:
+            width, height = header.size
+            is_lying = header.getexif().get(_EXIF_ORIENTATION) in _LYING
+    except (*_DAMAGE, Image.DecompressionBombError):
+        return None
+    return (height, width) if is_lying else (width, height)
 
 
 def _check_size(width: int, height: int) -> None:

@@ -10,17 +10,16 @@ in pixels of the upright image), or `solution`, which the task reads in `dataset
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from vrft.data.assemble import build_splits
+from vrft.data.options import CommonOptions
 from vrft.data.readers import Located, read_hub, read_path
 from vrft.tasks import Task
 from vrft.tasks.rows import Row
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(CommonOptions):
     """The keys of `dataset` that this source takes; exactly one of `path` and `hub` is needed.
 
     path, split: a file, or a folder and which split of it (see `vrft.data.readers.read_path`).
@@ -32,12 +31,8 @@ class Options:
     split: str = "train"
     hub: str | None = None
     revision: str | None = None
-    test_path: str | None = None
     test_split: str | None = None
-
-    @property
-    def has_own_test(self) -> bool:
-        return self.test_path is not None or self.test_split is not None
+    test_path: str | None = None
 
     def faults(self) -> list[str]:
         """What is wrong with the keys together."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from vrft.data.options import DatasetOptions, read_options
 from vrft.data.splits import MANIFEST_FILE, Checked
 from vrft.errors import UserError, raise_all
 from vrft.files import read_rows
@@ -12,15 +13,19 @@ from vrft.tasks import MixedTask, Task
 from vrft.tasks.rows import Row, image_paths
 
 
+class Options(DatasetOptions):
+    """path: the folder that `vrft build` made."""
+
+    path: str
+
+
 def build(options: dict, *, task: Task | MixedTask, out_dir: Path, seed: int) -> dict[str, list[Row]]:
     """The rows of every split as they were built, whatever the seed; `out_dir` is not used.
 
-    options: `{"path"}`, the folder that `vrft build` made. Raises `UserError` where rows or images are no longer those
+    options: those of `Options`. Raises `UserError` where rows or images are no longer those
     of its manifest.
     """
-    if set(options) != {"path"}:
-        raise UserError(f"dataset=built takes dataset.path alone; {', '.join(sorted(options)) or 'nothing'} given")
-    folder = Path(options["path"])
+    folder = Path(read_options(options, Options).path)
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise UserError(f"dataset.path is {folder}, which has no {MANIFEST_FILE}; the folder of a vrft build is needed")

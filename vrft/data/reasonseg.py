@@ -11,27 +11,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from vrft.data.assemble import build_splits
-from vrft.data.images import FORMATS, locate
+from vrft.data.images import upright_wh
+from vrft.data.options import CommonOptions
 from vrft.data.readers import Located
 from vrft.errors import UserError
 from vrft.tasks import Task
 from vrft.tasks.rows import Row
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_EXIF_ORIENTATION = 0x0112
-_LYING = (5, 6, 7, 8)  # EXIF orientations in which width and height change places
 
 
-@dataclass(frozen=True)
-class Options:
-    """The keys of `dataset` of this source.
+class Options(CommonOptions):
+    """The keys of `dataset` that this source has of its own.
 
     path: the folder of the pairs, or one with a folder for each split.
     split, test_split: the folders to train and to test on, where PATH has such; null: PATH itself, and no test set.
@@ -42,10 +37,6 @@ class Options:
     split: str | None = None
     test_split: str | None = None
     test_path: str | None = None
-
-    @property
-    def has_own_test(self) -> bool:
-        return self.test_path is not None or self.test_split is not None
 
 
 def build(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, list[Row]]:
@@ -150,18 +141,6 @@ def clip_by_a_pixel(xyxy: list[float], image_wh: Sequence[int] | None) -> list[f
         low if low - 1 <= value < low else high if high < value <= high + 1 else value
         for value, (low, high) in zip(xyxy, limits, strict=True)
     ]
-
-
-def upright_wh(image: str, root: Path) -> tuple[int, int] | None:
-    """Width and height of the upright image, by its header alone; None where it cannot be read, which is said of its
-    row later."""
-    try:
-        with Image.open(locate(image, root.resolve()), formats=FORMATS) as header:
-            width, height = header.size
-            is_lying = header.getexif().get(_EXIF_ORIENTATION) in _LYING
-    except (OSError, ValueError, SyntaxError, TypeError, LookupError, Image.DecompressionBombError):
-        return None
-    return (height, width) if is_lying else (width, height)
 
 
 def _images_by_stem(folder: Path, faults: list[str]) -> dict[str, Path]:

@@ -13,19 +13,18 @@ import io
 import pickle
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from vrft.data.annotations import read_sections, with_ids
 from vrft.data.assemble import build_splits
+from vrft.data.options import CommonOptions
 from vrft.data.readers import Located, read_json
 from vrft.data.reasonseg import clip_by_a_pixel, refuse_other_tasks, shown
 from vrft.errors import UserError, raise_all
 from vrft.tasks import Task
 from vrft.tasks.rows import Row
 
-TEXTS = ("sent", "raw")
 _BROKEN_PICKLE = (
     pickle.UnpicklingError,
     EOFError,
@@ -41,9 +40,8 @@ _BROKEN_PICKLE = (
 """What the unpickler raises on damaged data, beside its own error."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """The keys of `dataset` of this source.
+class Options(CommonOptions):
+    """The keys of `dataset` that this source has of its own.
 
     path: refs(unc).p, or such a list as JSON. instances: the COCO annotations; null: instances.json beside it.
     split, test_split: which of the refs to train and to test on (train, val, testA, testB, test); a null `test_split`
@@ -56,15 +54,7 @@ class Options:
     split: str = "train"
     test_split: str | None = None
     test_path: str | None = None
-    text: str = "sent"
-
-    @property
-    def has_own_test(self) -> bool:
-        return self.test_path is not None or self.test_split is not None
-
-    def faults(self) -> list[str]:
-        """What is wrong with the values."""
-        return [] if self.text in TEXTS else [f"dataset.text is {self.text!r}; known: {', '.join(TEXTS)}"]
+    text: Literal["sent", "raw"] = "sent"
 
 
 def build(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, list[Row]]:

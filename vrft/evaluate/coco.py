@@ -1,4 +1,4 @@
-"""Box AP and AR by the official `pycocotools`, with bootstrap intervals over images (see `resamples`)."""
+"""Box AP and AR by the official `pycocotools`, with bootstrap intervals over images (see `vrft.evaluate.bootstrap`)."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vrft.data.assemble import SKIPPED_FILE, build_splits, read_options
+from vrft.data.assemble import SKIPPED_FILE, build_splits
 from vrft.data.images import KEPT_FILE, ImageReader
 from vrft.data.json_rows import build
+from vrft.data.options import CommonOptions, read_options
 from vrft.data.read_ahead import N_ALONE, N_ROWS, read_ahead
 from vrft.data.splits import MANIFEST_FILE
 from vrft.errors import UserError
@@ -67,32 +67,30 @@ def written(folder, out="out"):
     return json.loads((folder.parent / out / MANIFEST_FILE).read_text(encoding="utf-8"))
 
 
-@dataclass(frozen=True)
-class OwnOptions:
+class OwnOptions(CommonOptions):
     """A source's keys for these tests."""
 
     path: str
     share: float = 0.5
     names: list[str] | str | None = None
     is_loud: bool = False
-    has_own_test = False
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "dataset.path must be given"),
-        ({"path": 3}, "dataset.path is 3; str is right"),
-        ({"path": "a", "share": "half"}, "dataset.share is 'half'; float is right"),
+        ({}, "dataset.path is missing; a text is needed"),
+        ({"path": 3}, "dataset.path is 3; a text is needed"),
+        ({"path": "a", "share": "half"}, "dataset.share is 'half'; a number is needed"),
         ({"path": "a", "share": True}, "dataset.share is True"),  # a bool is no number
-        ({"path": "a", "names": ["x", 3]}, "dataset.names is ['x', 3]; list[str] | str | None is right"),
-        ({"path": "a", "is_loud": 1}, "dataset.is_loud is 1; bool is right"),
-        ({"path": "a", "pathh": 1}, "dataset has no key pathh; known: path, share, names, is_loud, image_root"),
+        ({"path": "a", "names": ["x", 3]}, "dataset.names is ['x', 3]; a list of texts or a text or null is needed"),
+        ({"path": "a", "is_loud": 1}, "dataset.is_loud is 1; true or false is needed"),
+        ({"path": "a", "pathh": 1}, "dataset has no key 'pathh'; did you mean path? known: image_root, "),
         ({"path": "a", "columns": {"image": 3}}, "dataset.columns is {'image': 3}"),
-        ({"path": "a", "on_bad_row": "drop"}, "dataset.on_bad_row is 'drop'; right are stop and skip"),
-        ({"path": "a", "n_processes": 0}, "dataset.n_processes is 0; a whole number from 1"),
+        ({"path": "a", "on_bad_row": "drop"}, "dataset.on_bad_row is 'drop'; stop or skip is needed"),
+        ({"path": "a", "n_processes": 0}, "dataset.n_processes is 0; at least 1 is needed"),
         ({"path": "a", "n_test": True}, "dataset.n_test is True"),
-        ({"path": "a", "test_image_root": "nowhere"}, "dataset.test_image_root is 'nowhere': there is no such folder"),
+        ({"path": "a", "test_image_root": "nowhere"}, "dataset.test_image_root is 'nowhere'; there is no such folder"),
     ],
 )
 def test_a_wrong_option_is_named(options, words):
@@ -101,10 +99,10 @@ def test_a_wrong_option_is_named(options, words):
     assert words in str(caught.value)
 
 
-def test_options_go_to_where_they_belong():
-    common, own = read_options({"builder": "x", "path": "a", "share": 1, "names": "b", "max_rows": 3}, OwnOptions)
-    assert (common.max_rows, common.n_validation) == (3, 0)
-    assert own == OwnOptions("a", 1, "b")
+def test_options_of_the_source_and_of_all_sources_are_one():
+    options = read_options({"builder": "x", "path": "a", "share": 1, "names": "b", "max_rows": 3}, OwnOptions)
+    assert (options.max_rows, options.n_validation) == (3, 0)
+    assert options == OwnOptions(path="a", share=1, names="b", max_rows=3)
 
 
 def test_all_wrong_options_are_shown_together():
@@ -262,6 +260,7 @@ def test_an_image_of_several_rows_is_decoded_once(many, tmp_path, n_processes):
 BUILD = """
 import sys, pathlib
 from vrft.data.json_rows import build
+from vrft.data.options import CommonOptions, read_options
 from vrft.tasks import load_task
 
 if __name__ == "__main__":

@@ -208,11 +208,11 @@ def test_classes_choose_what_is_asked_for(folder, options, categories):
         ({"classes": "../category_lists/coco_novel_15"}, "no list and no file"),
         ({"classes": "coco_novel_15"}, "dataset.classes has 'mouse'"),
         ({"classes": ["cow"], "exclude_classes": ["cow"]}, "leaves no category"),
-        ({"classes": 3}, "dataset.classes is 3; list[str] | str | None is right"),
+        ({"classes": 3}, "dataset.classes is 3; a list of texts or a text or null is needed"),
         ({"classes": ["bear"], "test_classes": ["cow"]}, "test_classes is given, and dataset.test_path is null"),
         ({"negatives": -1}, "dataset.negatives is -1"),
-        ({"negatives": "many"}, "dataset.negatives is 'many'; float is right"),
-        ({"pathh": 1}, "dataset has no key pathh; known: path, test_path, classes"),
+        ({"negatives": "many"}, "dataset.negatives is 'many'; a number is needed"),
+        ({"pathh": 1}, "dataset has no key 'pathh'; did you mean path? known: image_root, "),
     ],
 )  # fmt: skip
 def test_a_wrong_option_is_named(folder, options, words):

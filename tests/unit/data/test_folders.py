@@ -4,6 +4,7 @@ import os
 import pickle
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -420,13 +421,13 @@ def test_wrong_labels_of_published_sets_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"layout": "flower"}, "dataset.layout is 'flower'; known: folders, list, flowers"),
+        ({"layout": "flower"}, "dataset.layout is 'flower'; folders or list or flowers"),
         ({"layout": "flowers"}, "dataset.classes is null, and flowers have numbers alone"),
-        ({"level": "kind"}, "dataset.level is 'kind'; known: variant, family, manufacturer"),
-        ({"class_depth": 0}, "dataset.class_depth is 0; a whole number from 1"),
-        ({"path_parts": 0}, "dataset.path_parts is 0; a whole number from 1"),
+        ({"level": "kind"}, "dataset.level is 'kind'; variant or family or manufacturer is needed"),
+        ({"class_depth": 0}, "dataset.class_depth is 0; at least 1 is needed"),
+        ({"path_parts": 0}, "dataset.path_parts is 0; at least 1 is needed"),
         ({"first_label": -1}, "dataset.first_label is -1"),
-        ({"n_shot": 1}, "no key n_shot"),
+        ({"n_shot": 1}, "no key 'n_shot'; did you mean k_shot? known: "),
     ],
 )
 def test_a_wrong_option_is_named(animals, tmp_path, options, words):
@@ -439,3 +440,7 @@ def test_a_wrong_option_is_named(animals, tmp_path, options, words):
 def test_another_task_is_refused(animals, tmp_path, task):
     with pytest.raises(UserError, match=f"task={task} has no rows in folders of classes; task=classification has"):
         build({"path": str(animals)}, task=load_task(task), out_dir=tmp_path / "run", seed=0)
+
+
+def test_every_layout_that_may_be_chosen_has_a_reader():
+    assert set(get_args(Options.model_fields["layout"].annotation)) == LAYOUTS.keys()

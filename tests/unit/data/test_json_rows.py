@@ -198,7 +198,7 @@ def test_boxes_without_a_stated_frame_are_refused(data):
         ({"n_validation": -1}, "dataset.n_validation is -1"),
         ({"n_test": 0.5}, "dataset.n_test is 0.5"),
         ({"k_shot": 0}, "dataset.k_shot is 0"),
-        ({"n_valid": 3}, "no key n_valid; known: path, split"),
+        ({"n_valid": 3}, "no key 'n_valid'; did you mean n_validation? known: image_root, "),
         ({"n_validation": 1}, "leave none of 1 rows"),
     ],
 )

@@ -97,7 +97,7 @@ def test_the_phrase_may_be_the_raw_one(coco):
         "Cup On The Left",
         "The Left One",
     ]
-    with pytest.raises(UserError, match=r"dataset\.text is 'tokens'; known: sent, raw"):
+    with pytest.raises(UserError, match=r"dataset\.text is 'tokens'; sent or raw is needed"):
         built(coco, text="tokens")
 
 

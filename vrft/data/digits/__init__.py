@@ -14,15 +14,18 @@ Handwritten Digits (Alpaydin & Kaynak, UCI, CC BY 4.0; see README.md).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image
+from pydantic import AfterValidator
 
 from vrft.data.digits.riddles import riddles
-from vrft.data.digits.scenes import CONTRAST, DIGIT_NAMES, SIDE, Scene, draw_scene
-from vrft.errors import UserError, raise_all
+from vrft.data.digits.scenes import DIGIT_NAMES, SIDE, Scene, draw_scene
+from vrft.data.options import AtLeastOne, DatasetOptions, read_options
+from vrft.errors import UserError
 from vrft.tasks import Task
 from vrft.tasks.rows import Row
 
@@ -36,16 +39,21 @@ KIND_OF_TASK = {
 KINDS = (*KIND_OF_TASK.values(), "arithmetic")
 
 
-@dataclass(frozen=True)
-class DigitsOptions:
+def _share(value: float) -> float:
+    if not 0 <= value < 1:
+        raise ValueError("a share of at least 0 and below 1 is needed")
+    return value
+
+
+class DigitsOptions(DatasetOptions):
     """domain: `clean` or `dim` (35 % ink). k_shot: training rows a class, of ten. negatives: share of detection scenes
     without the asked digit (never a class's first training row). arithmetic: classification asks for a sum."""
 
-    domain: str = "dim"
-    k_shot: int = 4
-    n_validation: int = 200
-    n_test: int = 300
-    negatives: float = 0.1
+    domain: Literal["clean", "dim"] = "dim"
+    k_shot: AtLeastOne = 4
+    n_validation: AtLeastOne = 200
+    n_test: AtLeastOne = 300
+    negatives: Annotated[float, AfterValidator(_share)] = 0.1
     arithmetic: bool = False
 
 
@@ -55,7 +63,7 @@ def build(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, l
     Keys: train, validation, test, and further test sets: `seen` (riddles and arithmetic), `clean` (unless the domain is
     clean). Raises `UserError` for an unknown option, a value out of range, or a task without digits.
     """
-    settings = _read_options(options)
+    settings = read_options({key: value for key, value in options.items() if key != "frame"}, DigitsOptions)
     kind = _kind_for(task, settings)
     writer = _SceneWriter(kind, settings, Path(out_dir))
     has_expressions = kind in ("riddle", "arithmetic")
@@ -208,25 +216,6 @@ class _SceneWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(scene.pixels).save(path)
         return {"row_id": row_id, "images": [f"images/{row_id}.png"]} | row
-
-
-def _read_options(options: dict) -> DigitsOptions:
-    known = [field.name for field in fields(DigitsOptions)]
-    given = {key: value for key, value in options.items() if key not in ("builder", "frame")}
-    faults = [f"dataset.{key} is unknown; known: {', '.join(known)}" for key in given if key not in known]
-    settings = DigitsOptions(**{key: value for key, value in given.items() if key in known})
-    if settings.domain not in CONTRAST:
-        faults.append(f"dataset.domain is {settings.domain!r}; known: {', '.join(CONTRAST)}")
-    for key in ("k_shot", "n_validation", "n_test"):
-        value = getattr(settings, key)
-        if type(value) is not int or value < 1:
-            faults.append(f"dataset.{key} is {value!r}; an integer of at least 1 is needed")
-    if type(settings.negatives) not in (int, float) or not 0 <= settings.negatives < 1:
-        faults.append(f"dataset.negatives is {settings.negatives!r}; a share of at least 0 and below 1 is needed")
-    if type(settings.arithmetic) is not bool:
-        faults.append(f"dataset.arithmetic is {settings.arithmetic!r}; true or false is needed")
-    raise_all(faults, heading="The digits cannot be built:")
-    return settings
 
 
 def _kind_for(task: Task, settings: DigitsOptions) -> str:
