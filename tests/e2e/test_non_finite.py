@@ -134,7 +134,7 @@ def test_a_nan_stops_the_run_before_the_step(healthy, tmp_path, monkeypatch, cap
     assert result["after"] is None
     assert [entry["step"] for entry in result["validation"]] == [0, 2, 4]
     page = write_report(run_dir).read_text()
-    assert f"The alarm non_finite ended it at step {FAULTY}." in page
+    assert f"The alarm non_finite stopped the training at step {FAULTY}." in page
     assert told in page
 
     set_resume(alone, run_dir, resume=True)  # the cause is mended
@@ -223,7 +223,7 @@ def test_or_the_run_goes_on_to_judge_its_best(healthy, tmp_path, monkeypatch):
     assert result["after"]["grounding_v1"]["accuracy@0.5"]["n"] == 4
     assert [entry["step"] for entry in result["validation"]] == [0, 2, 4]
     page = write_report(run_dir).read_text()
-    assert f"The alarm non_finite ended it at step {FAULTY}." in page
+    assert f"The alarm non_finite stopped the training at step {FAULTY}." in page
     assert f"the loss is nan in the batch of rows {', '.join(sampled_rows(alone, FAULTY))}" in page
 
 

@@ -96,7 +96,13 @@ def test_the_story_says_what_was_done_and_how_sure_it_is(runs):
 
 def test_curves_are_those_that_were_logged(runs):
     grpo, sft = report(runs["rft"]).text, report(runs["sft"]).text
-    for title in ("Reward", "Terms of the reward", "Validation: accuracy@0.5", "KL from the base", "Completion length"):
+    for title in (
+        "Reward",
+        "Terms of the reward",
+        "Validation: accuracy@0.5",
+        "KL to the reference model",
+        "Completion length",
+    ):
         assert title in grpo
     assert "Token accuracy" in sft
     assert "Validation: accuracy@0.5" in sft
@@ -153,7 +159,7 @@ def test_what_befell_the_training_is_told(tmp_path):
         alarm = {"step": step, "rule": "kl", "action": "stop", "message": "kl is 3"}
         (run_dir / "alarms.jsonl").write_text(json.dumps(alarm) + "\n")
         page = report(run_dir).text
-        assert (f"The alarm kl ended it at step {step}." in page) == (step == last["step"])
+        assert (f"The alarm kl stopped the training at step {step}." in page) == (step == last["step"])
         assert "kl is 3" in page
     assert "A reward term failed" not in page
     with (run_dir / "metrics.jsonl").open("a") as file:
@@ -246,7 +252,8 @@ def test_detection_has_its_classes_curves_and_sizes(tmp_path):
     text = report(run_dir).text
     assert "AP by class on the test set" in text
     assert re.search(
-        r"Absent: asked for, without a gold box, and in no mean: nine( \(\d+ → \d+ boxes predicted\))?\.", text
+        r"Absent: asked for, but no gold box, so in no mean: nine( \(\d+ → \d+ boxes predicted\))?\.",
+        text,
     )
     for title in ("IoU 0.50", "IoU 0.75", "Mean over IoU 0.50 to 0.95", "AP by object size", "small: below 32"):
         assert title in text

@@ -5,7 +5,7 @@ A source is a module with a model `Options`, its keys of `dataset`, and `read`. 
     def build(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, list[Row]]:
         return build_splits(options, own=Options, read=read, task=task, out_dir=out_dir, seed=seed)
 
-`Options` is a `CommonOptions` with `path`, and where keys can be wrong together with `faults`. `read` gives rows as they
+`Options` is a `CommonOptions` with `path`, and with `faults` if its keys can contradict. `read` gives rows as they
 stand: an image column, the task's own columns, and where the source has ids of its own a `row_id`, which must not
 depend on the order of the source. What `read` finds wrong with single rows it appends to `faults`, naming file and row;
 what leaves no rows at all it raises as `UserError`.

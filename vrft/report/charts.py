@@ -1,4 +1,4 @@
-"""Training curves, and precision over recall, as inline SVG that takes the page's fonts and colours, light or dark."""
+"""Charts as inline SVG: training curves, and precision over recall. The page's style sheet sets fonts and colours."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 import numpy as np
 
 _SIZE_INCHES = (3.9, 2.3)
-# matplotlib draws with these stand-ins; each becomes a colour of the page's style sheet
+# Placeholder colours for matplotlib. `_finish` replaces them by CSS variables: charts follow light and dark mode.
 _INK, _MUTED, _RULE = "#010203", "#020304", "#030405"
 _SERIES = ("#040501", "#040502", "#040503", "#040504")
 _DASHES = ("solid", (0, (4, 2)), (0, (1, 1.5)))
 _PAGE_COLOURS = {_INK: "var(--ink)", _MUTED: "var(--muted)", _RULE: "var(--rule)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, 1)
 }
-_END_LABEL_GAP = 0.09  # least distance of two labels at the ends of lines, as a share of the chart's height
+_END_LABEL_GAP = 0.09  # minimum distance of two labels at the line ends, as a share of the chart's height
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a chart: `values` over `steps`; both empty if the run did not log it."""
+    """A line of a chart: `values` over `steps`; both are empty if the run did not log the key."""
 
     label: str
     steps: list[int]
@@ -31,7 +31,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawn chart: its title, what it says in words, and the SVG."""
+    """A drawn chart: title, caption, and SVG text."""
 
     title: str
     note: str
@@ -40,7 +40,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class ChartPlan:
-    """Which keys of the logs make a chart. is_share: drawn from 0 to 1."""
+    """What a chart shows. curves: a key of the logs and a label, for each line. is_share: the y axis is [0, 1]."""
 
     title: str
     note: str
@@ -52,32 +52,35 @@ PLANS = (
     ChartPlan("Reward", "weighted sum of the terms, mean over the step’s completions", (("reward", ""),)),
     ChartPlan(
         "Readable and complete",
-        "share of completions that the task could read, and share cut at the length limit",
-        (("parse_rate", "readable"), ("completions/clipped_ratio", "cut")),
+        "share of completions with a readable answer, and share truncated at the length limit",
+        (("parse_rate", "readable"), ("completions/clipped_ratio", "truncated")),
         is_share=True,
     ),
     ChartPlan(
-        "Groups without signal",
-        "share of groups whose completions all earned the same: they teach nothing",
+        "Zero-variance groups",
+        "share of groups whose completions all have the same reward: their advantages are 0",
         (("frac_reward_zero_std", ""),),
         is_share=True,
     ),
     ChartPlan("Completion length", "tokens, mean over the step’s completions", (("completions/mean_length", ""),)),
-    ChartPlan("KL from the base", "mean over tokens", (("kl", ""),)),
+    ChartPlan("KL to the reference model", "mean over tokens", (("kl", ""),)),
     ChartPlan("Entropy", "of the next token, mean over tokens", (("entropy", ""),)),
     ChartPlan(
-        "Token accuracy", "share of the gold’s tokens that come first", (("mean_token_accuracy", ""),), is_share=True
+        "Token accuracy",
+        "share of gold tokens that are the most probable ones",
+        (("mean_token_accuracy", ""),),
+        is_share=True,
     ),
-    ChartPlan("Loss", "as the trainer logged it; in GRPO it is no measure of progress", (("loss", ""),)),
+    ChartPlan("Loss", "as logged by the trainer; in GRPO it does not measure progress", (("loss", ""),)),
 )
 
 
 def training_charts(
     logs: Sequence[dict], *, metric: str, best_step: int | None, alarms: Sequence[dict] = ()
 ) -> list[Chart]:
-    """The charts for which the logs hold values: validation first, then reward and its terms, then the rest.
+    """The charts for which the logs have values: validation first, then reward and terms, then the rest.
 
-    alarms: as in `alarms.jsonl`; each is a line at its step.
+    alarms: as in `alarms.jsonl`; each is a vertical line at its step.
     """
     at = sorted({alarm["step"] for alarm in alarms})
     validation = validation_chart(logs, metric=metric, best_step=best_step, alarms_at=at)
@@ -86,7 +89,7 @@ def training_charts(
 
 
 def terms_plan(logs: Sequence[dict]) -> ChartPlan:
-    """The chart of the reward's terms, by the names that the logs hold."""
+    """The chart of the reward terms that the logs name."""
     names = dict.fromkeys(
         key.split("/")[1] for entry in logs for key in entry if re.fullmatch("rewards/[^/]+/mean", key)
     )
@@ -97,7 +100,7 @@ def terms_plan(logs: Sequence[dict]) -> ChartPlan:
 def validation_chart(
     logs: Sequence[dict], *, metric: str, best_step: int | None, alarms_at: Sequence[int] = ()
 ) -> Chart | None:
-    """The validation metric over the steps, the best one marked; None if there are no values."""
+    """The validation metric over steps, with the best step marked; None if there are no values."""
     curve = curve_of(logs, f"validation/{metric}", "")
     if not curve.steps:
         return None
@@ -105,7 +108,9 @@ def validation_chart(
     figure, axes = _empty_chart(is_share=True, marks=alarms_at)
     axes.axhline(curve.values[0], color=_MUTED, linewidth=1, linestyle=(0, (2, 3)))
     axes.plot(curve.steps, curve.values, color=_SERIES[0], linewidth=1.8, marker="o", markersize=4)
-    note = f"taken on {counts[-1]:.0f} validation rows, never on test; dotted: before training" if counts else ""
+    note = (
+        f"measured on {counts[-1]:.0f} validation rows, never on test rows; dotted: before training" if counts else ""
+    )
     if best_step in curve.steps:
         best = curve.values[curve.steps.index(best_step)]
         axes.plot(
@@ -123,11 +128,11 @@ def validation_chart(
             fontsize=9,
         )
     title = f"Validation: {metric}"
-    return Chart(title, note, _finish(figure, axes, title, _in_words(title, [curve])))
+    return Chart(title, note, _finish(figure, axes, title, _describe(title, [curve])))
 
 
 def plan_chart(plan: ChartPlan, logs: Sequence[dict], *, alarms_at: Sequence[int] = ()) -> Chart | None:
-    """The planned chart, or None if the logs hold none of its values."""
+    """The chart, or None if the logs have none of its values."""
     curves = [curve for curve in (curve_of(logs, key, label) for key, label in plan.curves) if curve.steps]
     if not curves:
         return None
@@ -136,7 +141,7 @@ def plan_chart(plan: ChartPlan, logs: Sequence[dict], *, alarms_at: Sequence[int
     note = plan.note
     for number, curve in enumerate(curves):
         colour = _SERIES[number % len(_SERIES)]
-        dashes = _DASHES[number // len(_SERIES) % len(_DASHES)]  # more curves than colours: dashed, then dotted
+        dashes = _DASHES[number // len(_SERIES) % len(_DASHES)]  # with more curves than colours: dashed, then dotted
         is_long = len(curve.values) >= 12
         window = max(3, len(curve.values) // 10) if is_long else 1
         smooth = moving_mean(curve.values, window)
@@ -149,13 +154,13 @@ def plan_chart(plan: ChartPlan, logs: Sequence[dict], *, alarms_at: Sequence[int
         note += f"; bold: mean of {max(3, len(curves[0].values) // 10)} logs"
     if len(curves) > 1:
         _label_ends(axes, curves[0].steps[-1], ends)
-    return Chart(plan.title, note, _finish(figure, axes, plan.title, _in_words(plan.title, curves)))
+    return Chart(plan.title, note, _finish(figure, axes, plan.title, _describe(plan.title, curves)))
 
 
 def precision_recall_chart(
     title: str, note: str, recall: np.ndarray, curves: Sequence[tuple[str, np.ndarray]]
 ) -> Chart:
-    """Precision over recall; curves: a name and the precision (R,) for each side, the last one emphasised."""
+    """Precision over recall (R,). curves: a name and the precision (R,) of each side; the last one is emphasised."""
     figure, axes = _empty_chart(is_share=True, has_end_labels=len(curves) > 1, x_label="recall")
     axes.set_xlim(-0.02, 1.02)
     axes.set_xticks((0, 0.25, 0.5, 0.75, 1))
@@ -168,19 +173,19 @@ def precision_recall_chart(
         ends.append((float(precision[-1]), label.lower(), colour))
     if len(curves) > 1:
         _label_ends(axes, 1, ends)
-    words = "; ".join(f"{label}: mean precision {precision.mean():.3f}" for label, precision in curves)
-    return Chart(title, note, _finish(figure, axes, title, words))
+    description = "; ".join(f"{label}: mean precision {precision.mean():.3f}" for label, precision in curves)
+    return Chart(title, note, _finish(figure, axes, title, description))
 
 
 def curve_of(logs: Sequence[dict], key: str, label: str) -> Curve:
-    """The logged values of a key over their steps, finite ones only."""
+    """The logged values of a key over their steps, without those that are not finite."""
     found = [(entry["step"], entry[key]) for entry in logs if isinstance(entry.get(key), int | float)]
     found = [(step, value) for step, value in found if np.isfinite(value)]
     return Curve(label, [step for step, _ in found], [float(value) for _, value in found])
 
 
 def moving_mean(values: Sequence[float], window: int) -> list[float]:
-    """The mean of each value and its neighbours, `window` in all; fewer at the ends.
+    """The mean over a window around each value; the window is smaller at the ends.
 
     >>> moving_mean([0, 3, 6, 3], 3)
     [1.5, 3.0, 4.0, 4.5]
@@ -190,8 +195,9 @@ def moving_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 def _empty_chart(*, is_share: bool, has_end_labels: bool = False, x_label: str = "step", marks: Sequence[int] = ()):
-    """marks: places on the x axis, each with an upright line."""
-    from matplotlib.figure import Figure  # a second to import, and no display to open
+    """marks: positions on the x axis that get a vertical line."""
+    # Imported here: it takes a second. `Figure` without pyplot needs no display.
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=_SIZE_INCHES, facecolor="none")
@@ -214,7 +220,7 @@ def _empty_chart(*, is_share: bool, has_end_labels: bool = False, x_label: str =
 
 
 def _label_ends(axes, step: int, ends: list[tuple[float, str, str]]) -> None:
-    """Name each line at its right end, in its colour; labels that would touch are moved apart."""
+    """Write each line's label at its right end, in its colour; labels that would overlap are moved upwards."""
     low, high = axes.get_ylim()
     gap = _END_LABEL_GAP * (high - low)
     position = -np.inf
@@ -237,7 +243,7 @@ def _anchor(step: int, steps: Sequence[int]) -> str:
     return "left" if share < 0.2 else "right" if share > 0.8 else "center"
 
 
-def _in_words(title: str, curves: Sequence[Curve]) -> str:
+def _describe(title: str, curves: Sequence[Curve]) -> str:
     return "; ".join(
         f"{curve.label or title} from {curve.values[0]:.3g} at step {curve.steps[0]} "
         f"to {curve.values[-1]:.3g} at step {curve.steps[-1]}"
@@ -245,14 +251,13 @@ def _in_words(title: str, curves: Sequence[Curve]) -> str:
     )
 
 
-def _finish(figure, axes, title: str, words: str) -> str:
-    """The figure as SVG text: without sizes, fonts and colours of its own, and with words for a screen reader."""
+def _finish(figure, axes, title: str, description: str) -> str:
+    """The figure as SVG text, without its own sizes, fonts and colours. description: for screen readers."""
     import matplotlib
 
     axes.margins(x=0.02)
-    if (
-        max(map(abs, axes.get_ylim())) < 1e-3
-    ):  # else matplotlib writes a common factor above the chart, over the caption
+    # For small values matplotlib writes a common factor above the chart, where the caption is.
+    if max(map(abs, axes.get_ylim())) < 1e-3:
         axes.yaxis.set_major_formatter(lambda value, position: f"{value:.0e}" if value else "0")
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
@@ -263,6 +268,6 @@ def _finish(figure, axes, title: str, words: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    for replace_pixels, colour in _PAGE_COLOURS.items():
-        svg = svg.replace(replace_pixels, colour)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{words}"', 1)
+    for placeholder, colour in _PAGE_COLOURS.items():
+        svg = svg.replace(placeholder, colour)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)

@@ -1,4 +1,4 @@
-"""What a classification run took for what: a matrix for few classes, the most confused pairs for many."""
+"""The confusion of a classification run: a matrix for few classes, the most confused pairs for many."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from vrft.tasks.answers import normal_name
 from vrft.tasks.rows import Row
 
 OTHER, UNREADABLE = "another name", "unreadable"
-_MOST_CLASSES = 16  # of a matrix; beyond, pairs are listed
+_MOST_CLASSES = 16  # in a matrix; with more classes, pairs are listed
 _N_PAIRS = 25
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """One side. counts: a list for each class of `Confusion.classes`, with a count for each of `Confusion.answers`."""
+    """One side's confusion matrix. counts: rows as in `Confusion.classes`, columns as in `Confusion.answers`."""
 
     title: str
     counts: list[list[int]]
@@ -25,7 +25,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Pair:
-    """A class that was named for another one; counts: how often, on each side."""
+    """An answered class in place of the gold class. n_gold: questions of the gold class. counts: on each side."""
 
     gold: str
     answer: str
@@ -35,10 +35,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Confusion:
-    """classes: those that rows have as gold. answers: the same, then `OTHER` and `UNREADABLE`.
+    """classes: the classes that are gold in some row. answers: the same, then `OTHER` and `UNREADABLE`.
 
-    matrices: one for each side; empty where there are too many classes.
-    pairs: the most confused on the last side first; empty where there are matrices. n_pairs: how many were confused.
+    matrices: one for each side; empty with too many classes.
+    pairs: the most confused pairs of the last side first; empty if there are matrices. n_pairs: of all pairs.
     n_other, n_unreadable: answers on each side.
     """
 
@@ -53,7 +53,7 @@ class Confusion:
 
 
 def confusion(run: RunFiles, *, split: str = "test") -> Confusion | None:
-    """The confusion on a test set; None for a run that does not classify, and where nothing was judged."""
+    """The confusion on a test set; None if the run does not classify, or the test set was not evaluated."""
     rows, kinds = run.rows(split), run.judged_kinds(split)
     if run.config["protocol"]["scorer"] != "classification" or not rows or not kinds:
         return None
@@ -78,7 +78,7 @@ def confusion(run: RunFiles, *, split: str = "test") -> Confusion | None:
 
 
 def class_names(rows: Sequence[Row]) -> dict[str, str]:
-    """The class of every name, as names are compared: of the golds, as first written, and of their aliases.
+    """`{normal name: class}` of all golds and their aliases; a class has the name of its first row.
 
     >>> class_names([{"gold": "Maine Coon", "aliases": ["coon"]}, {"gold": "maine_coon"}])
     {'mainecoon': 'Maine Coon', 'coon': 'Maine Coon'}
@@ -93,9 +93,10 @@ def class_names(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def count_answers(rows: Sequence[Row], scored: Sequence[dict], known: dict[str, str]) -> Counter:
-    """How often each class got each answer, `{(class, answer): n}`; right is what the task's metric calls right.
+    """The number of each answer for each gold class, `{(class, answer): n}`.
 
-    known: as `class_names` gives it. An answer is a class, `OTHER` or `UNREADABLE`.
+    known: as returned by `class_names`. An answer is a class, `OTHER` or `UNREADABLE`; the metric `accuracy` decides
+    whether it is right.
     """
     counts: Counter = Counter()
     for row, one in zip(rows, scored, strict=True):
@@ -106,13 +107,13 @@ def count_answers(rows: Sequence[Row], scored: Sequence[dict], known: dict[str, 
             answer = gold
         else:
             answer = known.get(normal_name(one["answer"]), OTHER)
-            answer = OTHER if answer == gold else answer  # an alias that only other rows of the class allow
+            answer = OTHER if answer == gold else answer  # an alias that is right only for other rows of the class
         counts[gold, answer] += 1
     return counts
 
 
 def most_confused(counts: Sequence[Counter]) -> list[Pair]:
-    """The pairs of different classes, by falling count on the last side, then on those before."""
+    """The pairs of different classes, sorted by count on the last side, largest first, then on the sides before."""
     n_gold: Counter = Counter()
     for (gold, _), n in counts[-1].items():
         n_gold[gold] += n

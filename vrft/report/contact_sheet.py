@@ -1,4 +1,4 @@
-"""Rows before anything is trained on them: in words, and as a sheet of pictures with their golds drawn."""
+"""A check of rows before training: a summary as text, and a sheet of images with their golds drawn."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from vrft.report.draw import LabelledBox, boxes_of, draw_boxes
 from vrft.tasks.rows import Row, image_paths
 
 N_ON_SHEET = 48
-_COLUMNS, _CELL_WH, _CAPTION = 8, (240, 240), 34  # of the sheet, in pixels
+_COLUMNS, _CELL_WH, _CAPTION = 8, (240, 240), 34  # _CELL_WH and the caption's height in pixels
 
 
 def contact_sheet(
     splits: Mapping[str, Sequence[Row]], *, root: Path, predicted: Mapping[str, Sequence[LabelledBox]] | None = None
 ) -> Image.Image:
-    """A sheet of up to 48 rows, evenly from all splits, with their golds drawn: a wrong frame is seen at once.
+    """A sheet of up to 48 evenly spaced rows of all splits, with golds drawn; it makes a wrong frame visible.
 
-    predicted: by row, the boxes of an answer, drawn beside the golds.
+    predicted: boxes of an answer by `row_id`, drawn too.
     """
     named = [(split, row) for split, rows in splits.items() for row in rows]
     n = min(N_ON_SHEET, len(named))
@@ -57,10 +57,10 @@ def classes_of(row: Row) -> list[str]:
 
 
 def summary(splits: Mapping[str, Sequence[Row]]) -> Iterator[str]:
-    """Yield lines on rows, images, sizes, boxes and classes of each split."""
+    """Yield text lines with the rows, images, sizes, boxes and classes of each split."""
     for split, rows in splits.items():
         if not rows:
-            keys = "dataset.n_validation and dataset.n_test say how many are set apart" if split != "test" else ""
+            keys = "dataset.n_validation and dataset.n_test set how many rows are held out" if split != "test" else ""
             yield f"{split:12} no rows{f' ({keys})' if keys else ''}"
             continue
         n_images = len({path for row in rows for path in row["images"]})

@@ -1,6 +1,6 @@
-"""AP of a detection run by class and by object size, and its precision-recall curves.
+"""AP of a detection run by class and by object size, and precision-recall curves.
 
-All of it comes from the official evaluator, run once for each side on the rows and scored rows of the run.
+All figures come from the official evaluator. It runs once for each side, on the rows and scored rows of the run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MOST_CLASS_CURVES = 12
 
 @dataclass(frozen=True)
 class ClassLine:
-    """A class that has gold. values: its AP on each side; intervals: of them, None where one image holds all gold."""
+    """A class with gold boxes. values: AP on each side. intervals: of each AP; None if one image has all gold boxes."""
 
     name: str
     n_gold: int
@@ -38,7 +38,7 @@ class ClassLine:
 
 @dataclass(frozen=True)
 class AbsentClass:
-    """A class without gold; n_found: the boxes predicted for it, on each side. was_asked: False if only predicted."""
+    """A class without gold boxes. n_found: predicted boxes on each side. was_asked: True if a question asks for it."""
 
     name: str
     n_found: list[int]
@@ -47,10 +47,10 @@ class AbsentClass:
 
 @dataclass(frozen=True)
 class DetectionFigures:
-    """What the page shows of detection. sides: their titles, before and after or only one.
+    """The detection part of the page. sides: titles, before and after or only one.
 
-    class_lines: those with the lowest AP first. sizes: a panel for each size that has gold; missing_sizes: the others.
-    curves: means over classes; class_curves: at IoU 0.5, of the classes with the most gold.
+    class_lines: lowest AP first. sizes: a panel for each object size with gold boxes; missing_sizes: the other sizes.
+    curves: means over classes. class_curves: at IoU 0.5, of the classes with the most gold boxes.
     """
 
     sides: list[str]
@@ -64,11 +64,11 @@ class DetectionFigures:
 
 @dataclass(frozen=True)
 class _Evaluated:
-    """One side, by the official evaluator. names: of the classes, K.
+    """One side's figures of the official evaluator. names: of the K classes.
 
-    precision: (T, recall thresholds, K) for boxes of all sizes, -1 without gold.
-    samples: figures by class, (K, 1 + R): the official ones first, then those of resampled images.
-    n_gold: (A, K) boxes. n_images: (K,) images with gold. n_found: (K,) boxes predicted.
+    precision: (IoU thresholds, recall thresholds, K) for boxes of all sizes; -1 for classes without gold.
+    samples: by figure, (K, 1 + R): the official value first, then the values of R bootstrap samples of the images.
+    n_gold: (A, K) boxes by size (all sizes first). n_images: (K,) images with gold. n_found: (K,) predicted boxes.
     """
 
     names: list[str]
@@ -82,7 +82,7 @@ class _Evaluated:
 
 
 def detection_figures(run: RunFiles, *, split: str = "test") -> DetectionFigures | None:
-    """The figures of a test set; None for a run that is not judged by AP, and where nothing was judged or is gold."""
+    """The figures of a test set; None if the scorer is not AP, nothing was evaluated, or no row has a gold box."""
     from vrft.evaluate.coco import asked_names
 
     rows, kinds = run.rows(split), run.judged_kinds(split)
@@ -143,7 +143,7 @@ def _class_lines(sides: Sequence[_Evaluated], asked: Mapping[str, str]) -> list[
 
 
 def _absent_classes(rows: Sequence[Row], sides: Sequence[_Evaluated]) -> list[AbsentClass]:
-    """Asked for or predicted, and without gold: asked ones first."""
+    """Classes that were asked for or predicted, but have no gold box; those asked for come first."""
     from vrft.evaluate.coco import asked_names
 
     asked = asked_names(rows)
@@ -177,14 +177,14 @@ def _size_panel(
 
 
 def _mean_curves(titles: Sequence[str], sides: Sequence[_Evaluated], name: str) -> Chart:
-    """Precision over recall, the mean over the classes that have gold; its own mean is the official figure."""
+    """Precision over recall, averaged over classes with gold. The mean of a curve is the official figure."""
     thresholds = {"AP50": slice(0, 1), "AP75": slice(5, 6), "AP": slice(None)}[name]
     curves = []
     for title, side in zip(titles, sides, strict=True):
         has_gold = side.precision[0, 0] > -1
         curves.append((title, side.precision[thresholds][:, :, has_gold].mean(axis=(0, 2))))
-    told = ", ".join(f"{side.figures[name]:.3f} {title.lower()}" for title, side in zip(titles, sides, strict=True))
-    return precision_recall_chart(_SUMMARIES[name], f"mean over classes; {name} {told}", sides[0].recall, curves)
+    values = ", ".join(f"{side.figures[name]:.3f} {title.lower()}" for title, side in zip(titles, sides, strict=True))
+    return precision_recall_chart(_SUMMARIES[name], f"mean over classes; {name} {values}", sides[0].recall, curves)
 
 
 def _class_curve(titles: Sequence[str], sides: Sequence[_Evaluated], line: ClassLine) -> Chart:
@@ -192,8 +192,8 @@ def _class_curve(titles: Sequence[str], sides: Sequence[_Evaluated], line: Class
         (title, side.precision[0, :, side.names.index(normal_name(line.name))])
         for title, side in zip(titles, sides, strict=True)
     ]
-    told = ", ".join(f"{curve.mean():.3f} {title.lower()}" for title, curve in curves)
-    note = f"{line.n_gold} gold boxes; AP50 {told}"
+    values = ", ".join(f"{curve.mean():.3f} {title.lower()}" for title, curve in curves)
+    note = f"{line.n_gold} gold boxes; AP50 {values}"
     return precision_recall_chart(line.name, note, sides[0].recall, curves)
 
 

@@ -1,6 +1,6 @@
-"""Pictures of answers: gold boxes in solid orange, predicted boxes in dashed blue, each with a dark edge.
+"""Boxes drawn on images: gold in solid orange, predicted in dashed blue, each with a dark edge.
 
-The two colours differ for every common colour vision (Okabe & Ito 2008), and the dashes tell them apart without colour.
+The two colours differ for every common kind of colour vision (Okabe & Ito 2008). Without colour, the dashes differ.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ LabelledBox = tuple[Sequence[float], str]
 def draw_boxes(
     image: Image.Image, *, gold: Sequence[LabelledBox] = (), predicted: Sequence[LabelledBox] = (), min_side: int = 448
 ) -> Image.Image:
-    """A copy in RGB with the boxes on it; an image whose longer side is below `min_side` is enlarged by a whole number.
+    """An RGB copy of the image with the boxes drawn. min_side: smaller images are enlarged by a whole factor.
 
-    Boxes are cut to the image; one that keeps no area is drawn as a line or a dot, so that it is seen.
+    Boxes are clipped to the image. A box without area is drawn as a line or a dot, so that it is visible.
     """
     scale = max(1, -(-min_side // max(image.size)))
     image_wh = image.size
@@ -43,8 +43,9 @@ def draw_boxes(
 
 
 def boxes_of(answer: Any) -> list[LabelledBox]:
-    """The boxes of an answer as scored rows hold it, or of a row's gold, with their labels; a point is a box without
-    area. None for a name, a count or an unreadable answer.
+    """The boxes and labels of an answer (as in scored rows) or of a gold; a point is a box without area.
+
+    Empty for a name, a count or an unreadable answer.
 
     >>> boxes_of([{"xyxy": [0, 0, 9, 9], "confidence": 0.5, "label": ""}]), boxes_of([4, 5])
     ([([0, 0, 9, 9], '0.50')], [([4, 5, 4, 5], '')])
@@ -69,11 +70,11 @@ def _upright(xyxy: Sequence[float]) -> list[float]:
 
 
 def _draw_outline(pen: ImageDraw.ImageDraw, xyxy: Sequence[float], colour: str, width: int, dash: int) -> None:
-    """The four sides; `dash` is the length of dashes and gaps in pixels of the picture, 0 for a solid line."""
+    """Draw the four sides. dash: length of dashes and gaps in pixels of the picture; 0 for a solid line."""
     x1, y1, x2, y2 = xyxy
     for start, end in (((x1, y1), (x2, y1)), ((x2, y1), (x2, y2)), ((x2, y2), (x1, y2)), ((x1, y2), (x1, y1))):
         length = abs(end[0] - start[0]) + abs(end[1] - start[1])
-        n_parts = max(1, round(length / dash)) | 1 if dash else 1  # odd: dashes at both ends, so that corners are seen
+        n_parts = max(1, round(length / dash)) | 1 if dash else 1  # odd: both ends are dashes, so that corners show
         for part in range(0, n_parts, 2):
             pieces = [
                 tuple(a + (b - a) * share for a, b in zip(start, end, strict=True))
@@ -85,7 +86,7 @@ def _draw_outline(pen: ImageDraw.ImageDraw, xyxy: Sequence[float], colour: str, 
 def _draw_label(
     pen: ImageDraw.ImageDraw, label: str, xyxy: Sequence[float], colour: str, picture_wh: tuple[int, int]
 ) -> None:
-    """Dark text on a plate of the box's colour: above the box, or inside it where there is no room."""
+    """Draw dark text on a plate of the box's colour, above the box, or inside it if there is no room."""
     font = ImageFont.load_default(size=max(12, round(max(picture_wh) / 32)))
     left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
     plate_wh = (right - left + 8, bottom - top + 6)

@@ -1,4 +1,4 @@
-"""Figures of several methods side by side: values, intervals, and paired changes from the base."""
+"""Metrics of several methods side by side: values, intervals, and paired changes from the base model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ METRIC_LABELS = {"iou": "mean IoU", "pick_rate": "pick rate"}
 
 @dataclass(frozen=True)
 class Method:
-    """One line of a table: an evaluation of a run. kind: `before`, or the checkpoint's name."""
+    """One evaluation of a run, a line of a table. kind: `before` (training), or the checkpoint's name."""
 
     label: str
     run: RunFiles
@@ -23,7 +23,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Line:
-    """A method's figure. change: the difference from the base on the same rows, as a figure; None where unknown."""
+    """A method's metric. change: the paired difference from the base, `{"value", "n", "interval"}`; None if unknown."""
 
     label: str
     run: RunFiles
@@ -36,7 +36,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One metric on one test set, for all methods that have it."""
+    """One metric on one test set, for all methods with a value."""
 
     split: str
     title: str
@@ -49,17 +49,17 @@ class Panel:
 
     @property
     def n(self) -> str:
-        """How many questions or images the figures are means of, as text; several counts if they differ."""
+        """The number of questions or images behind the values, as text; several numbers if they differ."""
         return " / ".join(str(n) for n in dict.fromkeys(line.n for line in self.lines))
 
 
 def metric_label(metric: str) -> str:
-    """How a metric is called in tables."""
+    """The name of a metric in tables."""
     return METRIC_LABELS.get(metric, metric)
 
 
 def methods_of(runs: Sequence[RunFiles]) -> list[Method]:
-    """Base models first (equal ones once), then each run's checkpoints; runs of one method are told apart by name."""
+    """Base models first (equal ones once), then the checkpoints. Runs of one method get the run's name as a suffix."""
     bases, trained = [], []
     for run in runs:
         if "before" in run.evaluations and not any(_same_figures(run, base.run) for base in bases):
@@ -72,14 +72,15 @@ def methods_of(runs: Sequence[RunFiles]) -> list[Method]:
     if len(bases) > 1:
         bases = [Method(f"{base.label} ({base.run.run_dir.name})", base.run, "before") for base in bases]
     found = [*bases, *trained]
-    if len({protocol_key(run.config["protocol"]) for run in runs}) > 1:  # else figures of two measures would look alike
+    # Metrics of two protocols are not comparable: with several protocols, each label names its own.
+    if len({protocol_key(run.config["protocol"]) for run in runs}) > 1:
         keys = [protocol_key(method.run.config["protocol"]) for method in found]
         found = [replace(method, label=f"{method.label}, {key}") for method, key in zip(found, keys, strict=True)]
     return found
 
 
 def panels(methods: Sequence[Method], *, n_resamples: int = 1000) -> list[Panel]:
-    """A panel for each primary metric and test set, metric by metric; empty for no methods."""
+    """A panel for each primary metric and test set, in the order of the metrics; empty without methods."""
     runs = {id(method.run): method.run for method in methods}.values()
     metrics = dict.fromkeys(metric for run in runs for metric in run.primary_metrics)
     titles = {split: run.title(split) for run in runs for split in run.splits}
@@ -109,7 +110,7 @@ def _lines(methods: Sequence[Method], split: str, metric: str, n_resamples: int)
 
 
 def change_between(base: Method, method: Method, *, split: str, metric: str, n_resamples: int = 1000) -> dict | None:
-    """The change of a metric from `base` to `method` as a figure; None unless both were judged on the same rows."""
+    """The paired change of a metric from `base` to `method`; None unless both were evaluated on the same rows."""
     rows = base.run.rows(split)
     before, after = base.run.scores(base.kind, split), method.run.scores(method.kind, split)
     if not rows or method.run.rows(split) != rows or not before or not after:

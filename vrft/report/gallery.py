@@ -1,4 +1,4 @@
-"""Test images with gold and predicted boxes, before and after, as the page's gallery shows them."""
+"""The page's gallery: test images with gold and predicted boxes, before and after training."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ TAGS = {
     "unreadable": "unreadable",
     "zero": "zero reward",
 }
-"""The gallery's filters, and what their buttons say."""
-TAGS_OF_ONE = {**{tag: TAGS[tag] for tag in TAGS if tag not in ("improved", "worse")}, "wrong": "wrong"}
-"""The same where there is no before and after."""
+"""The gallery's filters, and the text of their buttons."""
+TAGS_OF_ONE_SIDE = {**{tag: TAGS[tag] for tag in TAGS if tag not in ("improved", "worse")}, "wrong": "wrong"}
+"""The filters if there is only one side."""
 BOX_TAGS = ("missed", "false_positive")
-"""Those that only rows with boxes can have."""
+"""The filters that apply only to rows with boxes."""
 
 _ASKED_COLUMNS = ("phrase", "category", "instruction", "problem")
-_CLEAR_CHANGE = 0.1  # of a question's metric: below, neither improved nor worse
-_MATCHED = RewardOptions(iou_threshold=math.nextafter(0.5, 0))  # at 0.5 itself too, as in COCO
+_CLEAR_CHANGE = 0.1  # of a question's metric; a smaller change is neither `improved` nor `worse`
+_MATCHED = RewardOptions(iou_threshold=math.nextafter(0.5, 0))  # IoU >= 0.5 matches, as in COCO
 _N_PER_TAG = 12
 _MOST_PIXELS_A_SIDE = 640
 
@@ -59,7 +59,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Item:
-    """One question. gold_boxes in pixels of the original image; gold: the right answer where it is a text."""
+    """One question. gold_boxes: in pixels of the original image. gold: the gold as text, if it has no boxes."""
 
     row_id: str
     asked: str
@@ -73,7 +73,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Gallery:
-    """What is shown, the filters, how many rows each has in all and among those shown, and the metric behind them."""
+    """The items, and the filters. counts, shown: rows of each filter, in the test set and among the items.
+
+    metric: the metric of one row that decides between `improved`, `worse` and `wrong`.
+    """
 
     items: list[Item]
     n_rows: int
@@ -88,15 +91,15 @@ class Gallery:
 
 
 def make_gallery(run: RunFiles, *, n_items: int = 60, split: str = "test") -> Gallery | None:
-    """The gallery of a test set: some rows of every filter, then others evenly; None if nothing was judged there."""
+    """The gallery of a test set: some rows of each filter, others evenly spaced; None if it was not evaluated."""
     rows = run.rows(split)
     names = run.judged_kinds(split)
     if not rows or not names:
         return None
     scores = [run.scores(name, split) for name in names]
     metric = row_metric(run.primary_metrics, scores[-1])
-    labels = TAGS if len(names) > 1 else TAGS_OF_ONE
-    if not any(is_judged_by_iou(row, one) for row, one in zip(rows, scores[-1], strict=True)):
+    labels = TAGS if len(names) > 1 else TAGS_OF_ONE_SIDE
+    if not any(is_compared_by_iou(row, one) for row, one in zip(rows, scores[-1], strict=True)):
         labels = {tag: label for tag, label in labels.items() if tag not in BOX_TAGS}
     tags = [
         [*tags_of([side[index] for side in scores], metric), *box_tags(row, scores[-1][index])]
@@ -119,8 +122,7 @@ def make_gallery(run: RunFiles, *, n_items: int = 60, split: str = "test") -> Ga
 
 
 def row_metric(primary: Sequence[str], scores: Sequence[dict]) -> str:
-    """The metric by which one row is better or worse: that which most rows have, of several the first, primary ones
-    before others.
+    """The metric that compares the two sides of a row: the one that most rows have; ties go to primary metrics.
 
     >>> row_metric(["AP"], [{"metrics": {"iou": 0.5, "count": None}}, {"metrics": {"iou": None, "count": None}}])
     'iou'
@@ -130,7 +132,7 @@ def row_metric(primary: Sequence[str], scores: Sequence[dict]) -> str:
 
 
 def tags_of(sides: Sequence[dict], metric: str) -> list[str]:
-    """The filters under which a question falls; sides: its scored rows, before and after (or only one).
+    """The filters that a question belongs to. sides: its scored rows, before and after, or only one.
 
     >>> tags_of([{"metrics": {"iou": m}, "total": m, "answer": "a"} for m in (0.0, 0.5)], "iou")
     ['improved']
@@ -147,22 +149,22 @@ def tags_of(sides: Sequence[dict], metric: str) -> list[str]:
     return [tag for tag in TAGS if holds.get(tag)]
 
 
-def is_judged_by_iou(row: Row, scored: dict) -> bool:
-    """True where gold and answer are boxes and the task compares them by IoU (a point is judged otherwise)."""
+def is_compared_by_iou(row: Row, scored: dict) -> bool:
+    """True if the task compares gold and answer by IoU; False for points, whose gold is a box, too."""
     has_iou = any(name.rpartition("/")[2] == "iou" and one is not None for name, one in scored["metrics"].items())
     return has_iou and isinstance(row["gold"], list)
 
 
 def box_tags(row: Row, scored: dict) -> list[str]:
-    """`missed` if no predicted box matches a gold box at IoU 0.5, `false_positive` if a predicted box matches none.
+    """`missed` if a gold box has no match at IoU 0.5, `false_positive` if a predicted box has none.
 
-    Boxes are matched one to one, by falling confidence; with labels only where these agree.
+    Boxes are matched one to one, the most confident first; labels, if there are any, must agree.
 
     >>> scored = {"answer": [0, 0, 9, 9], "metrics": {"iou": 0.0}}
     >>> box_tags({"gold": [20, 0, 29, 9]}, scored), box_tags({"gold": [0, 0, 9, 9]}, scored)
     (['missed', 'false_positive'], [])
     """
-    if not is_judged_by_iou(row, scored):
+    if not is_compared_by_iou(row, scored):
         return []
     gold, answer = ([one] if one and not isinstance(one[0], list | dict) else one or [] for one in
                     (row["gold"], scored["answer"]))  # fmt: skip
@@ -185,9 +187,9 @@ def box_tags(row: Row, scored: dict) -> list[str]:
 
 
 def choose(tags: Sequence[Sequence[str]], n_items: int) -> list[int]:
-    """Indices of at most `n_items` rows, in order: up to a dozen of each filter, the rest evenly from the others.
+    """Sorted indices of at most `n_items` rows: up to 12 of each filter, then evenly spaced rows without a filter.
 
-    Where these are too many, each filter gives as many as every other.
+    If there is no room for 12 of each, the filters take turns.
 
     >>> choose([["improved"], [], [], ["zero"], []], 3)
     [0, 1, 3]
@@ -211,7 +213,7 @@ def _item(row: Row, sides: list[Side], tags: list[str], root: Path) -> Item:
     return Item(
         row_id=row["row_id"],
         asked=next((row[column] for column in _ASKED_COLUMNS if row.get(column)), ", ".join(row.get("categories", []))),
-        gold="" if boxes else _in_words(gold),
+        gold="" if boxes else _as_text(gold),
         gold_boxes=boxes,
         image_wh=tuple(row["image_wh"]),
         image=image_uri(image_paths(row, root)[0]),
@@ -220,8 +222,8 @@ def _item(row: Row, sides: list[Side], tags: list[str], root: Path) -> Item:
     )
 
 
-def _in_words(answer: Any) -> str:
-    """A name or a count as it is, an empty list as "no objects", boxes and unreadable answers as nothing."""
+def _as_text(answer: Any) -> str:
+    """A name or a count as text; "no objects" for an empty list; "" for boxes and unreadable answers."""
     if isinstance(answer, str | int):
         return str(answer)
     return "no objects" if answer == [] else ""
@@ -234,7 +236,7 @@ def _side(title: str, scored: dict, metric: str) -> Side:
         title=title,
         text=scored["text"],
         boxes=boxes,
-        answer=_in_words(answer),
+        answer=_as_text(answer),
         reason=scored["reason"],
         total=scored["total"],
         terms=scored["terms"],
@@ -243,7 +245,7 @@ def _side(title: str, scored: dict, metric: str) -> Side:
 
 
 def image_uri(path: Path) -> str:
-    """The image as a data URI: as it is where small, else shrunk to at most 640 pixels a side, as JPEG."""
+    """The image as a data URI: PNG up to 128 pixels a side, else JPEG of at most 640 pixels a side."""
     image = load_image(path, what="report")
     is_small = max(image.size) <= 128
     if max(image.size) > _MOST_PIXELS_A_SIDE:

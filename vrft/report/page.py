@@ -1,4 +1,4 @@
-"""The report of a run, and tables of several: self-contained pages, Markdown, CSV and plain text."""
+"""The report of one run, and tables of several runs, as self-contained HTML, Markdown, CSV and text."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from vrft.report.story import duration, facts, headline, number, origin, sentenc
 
 
 def write_report(run_dir: Path, others: Sequence[Path] = ()) -> Path:
-    """Write `report.html` in the run's directory and return its path; the methods of `others` stand in its table too.
+    """Write `report.html` to the run directory and return its path. others: runs that are added to its table.
 
-    The page loads nothing from anywhere. Raises `UserError` if a directory holds no finished run.
+    The page loads no other file. Raises `UserError` if a directory has no finished run.
     """
     run = RunFiles(Path(run_dir))
     shown = panels(methods_of([run, *(RunFiles(Path(other)) for other in others)]))
@@ -50,10 +50,10 @@ def write_report(run_dir: Path, others: Sequence[Path] = ()) -> Path:
 
 
 def write_comparison(run_dirs: Sequence[Path], out_dir: Path) -> Path:
-    """Write a table of the runs' methods as `comparison.md`, `.csv` and `.html`, print it, and return the page's path.
+    """Write a table of the runs as `comparison.md`, `.csv` and `.html`, print it, and return the page's path.
 
-    Rows are methods: the base, then each run's checkpoints; figures stand with their n and their 95 % interval. Raises
-    `UserError` if there is no run, or a directory holds no finished run.
+    Rows are methods: the base, then each run's checkpoints. Each figure has its n and its 95 % interval. Raises
+    `UserError` if there is no run, or a directory has no finished run.
     """
     if not run_dirs:
         raise UserError("runs is empty; name the directories of finished runs: runs=[runs/A,runs/B]")
@@ -69,7 +69,7 @@ def write_comparison(run_dirs: Sequence[Path], out_dir: Path) -> Path:
 
 
 def text_table(shown: Sequence[Panel]) -> str:
-    """The panels for a terminal: a block for each metric, a column for each test set, a line for each method."""
+    """The panels as text: a block for each metric, a column for each test set, a line for each method."""
     lines = []
     width = max((len(line.label) for panel in shown for line in panel.lines), default=0) + 4
     for metric, of_metric in _by_metric(shown).items():
@@ -84,7 +84,7 @@ def text_table(shown: Sequence[Panel]) -> str:
 
 
 def markdown_table(shown: Sequence[Panel]) -> str:
-    """One table: methods down, test sets and metrics across."""
+    """One table: rows are methods, columns are test sets and metrics."""
     heads = [f"{panel.title}: {panel.label} (n = {panel.n})" for panel in shown]
     rows = [["", *heads], ["---"] + ["---:"] * len(shown)]
     rows += [[label, *(_cell(panel, label) for panel in shown)] for label in _labels(shown)]
@@ -93,7 +93,7 @@ def markdown_table(shown: Sequence[Panel]) -> str:
 
 
 def csv_table(shown: Sequence[Panel]) -> str:
-    """One line for each figure, with its interval and its change from the base."""
+    """One line for each figure, with its interval and its paired change from the base."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     names = ("value", "low", "high", "n", "change", "change_low", "change_high")
@@ -125,7 +125,7 @@ def _by_metric(shown: Sequence[Panel]) -> dict[str, list[Panel]]:
 
 
 def _all_metrics(run: RunFiles) -> list[tuple[str, list[str], list[tuple[str, list[dict | None]]]]]:
-    """For each test set: its name, the evaluations' names, and every metric with its figures in their order."""
+    """For each test set: its title, the names of the evaluations, and every metric with one figure per evaluation."""
     tables = []
     for split in run.splits:
         by_name = {name: run.metrics(name, split) for name in run.result["test_sets"][split]}
@@ -155,5 +155,5 @@ def render(template: str, **values) -> str:
 
 
 def _with_faint_tags(text: str) -> Markup:
-    """The completion as HTML, everything escaped and the tags of thought and answer set apart."""
+    """The completion as escaped HTML; the tags of thought and answer get an element of their own."""
     return Markup(re.sub(r"(&lt;/?(?:think|answer)&gt;)", r"<b>\1</b>", str(escape(text))))

@@ -1,4 +1,4 @@
-"""What a finished run left on disk, as the report needs it."""
+"""The files of a finished run, as the report reads them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHECKPOINT_NAMES = {"best": "best by validation", "last": "last step"}
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A finished run directory; files that a run may lack (no training, no evaluation) read as empty."""
+    """A finished run directory. Files that a run may not have (no training, no evaluation) read as empty."""
 
     run_dir: Path
 
@@ -45,7 +45,7 @@ class RunFiles:
 
     @cached_property
     def alarms(self) -> list[dict]:
-        """The alarms of the training: `{"step", "rule", "action", "message"}`."""
+        """The alarms of the training: `{"step", "rule", "action", "message"}` each."""
         return self._lines("alarms.jsonl")
 
     @property
@@ -59,7 +59,7 @@ class RunFiles:
 
     @property
     def model_name(self) -> str:
-        """The model as a reader knows it: its config group's name, and the folder or hub name where that says more."""
+        """The name of the model for readers: its config group, and the folder or hub name if it adds something."""
         path, chosen = self.config["model"]["path"], (self.provenance.get("choices") or {}).get("model")
         folder = Path(path or "")
         is_checkpoint = folder.parent.name == "checkpoints"
@@ -78,32 +78,32 @@ class RunFiles:
         return list(self.result["test_sets"])
 
     def title(self, split: str) -> str:
-        """What tables call a test set."""
+        """The title of a test set in tables."""
         return self.config["evaluate"]["titles"].get(split, split)
 
     @property
     def evaluations(self) -> list[str]:
-        """The names of what was judged: `before`, and checkpoints such as `best` and `last`."""
+        """The names of the evaluations: `before` (training), and checkpoints such as `best` and `last`."""
         return list(dict.fromkeys(name for by_name in self.result["test_sets"].values() for name in by_name))
 
     @property
     def after(self) -> str | None:
-        """The name of the evaluation that `after` means, or None if there is none."""
+        """The name of the evaluation that counts as `after`; None if there is none."""
         return self.result.get("after_is")
 
     @property
     def primary_metrics(self) -> tuple[str, ...]:
-        """The protocol's metrics by which results are compared, the first being the one that validation maximises."""
+        """The protocol's metrics for comparisons; validation maximises the first."""
         return tuple(self.result["primary_metrics"])
 
     @property
     def best_step(self) -> int | None:
-        """The first step with the highest validation figure."""
+        """The first step with the highest validation metric; None without validation."""
         known = [entry for entry in self.result.get("validation") or [] if entry["value"] is not None]
         return max(known, key=lambda entry: entry["value"])["step"] if known else None
 
     def metrics(self, name: str, split: str = "test") -> dict[str, dict]:
-        """`{metric: {"value", "n", "interval"}}` of an evaluation on a test set; empty if it was not made."""
+        """`{metric: {"value", "n", "interval"}}` of an evaluation on a test set; empty if there is none."""
         by_protocol = self.result["test_sets"].get(split, {}).get(name) or {}
         return by_protocol.get(protocol_key(self.config["protocol"]), {})
 
@@ -115,11 +115,11 @@ class RunFiles:
         return self._lines(f"evaluations/{name}/{split}/scores.jsonl")
 
     def judged_kinds(self, split: str = "test") -> list[str]:
-        """`before` and what `after` means, as far as they were judged on a test set: the sides that the page shows."""
+        """The sides that the page shows: `before` and the name of `after`, if they were evaluated on the test set."""
         return [name for name in ("before", self.after) if name and self.scores(name, split)]
 
     def side_titles(self, split: str = "test") -> list[str]:
-        """What the page calls the sides of `judged_kinds`: Before and After, or Completion where there is only one."""
+        """The titles of the sides of `judged_kinds`: Before and After, or Completion if there is only one."""
         kinds = self.judged_kinds(split)
         return ["Before", "After"] if len(kinds) > 1 else ["Completion"] * len(kinds)
 
@@ -130,7 +130,7 @@ class RunFiles:
         try:
             return parse(path.read_text(encoding="utf-8"))
         except (ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{path} cannot be read ({error}); it must be as vrft has written it") from None
+            raise UserError(f"{path} cannot be read ({error}); the file that vrft wrote is needed") from None
 
     def _lines(self, name: str) -> list[dict]:
         path = self.run_dir / name

@@ -1,4 +1,4 @@
-"""What happened, in words: the headline, the sentences under it, and the facts of the run."""
+"""The text of a report: the headline, the summary under it, and the facts of the run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from vrft.report.figures import Panel, metric_label
 from vrft.report.run_files import CHECKPOINT_NAMES, RunFiles
 
 _SPLITS_FIRST = ("train", "validation", "test")
-METHOD_WORDS = {"RFT": "Reinforcement fine-tuning (GRPO)", "SFT": "Supervised fine-tuning"}
+METHOD_TITLES = {"RFT": "Reinforcement fine-tuning (GRPO)", "SFT": "Supervised fine-tuning"}
 
 
 def headline(run: RunFiles, panels: Sequence[Panel]) -> str:
-    """What became of the primary metric on the test set, in one short sentence."""
+    """The change of the primary metric on the test set, as one short sentence."""
     metric = run.primary_metrics[0]
     before, after = _value(run, "before", metric), _value(run, run.after, metric)
     label = metric_label(metric)
@@ -32,30 +32,32 @@ def headline(run: RunFiles, panels: Sequence[Panel]) -> str:
 
 
 def sentences(run: RunFiles, panels: Sequence[Panel]) -> list[str]:
-    """What was done and how sure the change is, for a reader who was not there."""
+    """The summary: what was trained, how certain the change is, and what went wrong."""
     metric, n_rows = run.primary_metrics[0], run.result.get("n_rows", {})
-    told = []
+    summary = []
     if run.is_trained:
         steps = f", {n_steps(run)} steps" if n_steps(run) else ""
         seconds = run.result.get("durations_s", {}).get("train")
         took = f" in {duration(seconds)}" if seconds else ""
-        told.append(f"{METHOD_WORDS[run.method]} on {n_rows.get('train', '?')} training rows{steps}{took}.")
+        summary.append(f"{METHOD_TITLES[run.method]} on {n_rows.get('train', '?')} training rows{steps}{took}.")
         ended = [alarm for alarm in run.alarms if alarm["action"] != "warn" and alarm["step"] >= n_steps(run)]
         if ended:
-            told.append(f"The alarm {ended[-1]['rule']} ended it at step {ended[-1]['step']}.")
-        elif run.alarms:  # also one that had ended it, and did not when it was resumed
-            told.append(f"It set off {'an alarm' if len(run.alarms) == 1 else f'{len(run.alarms)} alarms'}, see below.")
+            summary.append(f"The alarm {ended[-1]['rule']} stopped the training at step {ended[-1]['step']}.")
+        elif run.alarms:  # one that stopped the training counts here, too, if the run was resumed afterwards
+            summary.append(
+                f"It raised {'an alarm' if len(run.alarms) == 1 else f'{len(run.alarms)} alarms'}, see below."
+            )
         failed = {name: n for entry in run.logs for name, n in entry.items() if name.startswith("term_faults/")}
         if failed:
             named = ", ".join(f"{name.partition('/')[2]} on {n:.0f} completions" for name, n in failed.items())
-            told.append(f"A reward term failed and paid 0: {named}.")
+            summary.append(f"A reward term failed and paid 0: {named}.")
     else:
-        told.append("The model was judged as it is; nothing was trained.")
+        summary.append("The model was evaluated; nothing was trained.")
     change = change_on_test(run, panels)
     if change and change["value"] is not None:
         interval = f" (95 % interval {signed(change['interval'][0])} to {signed(change['interval'][1])})"
         n_test = n_rows.get("test", change["n"])
-        told.append(
+        summary.append(
             f"On {n_test} held-out questions {metric_label(metric)} changed by {signed(change['value'])}{interval}."
         )
     others = []
@@ -64,17 +66,17 @@ def sentences(run: RunFiles, panels: Sequence[Panel]) -> list[str]:
         if split != "test" and None not in pair:
             others.append(f"{run.title(split)} {number(pair[0])} → {number(pair[1])}")
     if others:
-        told.append(f"Other test sets: {', '.join(others)}.")
+        summary.append(f"Other test sets: {', '.join(others)}.")
     if run.after:
-        told.append(_checkpoint_sentence(run))
+        summary.append(_checkpoint_sentence(run))
     unreadable = [_value(run, name, "unreadable") for name in ("before", run.after)]
     if None not in unreadable:
-        told.append(f"Answers that could not be read: {share(unreadable[0])} before, {share(unreadable[1])} after.")
-    return told
+        summary.append(f"Answers that could not be read: {share(unreadable[0])} before, {share(unreadable[1])} after.")
+    return summary
 
 
 def facts(run: RunFiles) -> list[tuple[str, str]]:
-    """What was run: names and values, the few that a reader asks for first."""
+    """Names and values of the settings that a reader asks for first."""
     config, choices = run.config, run.provenance.get("choices") or {}
     counts = run.result.get("n_rows", {})
     n_rows = ", ".join(
@@ -92,7 +94,7 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
         step = f"{trainer['prompts_per_step']} prompts"
         step += f" × {memory['num_generations']} completions" if run.method == "RFT" else ""
         weights = ", ".join(f"{name} × {weight:g}" for name, weight in run.result["reward_terms"])
-        found += [("Method", METHOD_WORDS[run.method]), ("One step", step)]
+        found += [("Method", METHOD_TITLES[run.method]), ("One step", step)]
         found += [("Learning rate", f"{trainer['learning_rate']:g}")]
         found += [("Reward", f"{config['reward']['name']}: {weights}")] if run.method == "RFT" else []
     found.append(("Seed", str(run.result.get("seed", config["run"]["seed"]))))
@@ -102,7 +104,7 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
 
 
 def origin(run: RunFiles) -> list[tuple[str, str]]:
-    """What the figures came from, for whoever wants to have them again."""
+    """Names and values of the provenance: what is needed to reproduce the figures."""
     record = run.provenance
     commit = record.get("commit")
     state = {True: " with uncommitted changes", False: ""}.get(record.get("is_dirty"), "")
@@ -122,7 +124,7 @@ def origin(run: RunFiles) -> list[tuple[str, str]]:
 
 
 def change_on_test(run: RunFiles, panels: Sequence[Panel]) -> dict | None:
-    """The change of the primary metric on the test set from before to after, as a figure."""
+    """The paired change of the primary metric on the test set, `{"value", "n", "interval"}`; None if unknown."""
     for panel in panels:
         if (panel.split, panel.metric) == ("test", run.primary_metrics[0]):
             return next((line.change for line in panel.lines if line.run == run and line.kind == run.after), None)
@@ -154,7 +156,7 @@ def signed(value: float) -> str:
 
 
 def share(value: float) -> str:
-    """A share in per cent.
+    """A share in percent.
 
     >>> share(0.0333)
     '3.3 %'
@@ -163,7 +165,7 @@ def share(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A wall time as people say it.
+    """A wall time for readers.
 
     >>> duration(7.31), duration(38.2), duration(125), duration(7300)
     ('7.3 s', '38 s', '2 min 5 s', '2 h 1 min')

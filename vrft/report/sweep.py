@@ -1,14 +1,14 @@
-"""The runs of a sweep as one table: every figure with its settings, averaged over seeds, knobs chosen by validation.
+"""The runs of a sweep as one table: all figures with their settings, the choice of hyperparameters, means over seeds.
 
 A figure is one number of one run, a line of `figures.csv`:
 
-    run, config_hash, seed      which run
-    KEY …                       its settings: what differs between the runs of the sweep
+    run, config_hash, seed      the run
+    KEY …                       its settings: the config keys that differ between the runs of the sweep
     checkpoint                  before, best, last; `run` for figures of the run as a whole
     test_set, title, metric     `test`, `seen` …, `others/NAME`; `validation`; `run` for seconds and memory
-    value, n                    the figure, and of how many questions or images
+    value, n                    the figure, and the number of questions or images behind it
 
-The file begins with a comment that holds the sweep's question, so that it can be read again without the runs.
+The first line is a comment with the sweep's question, so that a report can be made from the file alone.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ _NOT_SETTINGS = ("run.", "evaluate.", "question.", "logging.")
 
 @dataclass(frozen=True)
 class Sweep:
-    """figures: as above, base models (nothing trained) apart from the others in `bases`. settings: the keys that
-    differ."""
+    """figures: as above, of trained models. bases: the same of base models. settings: the keys that differ."""
 
     question: Question
     settings: list[str]
@@ -48,10 +47,11 @@ class Sweep:
 
 
 def read_sweep(sources: Sequence[Path]) -> Sweep:
-    """The figures of sweeps' folders, of single runs and of `figures.csv` files, together; of a run that is in several,
-    the first. Of a model that was only evaluated they count as trained ones' where nothing is trained.
+    """The figures of all sources: folders of sweeps, folders of runs, and `figures.csv` files.
 
-    Raises `UserError` where a source holds no finished run, or a file is none of ours.
+    A run that is in several sources is read from the first. If no run of the sweep was trained, evaluation-only runs
+    are reported as methods, not as bases. Raises `UserError` if a source has no finished run, or a file has another
+    form.
     """
     frames, questions, runs = [], [], []
     for source in map(Path, sources):
@@ -61,15 +61,15 @@ def read_sweep(sources: Sequence[Path]) -> Sweep:
             frames.append(frame)
             continue
         found = [source / "result.json", *sorted(source.glob("*/result.json"))]
-        of_source = [RunFiles(path.parent) for path in found if path.is_file()]
-        if not of_source:
+        runs_of_source = [RunFiles(path.parent) for path in found if path.is_file()]
+        if not runs_of_source:
             raise UserError(f"no finished run in {source}; the folder of a sweep, a run or a figures.csv is needed")
-        runs += of_source
+        runs += runs_of_source
     questions = [run.config["question"] for run in runs if run.config.get("question")] + questions
     question = Question(**questions[0]) if questions else Question(title="")
     known = [column for frame in frames for column in frame if column not in FIXED]
-    keys = list(dict.fromkeys([*_differing(runs), *known, *_asked_keys(question)]))
-    keys += [key for key in _telling_apart(runs, keys) if key not in keys]
+    keys = list(dict.fromkeys([*_differing(runs), *known, *_question_keys(question)]))
+    keys += [key for key in _distinguishing_keys(runs, keys) if key not in keys]
     if runs:
         frames.insert(0, pd.DataFrame([figure for run in runs for figure in _figures_of(run, keys)]))
     figures = pd.concat(frames, ignore_index=True)
@@ -78,13 +78,13 @@ def read_sweep(sources: Sequence[Path]) -> Sweep:
     trained = set(figures.loc[figures.checkpoint.isin(["best", "last"]), "run"])
     is_base = ~figures.run.isin(trained or figures.run) | ((figures.checkpoint == "before") & bool(trained))
     for key in keys:
-        figures[key] = figures[key].map(_plain).astype(object)
+        figures[key] = figures[key].map(_number_or_text).astype(object)
     shown = [key for key in keys if figures.loc[~is_base, key].nunique() > 1]
     return Sweep(question, shown, figures[~is_base].copy(), figures[is_base].copy())
 
 
 def to_csv(sweep: Sweep) -> str:
-    """All figures, the question above them."""
+    """The text of `figures.csv`."""
     together = pd.concat([sweep.figures, sweep.bases])
     ordered = ["run", "config_hash", "seed", *sweep.settings]
     ordered += [column for column in together if column not in ordered]
@@ -93,16 +93,16 @@ def to_csv(sweep: Sweep) -> str:
 
 
 def chosen(sweep: Sweep) -> pd.DataFrame:
-    """The figures at the settings of `question.choose` that validation prefers, for each of the other settings.
+    """The figures at the hyperparameters (`question.choose`) that validation selects, for each of the other settings.
 
-    Preferred is the highest best validation figure with `question.choose_seed`; without one the highest mean over
-    seeds, among the settings that most seeds have tried: one lucky seed is no choice. Of equals it is the smallest,
-    as in `vrft.run.sweep_choice`. What was chosen stays as columns.
+    Selected are the values with the highest validation metric at the seed `question.choose_seed`. Without such a seed,
+    it is the highest mean over seeds, among the values that were run with the most seeds: else one lucky seed would
+    decide. Ties go to the smallest value, as in `vrft.run.sweep_choice`.
     """
-    knobs = [key for key in sweep.question.choose or [] if key in sweep.settings]
-    if not knobs:
+    hyperparameters = [key for key in sweep.question.choose or [] if key in sweep.settings]
+    if not hyperparameters:
         return sweep.figures
-    others = [key for key in sweep.settings if key not in knobs]
+    others = [key for key in sweep.settings if key not in hyperparameters]
     tried = sweep.figures[sweep.figures.test_set == "validation"]
     if tried.empty:
         return sweep.figures
@@ -110,17 +110,19 @@ def chosen(sweep: Sweep) -> pd.DataFrame:
         is_choosing = tried.seed == sweep.question.choose_seed
         has_one = is_choosing.groupby([tried[key] for key in others], dropna=False).transform("any") if others else True
         tried = tried[is_choosing | ~has_one] if is_choosing.any() else tried
-    by_knob = tried.groupby([*others, *knobs], dropna=False).value.agg(["mean", "count"]).reset_index()
-    most = by_knob.groupby(others, dropna=False)["count"].transform("max") if others else by_knob["count"].max()
-    ranked = by_knob[by_knob["count"] == most].sort_values(knobs, key=lambda column: column.map(rank))
+    means = tried.groupby([*others, *hyperparameters], dropna=False).value.agg(["mean", "count"]).reset_index()
+    most = means.groupby(others, dropna=False)["count"].transform("max") if others else means["count"].max()
+    ranked = means[means["count"] == most].sort_values(hyperparameters, key=lambda column: column.map(rank))
     ranked = ranked.sort_values("mean", ascending=False, kind="stable")
     best = ranked.drop_duplicates(others) if others else ranked.head(1)
-    return sweep.figures.merge(best[[*others, *knobs]], on=[*others, *knobs])
+    return sweep.figures.merge(best[[*others, *hyperparameters]], on=[*others, *hyperparameters])
 
 
 def averaged(figures: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
-    """Mean over seeds, with `low` and `high` of its 95 % interval (Student's t, from three seeds on: of two it would be
-    thirteen times as wide as they lie apart) and `seeds`."""
+    """Mean over seeds, `low` and `high` of its 95 % interval (Student's t), and the number of `seeds`.
+
+    low and high are NaN below three seeds: with two, the interval is about thirteen times as wide as their difference.
+    """
     by = [*settings, "checkpoint", "test_set", "title", "metric"]
     found = figures.groupby(by, sort=False, dropna=False).value.agg(["mean", "std", "count"]).reset_index()
     quantile = stats.t.ppf(0.975, (found["count"] - 1).where(found["count"] > 2))
@@ -129,8 +131,10 @@ def averaged(figures: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
 
 
 def measures(sweep: Sweep) -> list[tuple[str, str | None]]:
-    """The `(test set, metric)` pairs to show: those asked for, or the test sets with their primary metrics (None), or
-    validation where no test set was judged."""
+    """The `(test set, metric)` pairs to show; metric None stands for the primary one.
+
+    They are `question.measure` if given, else all test sets, else validation.
+    """
     if sweep.question.measure:
         return [(one.rpartition("/")[0], one.rpartition("/")[2]) for one in sweep.question.measure]
     own = [name for name in dict.fromkeys(sweep.figures.test_set) if name not in ("validation", "run")]
@@ -138,7 +142,7 @@ def measures(sweep: Sweep) -> list[tuple[str, str | None]]:
 
 
 def figures_at(figures: pd.DataFrame, test_set: str, metric: str | None) -> pd.DataFrame:
-    """The figures of a test set; metric None: each run's first primary one."""
+    """The figures of a metric on a test set; None is each run's first primary metric."""
     found = figures[figures.test_set == test_set]
     if metric:
         return found[found.metric == metric]
@@ -172,47 +176,52 @@ def _figures_of(run: RunFiles, keys: Sequence[str]) -> list[dict[str, Any]]:
         best = max(taken, key=lambda entry: entry["value"])
         found.append(figure("best", "validation", run.primary_metrics[0], best["value"], best["n"]))
         found.append(figure("run", "run", "best_step", best["step"], 1))
-    if not run.provenance.get("earlier"):  # else those of its last part alone
+    # A resumed run has the seconds and memory of its last part only.
+    if not run.provenance.get("earlier"):
         found += [figure("run", "run", f"{part}_seconds", value, 1) for part, value in result["durations_s"].items()]
         found.append(figure("run", "run", "peak_memory_gib", result["peak_memory_gib"], 1))
     return found
 
 
 def _differing(runs: Sequence[RunFiles]) -> list[str]:
-    """The groups and keys that somebody has set and in which trained runs differ, or all where nothing is trained."""
+    """The overridden config groups and keys in which the trained runs differ; without trained runs, all runs."""
     trained = [run for run in runs if run.is_trained] or runs
-    said = dict.fromkeys(
+    overridden = dict.fromkeys(
         one.lstrip("+~").partition("=")[0].partition("@")[0]
         for run in trained
         for one in run.provenance.get("overrides", [])
     )
     return [
         key
-        for key in said
+        for key in overridden
         if key != SEED and not key.startswith(_NOT_SETTINGS) and len({str(_setting(run, key)) for run in trained}) > 1
     ]
 
 
-def _telling_apart(runs: Sequence[RunFiles], keys: Sequence[str]) -> list[str]:
-    """The config's keys in which trained runs differ that have the same settings and the same seed: else one seed would
-    count twice, as after an edit of the sweep's file between two calls."""
+def _distinguishing_keys(runs: Sequence[RunFiles], keys: Sequence[str]) -> list[str]:
+    """More config keys that differ, of trained runs with equal settings and equal seed.
+
+    Such runs exist after the sweep's file was edited between two calls. Without these keys a seed would count twice.
+    """
     cells: dict[str, list[RunFiles]] = {}
     for run in (run for run in runs if run.is_trained):
         settings = [str(_setting(run, key)) for key in (*keys, SEED)]
         cells.setdefault(json.dumps(settings), []).append(run)
     found: dict[str, None] = {}
-    for alike in (alike for alike in cells.values() if len(alike) > 1):
-        first, *others = [dict(flat(run.config)) for run in alike]
+    for equal_runs in (cell for cell in cells.values() if len(cell) > 1):
+        first, *others = [dict(flat(run.config)) for run in equal_runs]
         for other in others:
             found |= dict.fromkeys(key for key in {**first, **other} if first.get(key) != other.get(key))
     return [key for key in found if not key.startswith(_NOT_COMPARED)]
 
 
 def _setting(run: RunFiles, key: str) -> Any:
-    """What the user has said, the name chosen of a group, or a value of the config (a mapping as text), in this order:
-    what memory=auto or a lack of memory has changed is no setting. "" where the run has none."""
-    for said in run.provenance.get("overrides") or []:
-        name, _, value = said.lstrip("+").partition("=")
+    """A run's value of a key: the override, else the chosen config group, else the config's value; "" if there is none.
+
+    Overrides come first, because `memory=auto` and restarts after out-of-memory change values of the config.
+    """
+    for override in run.provenance.get("overrides") or []:
+        name, _, value = override.lstrip("+").partition("=")
         if name == key:
             return value
     choices = run.provenance.get("choices") or {}
@@ -224,10 +233,10 @@ def _setting(run: RunFiles, key: str) -> Any:
     return str(value) if isinstance(value, dict | list) else value
 
 
-def _plain(value: Any) -> Any:
-    """A number as such, whole ones without a point; anything else as text, nothing as "".
+def _number_or_text(value: Any) -> Any:
+    """A number, integers without a point; other values as text; "" for None and NaN.
 
-    >>> _plain("4.0"), _plain(1e-4), _plain(float("nan")), _plain(True)
+    >>> _number_or_text("4.0"), _number_or_text(1e-4), _number_or_text(float("nan")), _number_or_text(True)
     (4, 0.0001, '', 'True')
     """
     if value is None or isinstance(value, bool):
@@ -241,7 +250,7 @@ def _plain(value: Any) -> Any:
     return int(parsed) if parsed.is_integer() else parsed
 
 
-def _asked_keys(question: Question) -> list[str]:
+def _question_keys(question: Question) -> list[str]:
     lists = (question.panels, question.lines, [question.x] if question.x else [], question.choose)
     return [key for one in lists for key in one or []]
 
@@ -253,17 +262,17 @@ def _read_csv(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
         frame = pd.read_csv(io.StringIO(body), dtype={"config_hash": str}, keep_default_na=False, na_values=["nan"])
         missing = [column for column in FIXED if column not in frame]
         if missing or set(question) - {field.name for field in fields(Question)}:
-            raise ValueError(f"columns missing: {', '.join(missing)}" if missing else "an unknown question")
+            raise ValueError(f"columns missing: {', '.join(missing)}" if missing else "unknown keys in the question")
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}); a {FILE} as vrft report writes it is needed") from None
     return question, frame
 
 
-CHILDREN = "children"  # the folder of a sweep's records, by which it is known
+CHILDREN = "children"  # a folder with this subfolder, which has the records of the runs, is a sweep
 
 
 def rank(value: Any) -> tuple[int, float, str]:
-    """Numbers by size, then words: as a key to sort by. Of knobs that do equally well the first is preferred.
+    """A sort key: numbers by size, then text.
 
     >>> sorted(["b", 3e-5, "0.1", "a"], key=rank)
     [3e-05, '0.1', 'a', 'b']
@@ -275,9 +284,9 @@ def rank(value: Any) -> tuple[int, float, str]:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What became of a child, or nothing where it has not ended or the file is damaged (then it runs again).
+    """The record of a child run; empty if it has not ended, or if the file is damaged (the child then runs again).
 
-    A job that nobody has waited for has completed once its result is there.
+    The status of a job is not updated if nothing waited for it. Such a job is completed if its result exists.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""A sweep's answer: tables, plots of its question, and one page."""
+"""The report of a sweep: tables, plots of its question, and one page."""
 
 from __future__ import annotations
 
@@ -17,34 +17,36 @@ from vrft.report.sweep_tables import View, base_lines, in_order, question_table,
 _COLOURS = ("#0b6bb8", "#b4540a", "#0b7a53", "#8a3f8f", "#b3261e", "#5c6875")
 _MARKERS = "osD^vP"
 _SHORT = (
-    "Mean over seeds ± half of its 95 % interval (Student's t, from three on); in brackets seeds, where not the usual."
+    "Mean over seeds ± half of the 95 % interval (Student's t, from three seeds on). In brackets: the number of seeds, "
+    "if it is not that of most cells."
 )
-_WIDE = "Mean over seeds, in brackets its 95 % interval (Student's t, from three on), n: seeds."
+_WIDE = "Mean over seeds. In brackets: 95 % interval (Student's t, from three seeds on). n: seeds."
 _PANEL_INCHES = (3.3, 2.9)
 
 
 def write_sweep_report(sources: Sequence[Path], out_dir: Path | None = None) -> Path:
-    """Write `sweep.md`, `sweep.csv`, `figures.csv`, `plot_*.png` and `sweep.html` to `out_dir` (the first source's
-    folder unless given), print the table, and return the page's path. Raises `UserError` if there is no finished run,
-    or kept figures would be replaced by those of several sources.
+    """Write `sweep.md`, `.csv` and `.html`, `figures.csv` and `plot_*.png`, print the table, return the page's path.
+
+    out_dir: the first source's folder unless given. Raises `UserError` if there is no finished run, or if a
+    `figures.csv` would be overwritten by the figures of several sources.
     """
     first = Path(sources[0])
     if len(sources) > 1 and not (first.is_dir() or out_dir):
-        raise UserError(f"the report of several sources would replace {first}; name a folder for it: out=DIR")
+        raise UserError(f"the report of several sources would overwrite {first}; choose another folder: out=DIR")
     out_dir = Path(out_dir or (first if first.is_dir() else first.parent))
     sweep = read_sweep(sources)
     shown = chosen(sweep)
-    seen = views(sweep, shown)
-    table, tables = wide_table(sweep, shown), [question_table(sweep, view) for view in seen]
-    missed = [one for source in sources for one in _missed(Path(source))]
+    shown_views = views(sweep, shown)
+    table, tables = wide_table(sweep, shown), [question_table(sweep, view) for view in shown_views]
+    incomplete = [one for source in sources for one in _incomplete(Path(source))]
     out_dir.mkdir(parents=True, exist_ok=True)
     write_text_atomically(out_dir / FILE, to_csv(sweep))
     averages = averaged(shown, sweep.settings)
     write_text_atomically(out_dir / "sweep.csv", averages.to_csv(index=False, float_format="%.6g"))
-    plots = write_plots(sweep, seen, out_dir)
-    titled = list(zip([view.title for view in seen], tables, plots, strict=True))
-    notes = [_SHORT if titled else "", _WIDE, _words_of_choice(sweep)]
-    write_text_atomically(out_dir / "sweep.md", markdown(sweep, titled, table, notes=notes, missed=missed))
+    plots = write_plots(sweep, shown_views, out_dir)
+    titled = list(zip([view.title for view in shown_views], tables, plots, strict=True))
+    notes = [_SHORT if titled else "", _WIDE, _selection_note(sweep)]
+    write_text_atomically(out_dir / "sweep.md", markdown(sweep, titled, table, notes=notes, incomplete=incomplete))
     print(table.to_string(index=False))
     from vrft.report.page import render
 
@@ -55,7 +57,7 @@ def write_sweep_report(sources: Sequence[Path], out_dir: Path | None = None) -> 
         views=[(*one, image) for one, image in zip(titled, images, strict=True)],
         table=table,
         notes=notes,
-        missed=missed,
+        incomplete=incomplete,
     )
     return write_text_atomically(out_dir / "sweep.html", page)
 
@@ -66,11 +68,11 @@ def markdown(
     table: pd.DataFrame,
     *,
     notes: Sequence[str],
-    missed: Sequence[dict],
+    incomplete: Sequence[dict],
 ) -> str:
-    """The question's tables, each with its title and its plot, then that of every cell, and what did not complete.
+    """The question's tables, each with title and plot, then the table of all cells, then the runs without a result.
 
-    notes: on the former, on the latter, and on both.
+    notes: three texts, on the question's tables, on the table of all cells, and on both.
     """
     lines = [f"# {sweep.question.title}", ""] if sweep.question.title else []
     lines += [note for note in (notes[0], notes[2]) if titled and note]
@@ -78,9 +80,9 @@ def markdown(
         lines += ["", f"**{title}**", "", *_markdown_table(one), "", f"![{title}]({plot})"]
     lines += ["", "**Every cell**", ""] if titled else []
     lines += [*_markdown_table(table), "", " ".join(note for note in notes[1:] if note)]
-    if missed:
+    if incomplete:
         lines += ["", "Not completed:", ""]
-        lines += [f"- {one['state']}: {one['name']} ({one['cause']})" for one in missed]
+        lines += [f"- {one['state']}: {one['name']} ({one['cause']})" for one in incomplete]
     return "\n".join(lines) + "\n"
 
 
@@ -91,16 +93,18 @@ def _markdown_table(table: pd.DataFrame) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
-def _words_of_choice(sweep: Sweep) -> str:
-    knobs = [key for key in sweep.question.choose or [] if key in sweep.settings]
-    on = "" if sweep.question.choose_seed is None else f" with seed {sweep.question.choose_seed}"
-    return f"Chosen by validation{on}, for each of the other settings: {', '.join(knobs)}." if knobs else ""
+def _selection_note(sweep: Sweep) -> str:
+    names = [key for key in sweep.question.choose or [] if key in sweep.settings]
+    seed = "" if sweep.question.choose_seed is None else f" with seed {sweep.question.choose_seed}"
+    if not names:
+        return ""
+    return f"Selected by validation{seed}, for each combination of the other settings: {', '.join(names)}."
 
 
-def write_plots(sweep: Sweep, seen: Sequence[View], out_dir: Path) -> list[str]:
-    """A PNG for each view, the question's x across, a panel each, a line each; their names."""
+def write_plots(sweep: Sweep, shown_views: Sequence[View], out_dir: Path) -> list[str]:
+    """Write a PNG for each view, and return the file names."""
     names = []
-    for view in seen:
+    for view in shown_views:
         name = f"plot_{view.name}.png"
         draw(sweep, view).savefig(out_dir / name, dpi=150, metadata={"Software": None})
         names.append(name)
@@ -108,8 +112,9 @@ def write_plots(sweep: Sweep, seen: Sequence[View], out_dir: Path) -> list[str]:
 
 
 def draw(sweep: Sweep, view: View):
-    """Means with intervals over the question's x, small dots for single seeds, a dashed line for the base."""
-    from matplotlib.figure import Figure  # a second to import, and no display to open
+    """A matplotlib figure over the question's x: means with intervals, dots for seeds, dashed lines for the base."""
+    # Imported here: it takes a second. `Figure` without pyplot needs no display.
+    from matplotlib.figure import Figure
 
     x, figures = sweep.question.x, view.figures
     places = {value: place for place, value in enumerate(sorted(figures[x].unique(), key=rank))}
@@ -148,7 +153,7 @@ def draw(sweep: Sweep, view: View):
 
 
 def _draw_base(axes, base: pd.DataFrame, *, places: pd.Series, colour: str) -> None:
-    """A dashed line: across the whole plot where the base does not depend on x."""
+    """Draw a dashed line, across the whole plot if the base does not depend on x."""
     style = {"color": colour, "ls": (0, (4, 3)), "lw": 1.2, "label": "base"}
     if base.value.nunique() == 1:
         axes.axhline(base.value.iloc[0], **style)
@@ -157,8 +162,8 @@ def _draw_base(axes, base: pd.DataFrame, *, places: pd.Series, colour: str) -> N
         axes.plot(at, base.value[at.index], **style)
 
 
-def _missed(source: Path) -> list[dict[str, str]]:
-    """The children of a sweep's folder that did not complete: name, state, cause."""
+def _incomplete(source: Path) -> list[dict[str, str]]:
+    """`{"name", "state", "cause"}` of each child run of a sweep that has no result."""
     from vrft.report.sweep import read_record
 
     found = []

@@ -1,4 +1,4 @@
-"""A sweep's figures as tables: one for each measure in the form of the question, and one of every cell."""
+"""Tables of a sweep: one for each measure of its question, and one of all cells."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _OF_TRAINING = (
     "trainer", "reward", "rollout", "deepspeed", "alarms", "recipe", "launch", "model/peft", "model.freeze",
     "dataset.k_shot", "memory.num_generations", "memory.gradient_checkpointing", "memory.completions_per_device",
 )  # fmt: skip
-"""Settings that an untrained model has not: the rest (model, experiment, max_pixels …) tells base models apart."""
+"""Settings that do not apply to a base model. All others (model, experiment, max_pixels …) distinguish base models."""
 
 
 class View(NamedTuple):
-    """One measure at one checkpoint. name: of a file; title: in words.
+    """One measure at one checkpoint. name: part of the plot's file name.
 
-    figures: of the trained models, a row a run, with the names of its `panel` ("" where there is one) and its `line`.
-    base: of the untrained ones, a row for each `panel`, `line` and x that has one, its mean as `value`.
+    figures: of trained models, one row per run, with columns `panel` ("" if there is only one) and `line`.
+    base: of base models, one row per `panel`, `line` and x; `value` is the mean.
     """
 
     name: str
@@ -32,7 +32,7 @@ class View(NamedTuple):
 
 
 def views(sweep: Sweep, shown: pd.DataFrame) -> list[View]:
-    """What the question asks to see, each measure at each checkpoint; nothing where its `x` does not differ."""
+    """A view for each measure of the question at each checkpoint; empty if all runs have the same `x`."""
     question, found = sweep.question, []
     if not question.x or question.x not in shown:
         return []
@@ -47,7 +47,7 @@ def views(sweep: Sweep, shown: pd.DataFrame) -> list[View]:
             figures = figures_at(shown[shown.checkpoint == checkpoint], test_set, metric)
             if figures.empty:
                 continue
-            words = "_".join(word for word in (*test_set.split("/"), metric, checkpoint) if word)
+            name = "_".join(part for part in (*test_set.split("/"), metric, checkpoint) if part)
             kind = CHECKPOINT_NAMES.get(checkpoint, "")
             figures = figures.assign(
                 panel=_names(figures, panels, question.labels),
@@ -55,7 +55,7 @@ def views(sweep: Sweep, shown: pd.DataFrame) -> list[View]:
             )
             title = figures.title.iloc[0] + (f" ({kind})" if kind else "")
             of_cells = _base_of_cells(figures, base, keys=[question.x, *panels, *lines])
-            found.append(View(words.replace("@", "_"), title, figures, of_cells))
+            found.append(View(name.replace("@", "_"), title, figures, of_cells))
     return found
 
 
@@ -63,27 +63,29 @@ def _base_of_cells(figures: pd.DataFrame, base: pd.DataFrame, *, keys: Sequence[
     cells = figures[[*keys, "panel", "line"]].drop_duplicates()
     if base.empty:
         return cells.assign(value=None).iloc[:0]
-    if told := [key for key in keys if not key.startswith(_OF_TRAINING)]:
-        return cells.merge(base.groupby(told, dropna=False).value.mean().reset_index(), on=told)
+    if base_keys := [key for key in keys if not key.startswith(_OF_TRAINING)]:
+        return cells.merge(base.groupby(base_keys, dropna=False).value.mean().reset_index(), on=base_keys)
     return cells.assign(value=base.value.mean())
 
 
 def base_lines(view: View, x: str) -> dict[str, pd.DataFrame]:
-    """The base's figures for each of the view's lines, or once, None, where all lines have the same."""
+    """`{line: the base's figures}`; `{None: figures}` if they are the same for all lines."""
     if (view.base.groupby(["panel", x]).value.nunique() <= 1).all():
         return {None: view.base.drop_duplicates(["panel", x])} if len(view.base) else {}
     return {line: view.base[view.base.line == line] for line in dict.fromkeys(view.base.line)}
 
 
 def in_order(sweep: Sweep, names: pd.Series) -> list[str]:
-    """The names, each once: first those of `question.labels` in its order, then as they come."""
+    """The distinct names: first those of `question.labels` in its order, then the others in order of appearance."""
     order = {label: place for place, label in enumerate((sweep.question.labels or {}).values())}
     return sorted(dict.fromkeys(names), key=lambda name: order.get(name, len(order)))
 
 
 def question_table(sweep: Sweep, view: View) -> pd.DataFrame:
-    """Lines down, the base first, panels and `x` across; a cell: the mean, half of its 95 % interval, and in brackets
-    of how many seeds where these are not as many as in most cells."""
+    """Rows are lines, the base first. Columns are panels and values of `x`.
+
+    A cell is the mean ± half of the 95 % interval, and in brackets the number of seeds if most cells have another one.
+    """
     x = sweep.question.x
     cells = averaged(view.figures, ["panel", x, "line"])
     cells = cells.assign(text=[_short_cell(one, cells.seeds.mode().max()) for one in cells.itertuples()])
@@ -102,7 +104,7 @@ def question_table(sweep: Sweep, view: View) -> pd.DataFrame:
 
 
 def wide_table(sweep: Sweep, shown: pd.DataFrame) -> pd.DataFrame:
-    """Settings and checkpoints down, what is measured across; a cell: mean, 95 % interval over seeds, and their n."""
+    """Rows are settings and checkpoints, columns are measures. A cell: mean, 95 % interval, number of seeds."""
     columns = []
     for test_set, metric in measures(sweep):
         found = pd.concat([figures_at(_untrained(sweep), test_set, metric), figures_at(shown, test_set, metric)])
@@ -122,7 +124,7 @@ def wide_table(sweep: Sweep, shown: pd.DataFrame) -> pd.DataFrame:
 
 
 def _names(figures: pd.DataFrame, keys: Sequence[str], labels: dict[str, str] | None) -> pd.Series | str:
-    """What a row's settings are called together."""
+    """One name for all settings of a row."""
     if not keys:
         return ""
     named = figures[list(keys)].astype(str).map(lambda value: (labels or {}).get(value, value))
@@ -130,7 +132,7 @@ def _names(figures: pd.DataFrame, keys: Sequence[str], labels: dict[str, str] | 
 
 
 def _untrained(sweep: Sweep) -> pd.DataFrame:
-    """The base models' figures, each once, without the settings of a training."""
+    """The distinct figures of base models, with the settings of a training set to ""."""
     own = sweep.bases.assign(**{key: "" for key in sweep.settings if key.startswith(_OF_TRAINING)})
     return own.drop_duplicates([*sweep.settings, "checkpoint", "test_set", "metric", "value"])
 

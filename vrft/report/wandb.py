@@ -1,6 +1,6 @@
-"""Weights & Biases: one run of it a run directory, with the config, the sweep it belongs to, rollouts and the result.
+"""Weights & Biases: one W&B run per run directory, with config, sweep, rollout images and result.
 
-TRL reports every figure to the run that is begun here. Without network the run lies below `wandb/` in the run
+TRL logs its metrics to the W&B run that is started here. In offline mode the run is stored in `wandb/` of the run
 directory, and `wandb sync` uploads it later.
 """
 
@@ -35,27 +35,27 @@ _CONFIDENCE = re.compile(r" ?\b[01]\.\d\d$")
 
 @contextmanager
 def tracked(run_dir: Path, logging: Logging, values: dict[str, Any], *, job_type: str) -> Iterator[None]:
-    """Within, W&B has a run; it ends with the figures of `result.json`, where there is one.
+    """A W&B run for the time of the block. At the end the figures of `result.json` become its summary.
 
-    values: the run's config, to be shown. job_type: `grpo`, `sft` or `evaluate`. Raises `UserError` where W&B cannot be
-    reached or knows no login.
+    values: the run's config, shown in W&B. job_type: `grpo`, `sft` or `evaluate`. Raises `UserError` if W&B cannot be
+    reached, or has no login.
     """
     import wandb
 
-    run = _begin(run_dir, logging, values, job_type=job_type)
+    run = _start_run(run_dir, logging, values, job_type=job_type)
     code = 1
     try:
         yield
         run.summary.update(_result_figures(run_dir / "result.json"))
         code = 0
     finally:
-        parts = Path(run.settings.sync_dir).parent / "offline-run-*"  # one for each time that it was resumed
+        parts = Path(run.settings.sync_dir).parent / "offline-run-*"  # resuming adds a folder
         wandb.finish(exit_code=code)
         if logging.mode == "offline":
-            print(f"W&B: offline; with a network, upload it by: wandb sync {parts}", file=sys.stderr)
+            print(f"W&B: offline; to upload the run later: wandb sync {parts}", file=sys.stderr)
 
 
-def _begin(run_dir: Path, logging: Logging, values: dict[str, Any], *, job_type: str):
+def _start_run(run_dir: Path, logging: Logging, values: dict[str, Any], *, job_type: str):
     import wandb
 
     provenance = json.loads((run_dir / "provenance.json").read_text(encoding="utf-8"))
@@ -63,7 +63,7 @@ def _begin(run_dir: Path, logging: Logging, values: dict[str, Any], *, job_type:
         with _without_job_secrets():
             return wandb.init(
                 **run_fields(run_dir, logging, provenance["choices"], job_type=job_type),
-                # below a key of its own: TRL adds its arguments, of which `deepspeed` has our name
+                # Under a key of its own: TRL adds its arguments to the same config, and both have a `deepspeed`.
                 config={"vrft": without_secrets(values, os.environ), "origin": _origin(provenance)},
                 project=logging.project,
                 entity=logging.entity,
@@ -71,7 +71,7 @@ def _begin(run_dir: Path, logging: Logging, values: dict[str, Any], *, job_type:
                 dir=str(run_dir),
                 id=provenance["wandb_run_id"],
                 resume="allow",
-                # git: it notes the remote's address, where a token may stand as the user
+                # Without git: W&B stores the remote's URL, which may contain a token.
                 settings=wandb.Settings(disable_git=True, disable_code=True, silent=True),
             )
     except wandb.errors.Error as error:
@@ -82,9 +82,9 @@ def _begin(run_dir: Path, logging: Logging, values: dict[str, Any], *, job_type:
 
 
 def run_fields(run_dir: Path, logging: Logging, choices: dict[str, Any], *, job_type: str) -> dict[str, Any]:
-    """Name, group, tags and job type of a run. group: the folder of the sweep that the run directory lies in.
+    """Name, group, tags and job type of a run. Its group is the sweep's folder, if the run belongs to one.
 
-    choices: of each config group, as in `provenance.json`.
+    choices: the option of each config group, as in `provenance.json`.
     """
     folder = run_dir.absolute()
     sweep = next((one for one in folder.parents[:3] if (one / CHILDREN).is_dir()), None)
@@ -104,7 +104,7 @@ def _origin(provenance: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _without_job_secrets() -> Iterator[None]:
-    """W&B notes every variable that SLURM sets, the job's own token among them."""
+    """Hide secrets of the SLURM job: W&B stores all of SLURM's environment variables, and some hold a token."""
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if "SLURM" in name and is_secret_name(name)}
     try:
         yield
@@ -113,7 +113,7 @@ def _without_job_secrets() -> Iterator[None]:
 
 
 def _result_figures(path: Path) -> dict[str, float | int]:
-    """`result/WHEN/PROTOCOL/METRIC` of the test set, with its number of rows."""
+    """`result/WHEN/PROTOCOL/METRIC` of the test set, and `result/n`, its number of rows; empty without a result."""
     if not path.is_file():
         return {}
     result = json.loads(path.read_text(encoding="utf-8"))
@@ -125,10 +125,10 @@ def _result_figures(path: Path) -> dict[str, float | int]:
 
 
 class RolloutPictures(TrainerCallback):
-    """Sends `n` completions of every `every` steps to W&B: the image with gold and answered boxes, and the reward.
+    """Logs `n` completions to W&B every `every` steps: the image with gold and predicted boxes, and the reward.
 
-    rows: the training rows. rollouts: the folder of the sampled completions. draw: makes the picture of a row and a
-    line of such a file.
+    rows: the training rows. rollouts: the folder of sampled completions. draw: a function of a row and a line of a
+    rollout file that returns the W&B image.
     """
 
     def __init__(self, rows: Sequence[Row], rollouts: Path, draw: Callable, *, n: int, every: int) -> None:
@@ -148,7 +148,7 @@ class RolloutPictures(TrainerCallback):
 
 
 def _spread(cases: list[dict], n: int) -> list[dict]:
-    """At most n of them, the first of each question before the second of any."""
+    """At most n completions of as many questions as possible: the first of each question, then the second, …"""
     seen: dict[str, int] = {}
     order = []
     for index, case in enumerate(cases):
@@ -158,9 +158,9 @@ def _spread(cases: list[dict], n: int) -> list[dict]:
 
 
 def picture(row: Row, case: dict, *, task: Task | MixedTask, frame: Frame, root: Path):
-    """A `wandb.Image` of a rollout, boxes in pixels of the original image; the caption is reward, terms and text.
+    """A `wandb.Image` of a completion with its boxes; the caption has reward, terms and text.
 
-    case: a line of `rollouts/`. frame: of the row's answer. root: the folder that relative image paths start from.
+    case: a line of a rollout file. frame: the frame of the answer. root: the folder of relative image paths.
     """
     import wandb
 
@@ -175,7 +175,7 @@ def picture(row: Row, case: dict, *, task: Task | MixedTask, frame: Frame, root:
 
 
 def _overlay(boxes: Sequence[LabelledBox], usual_name: str) -> dict[str, Any]:
-    """Boxes as W&B takes them: one class a label (the confidence cut off), `usual_name` where there is none."""
+    """Boxes in W&B's format. Each label, without its confidence, is a class; boxes without label get `usual_name`."""
     names = [_CONFIDENCE.sub("", label) or usual_name for _, label in boxes]
     classes = {name: number for number, name in enumerate(dict.fromkeys(names or [usual_name]))}
     return {

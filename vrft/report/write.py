@@ -1,4 +1,4 @@
-"""The report of a run, of several runs, or of a sweep, written and printed."""
+"""Write and print the report of a run, of several runs, or of a sweep."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from vrft.report.sweep import CHILDREN
 
 
 def write_reports(run_dirs: list[Path], *, out_dir: Path | None = None) -> None:
-    """Write `report.html` of the first run, the others in its table, and print the table.
+    """Write `report.html` of the first run, with the other runs in its table, and print the table.
 
-    That of several runs also goes to `out_dir` (the first run's unless given) as `comparison.html`, .md and .csv; of
-    sweeps' folders, or of figures that were kept of them, it is `sweep.html` (see `vrft.report.sweep_pages`).
-    Raises `UserError` if a directory holds no finished run.
+    Several runs also give `comparison.html`, .md and .csv in `out_dir` (the first run's folder unless given). Folders
+    of sweeps, and `figures.csv` files, give `sweep.html` instead (see `vrft.report.sweep_pages`). Raises `UserError` if
+    a directory has no finished run.
     """
     from vrft.report.sweep_pages import write_sweep_report
 
