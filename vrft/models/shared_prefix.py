@@ -81,12 +81,12 @@ class Prompts:
         """Row indices, grouped by prompt (same tokens, mask and patches), in the order of first appearance."""
         # Tokens alone are not enough: the same question about two images of one size has the same tokens.
         groups: list[list[int]] = []
-        alike: dict[tuple, list[list[int]]] = defaultdict(list)
+        by_tokens: dict[tuple, list[list[int]]] = defaultdict(list)
         for row, key in enumerate(map(tuple, torch.where(self.mask.bool(), self.ids, -1).tolist())):
-            group = next((group for group in alike[key] if self._same_images(group[0], row)), None)
+            group = next((group for group in by_tokens[key] if self._same_images(group[0], row)), None)
             if group is None:
                 groups.append([row])
-                alike[key].append(groups[-1])
+                by_tokens[key].append(groups[-1])
             else:
                 group.append(row)
         return groups

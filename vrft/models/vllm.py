@@ -26,12 +26,12 @@ _NEVER = -100.0  # logit bias of a token that must not be sampled
 
 def as_seen(image: Image, processor: ProcessorMixin) -> Image:
     """The image at the size that the model sees, resized by the processor's own function."""
-    own = processor.image_processor
-    pixels = own.resize(
+    resizer = processor.image_processor
+    pixels = resizer.resize(
         pil_to_tensor(image.convert("RGB"))[None],
-        size=SizeDict(**dict(own.size)),
-        resample=own.resample,
-        factor=own.patch_size * own.merge_size,
+        size=SizeDict(**dict(resizer.size)),
+        resample=resizer.resample,
+        factor=resizer.patch_size * resizer.merge_size,
     )
     return to_pil_image(pixels[0])
 
@@ -48,10 +48,10 @@ def collapse_image_tokens(prompt_ids: Sequence[int], image_token_id: int) -> lis
 
 def needs_no_resize(seen_wh: Sequence[int], processor: ProcessorMixin) -> bool:
     """True if the checkpoint's own processor does not resize an image of this (width, height)."""
-    own = processor.image_processor
+    resizer = processor.image_processor
     width, height = seen_wh
-    limits = {"min_pixels": own.size["shortest_edge"], "max_pixels": own.size["longest_edge"]}
-    return smart_resize(height, width, factor=own.patch_size * own.merge_size, **limits) == (height, width)
+    limits = {"min_pixels": resizer.size["shortest_edge"], "max_pixels": resizer.size["longest_edge"]}
+    return smart_resize(height, width, factor=resizer.patch_size * resizer.merge_size, **limits) == (height, width)
 
 
 class VLLMEngine:
@@ -109,10 +109,10 @@ class VLLMEngine:
         from vllm import SamplingParams
 
         prompts, sampling_params = [], []
-        for number, (question, own) in enumerate(zip(questions, images, strict=True)):
-            prompt = {"prompt": render_prompt(processor, question, len(own), response_prefix)}
-            if own:
-                prompt["multi_modal_data"] = {"image": [as_seen(image, processor) for image in own]}
+        for number, (question, row_images) in enumerate(zip(questions, images, strict=True)):
+            prompt = {"prompt": render_prompt(processor, question, len(row_images), response_prefix)}
+            if row_images:
+                prompt["multi_modal_data"] = {"image": [as_seen(image, processor) for image in row_images]}
             prompts.append(prompt)
             sampling_params.append(
                 SamplingParams(
