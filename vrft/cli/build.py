@@ -18,6 +18,6 @@ def run(config: BuildConfig) -> None:
     if (out / MANIFEST_FILE).is_file():
         raise UserError(f"out is {out}, which holds finished rows ({MANIFEST_FILE}); choose another, or delete it")
     with fresh_run_dir(out, is_resuming=config.run.resume, key="out"):
-        splits = build_rows(config.plain(), out)
+        splits = build_rows(config, out)
     print("\n".join(summary(splits)))
     print(f"rows: {out}")

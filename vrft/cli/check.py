@@ -14,6 +14,7 @@ from vrft.config.schema import Config, Memory
 from vrft.errors import raise_all
 from vrft.evaluate.score import answer_as_json
 from vrft.files import write_text_atomically
+from vrft.models.families import FAMILIES
 from vrft.report.contact_sheet import contact_sheet, summary
 from vrft.report.draw import boxes_of
 from vrft.run.context import RunContext, make_experiment, question_lengths
@@ -33,9 +34,9 @@ def run(config: Config) -> None:
     """
     out = Path(config.run.dir)
     with fresh_run_dir(out, is_resuming=False):
-        splits = build_rows(config.plain(), out / "data")
-        warn_of_frames(splits, config.plain())
-        experiment = make_experiment(out, config.plain(), splits)
+        splits = build_rows(config, out / "data")
+        warn_of_frames(splits, FAMILIES[config.model.family], config.dataset.get("frame"))
+        experiment = make_experiment(out, config, splits)
         report = {
             "n_rows": {split: len(rows) for split, rows in splits.items()},
             "gold_boxes": gold_figures(experiment.task, splits, experiment.frame_for_row),
@@ -87,14 +88,14 @@ def gold_figures(
 
 def token_figures(experiment: RunContext) -> dict[str, Any]:
     """Tokens of questions (images included) and of gold completions, and how many rows exceed `memory`'s limits."""
-    memory, tokenizer = experiment.config["memory"], experiment.processor.tokenizer
+    memory, tokenizer = experiment.config.memory, experiment.processor.tokenizer
     rows = [row for of_split in experiment.rows.values() for row in of_split]
     prompts, golds = [], []
     bar = tqdm(rows, desc="count tokens", unit=" rows", disable=None)
     for row, (n_tokens, _) in zip(bar, question_lengths(experiment, rows), strict=True):
         prompts.append(n_tokens)
         golds.append(len(tokenizer(experiment.task.gold(row, experiment.frame_for_row(row)))["input_ids"]) + 1)
-    limits = {"question": (prompts, memory["max_prompt_length"]), "gold": (golds, memory["max_completion_length"])}
+    limits = {"question": (prompts, memory.max_prompt_length), "gold": (golds, memory.max_completion_length)}
     return {
         name: {
             "median": float(np.median(counts)),

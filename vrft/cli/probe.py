@@ -13,6 +13,7 @@ from vrft.config.schema import Config
 from vrft.errors import UserError
 from vrft.evaluate.score import answer_as_json
 from vrft.files import write_rows, write_text_atomically
+from vrft.models.families import FAMILIES
 from vrft.report.contact_sheet import contact_sheet
 from vrft.report.draw import boxes_of
 from vrft.run.context import RunContext, check_question_lengths, make_experiment
@@ -41,16 +42,16 @@ def run(config: Config) -> int:
     """
     out, asked = Path(config.run.dir), config.probe
     with fresh_run_dir(out, is_resuming=False):
-        splits = build_rows(config.plain(), out / "data")
-        warn_of_frames(splits, config.plain())
-        experiment = make_experiment(out, config.plain(), splits)
+        splits = build_rows(config, out / "data")
+        warn_of_frames(splits, FAMILIES[config.model.family], config.dataset.get("frame"))
+        experiment = make_experiment(out, config, splits)
         check_question_lengths(experiment)
         rows = _spread(experiment.training_rows, asked.rows)
         if not rows:
             raise UserError("the split train has no rows to probe; look at the keys of `dataset`")
         cases = sample(experiment, rows, n_samples=asked.completions)
         report = figures(experiment, rows, cases)
-        report |= {"is_ready": (fault := obstacle(report, config.plain())) is None, "verdict": fault or _ready(report)}
+        report |= {"is_ready": (fault := obstacle(report, config)) is None, "verdict": fault or _ready(report)}
         write_rows(out / "completions.jsonl", cases)
         write_text_atomically(out / "probe.json", json.dumps(report, indent=2) + "\n")
         predicted = {case["row_id"]: boxes_of(case["answer"]) for case in reversed(cases)}
@@ -66,12 +67,12 @@ def sample(experiment: RunContext, rows: Sequence[Row], *, n_samples: int) -> li
     config, task = experiment.config, experiment.task
     completions = completions_of(
         experiment,
-        load_policy(experiment, config["model"]["path"]),
+        load_policy(experiment, config.model.path),
         rows,
         progress="probe",
         n_samples=n_samples,
-        temperature=config["rollout"]["temperature"],
-        seed=config["run"]["seed"],
+        temperature=config.rollout.temperature,
+        seed=config.run.seed,
     )
     by_id, cases = {row["row_id"]: row for row in rows}, []
     for completion in completions:
@@ -152,9 +153,9 @@ def frame_figures(experiment: RunContext, rows: Sequence[Row], cases: Sequence[d
     return {"read_in": ", ".join(sorted(own)), **{name: statistics.fmean(ious) for name, ious in overlaps.items()}}
 
 
-def obstacle(report: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+def obstacle(report: Mapping[str, Any], config: Config) -> str | None:
     """One sentence: what stands in the way of training, and the knob to turn; or None."""
-    memory, unpaid = config["memory"], report["golds_not_paid"]
+    memory, unpaid = config.memory, report["golds_not_paid"]
     as_it_is, better, iou = _better_frames(report["frames"])
     if better and iou > as_it_is + _FRAME_GAIN:
         knobs = ["give gold boxes as [x1, y1, x2, y2] in pixels of the image"] * any("gold" in one for one in better)
@@ -169,12 +170,12 @@ def obstacle(report: Mapping[str, Any], config: Mapping[str, Any]) -> str | None
     if len(unpaid) == report["n_rows"]:
         return (
             f"right answers themselves earn nothing for being right (terms of the golds: {_gold_terms(report)}), so "
-            f"reward={config['reward']['name']} is not one for task={config['task']['name']}; choose another reward"
+            f"reward={config.reward.name} is not one for task={config.task['name']}; choose another reward"
         )
     if report["truncated"] > _MOSTLY:
         return (
             f"{report['truncated']:.0%} of the completions are cut at memory.max_completion_length="
-            f"{memory['max_completion_length']} before they end; raise it"
+            f"{memory.max_completion_length} before they end; raise it"
         )
     if unpaid:
         named = ", ".join(one["row_id"] for one in unpaid[:5]) + (", …" if len(unpaid) > 5 else "")
@@ -191,7 +192,7 @@ def obstacle(report: Mapping[str, Any], config: Mapping[str, Any]) -> str | None
     if report["groups_of_one_text"] > _NEARLY_ALL:
         return (
             f"in {report['groups_of_one_text']:.0%} of the groups all completions are one text, so there is nothing to "
-            f"compare; raise rollout.temperature={config['rollout']['temperature']:g} (1 is usual)"
+            f"compare; raise rollout.temperature={config.rollout.temperature:g} (1 is usual)"
         )
     if report["groups_without_signal"] > _NEARLY_ALL:
         share = f"{report['groups_without_signal']:.0%} of the groups earn the same throughout"
@@ -199,7 +200,7 @@ def obstacle(report: Mapping[str, Any], config: Mapping[str, Any]) -> str | None
             return f"{share} and nearly all there is: the rows are too easy; choose harder ones"
         return (
             f"{share}: the rows are too hard for this model; raise memory.num_generations="
-            f"{memory['num_generations']}, choose easier rows, or begin with trainer=sft"
+            f"{memory.num_generations}, choose easier rows, or begin with trainer=sft"
         )
     return None
 

@@ -14,7 +14,7 @@ def run(config: Config, *, choices: dict[str, Any], overrides: list[str]) -> int
     of each group and the user's overrides, for the record."""
     if config.launch.name == "torchrun" and config.launch.nnodes > 1:
         _need_one_run_dir(overrides)
-    return run_experiment(config.plain(), choices=choices, overrides=overrides)
+    return run_experiment(config, choices=choices, overrides=overrides)
 
 
 def _need_one_run_dir(overrides: list[str]) -> None:

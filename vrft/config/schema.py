@@ -138,6 +138,11 @@ class Memory(Section):
     auto: bool = False  # True: the knobs are turned before a training until it fits …
     gpu: str | int | float | None = None  # … this GPU, or the one here
 
+    @property
+    def pixel_limits(self) -> dict[str, int]:
+        """The area of an image after the processor's resize, as keyword arguments."""
+        return {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+
 
 class Logging(Section):
     """mode to tags: of W&B."""

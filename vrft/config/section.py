@@ -26,19 +26,10 @@ class Section(BaseModel):
         """What was given, as plain values: the keys that are left to their defaults stay away."""
         return self.model_dump(exclude_unset=True)
 
-    def part(self, kind: type[S]) -> S:
-        """The keys that another model has too, as it; they are not checked again."""
-        return kind.model_construct(**{name: getattr(self, name) for name in kind.model_fields})
-
-    # TRANSITION: reads as a dict do
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return getattr(self, name) if name in self.model_fields_set else default
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.model_fields_set and getattr(self, name) is not None
+    def part(self, kind: type[S], **values: Any) -> S:
+        """Another model with the keys that both have, and with `values` for the others; nothing is checked again."""
+        shared = {name: getattr(self, name) for name in kind.model_fields if hasattr(self, name)}
+        return kind.model_construct(**shared | values)
 
 
 def with_values(section: S, values: Mapping[str, Any]) -> S:

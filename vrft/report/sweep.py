@@ -16,7 +16,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def to_csv(sweep: Sweep) -> str:
     together = pd.concat([sweep.figures, sweep.bases])
     ordered = ["run", "config_hash", "seed", *sweep.settings]
     ordered += [column for column in together if column not in ordered]
-    head = _HEAD + json.dumps(asdict(sweep.question)) + "\n"
+    head = _HEAD + json.dumps(sweep.question.model_dump()) + "\n"
     return head + together[ordered].to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
@@ -261,7 +261,7 @@ def _read_csv(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
         question = json.loads(head.removeprefix(_HEAD))
         frame = pd.read_csv(io.StringIO(body), dtype={"config_hash": str}, keep_default_na=False, na_values=["nan"])
         missing = [column for column in FIXED if column not in frame]
-        if missing or set(question) - {field.name for field in fields(Question)}:
+        if missing or set(question) - set(Question.model_fields):
             raise ValueError(f"columns missing: {', '.join(missing)}" if missing else "unknown keys in the question")
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}); a {FILE} as vrft report writes it is needed") from None

@@ -10,17 +10,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import PartialState
 
+from vrft.config.schema import Config
 from vrft.data.splits import mix
 from vrft.errors import raise_all
 from vrft.evaluate.protocols import primary_metrics, protocol_key
 from vrft.files import read_rows
-from vrft.models.families import FAMILIES, frame_for, pixel_limits
+from vrft.models.families import FAMILIES, frame_for
 from vrft.models.generate import render_prompt, set_thought_opening
 from vrft.models.load import load_processor
 from vrft.run.health import Status
+from vrft.run.resume import read_config
 from vrft.run.rows import data_folder, evaluation_folder, with_other
 from vrft.tasks import MixedTask, Task, load_task
 from vrft.tasks.boxes import Frame
@@ -38,7 +39,7 @@ class RunContext:
     """
 
     run_dir: Path
-    config: dict
+    config: Config
     rows: dict[str, list[Row]]
     task: Task | MixedTask
     judge: RewardFunction
@@ -61,7 +62,7 @@ class RunContext:
     def training_rows(self) -> list[Row]:
         """The rows to train on; of a mixture each task's share."""
         if isinstance(self.task, MixedTask):
-            return mix(self.rows["train"], self.task.weights, seed=self.config["run"]["seed"])
+            return mix(self.rows["train"], self.task.weights, seed=self.config.run.seed)
         return self.rows["train"]
 
     @property
@@ -73,12 +74,12 @@ class RunContext:
     @property
     def primary_metrics(self) -> tuple[str, ...]:
         """The protocol's metrics by which results are compared, the first being the one that validation maximises."""
-        return primary_metrics(self.config["protocol"], self.task)
+        return primary_metrics(self.config.protocol.plain(), self.task)
 
     @property
     def protocol(self) -> str:
         """The protocol's name and version, under which its metrics stand."""
-        return protocol_key(self.config["protocol"])
+        return protocol_key(self.config.protocol.plain())
 
     def prompt_of(self, question: str) -> str:
         """The whole prompt with one image and that question, the system's text included."""
@@ -94,9 +95,8 @@ class RunContext:
     def frame_for_row(self, row: Row) -> Frame:
         """The frame of the row's question and answer: the family's, or `dataset.frame` for a question taken
         verbatim."""
-        limits = pixel_limits(self.config["memory"])
-        frame = frame_for(FAMILIES[self.config["model"]["family"]], row["image_wh"], **limits)
-        own_frame = self.config["dataset"].get("frame")
+        frame = frame_for(FAMILIES[self.config.model.family], row["image_wh"], **self.config.memory.pixel_limits)
+        own_frame = self.config.dataset.get("frame")
         if "problem" in row and own_frame:
             return Frame(own_frame, frame.image_wh, frame.seen_wh)
         return frame
@@ -105,7 +105,7 @@ class RunContext:
 def open_experiment(run_dir: Path, status: Status) -> RunContext:
     """Read the frozen files of a run directory and load its processor (no weights). Raises `UserError` for long
     questions."""
-    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    config = read_config(run_dir)
     rows = {path.stem: read_rows(path) for path in sorted((run_dir / "data").glob("*.jsonl"))}
     experiment = replace(make_experiment(run_dir, config, rows), status=status)
     check_question_lengths(experiment)
@@ -121,25 +121,25 @@ def open_other(experiment: RunContext, name: str) -> RunContext:
     return other
 
 
-def make_experiment(run_dir: Path, config: dict, rows: dict[str, list[Row]]) -> RunContext:
+def make_experiment(run_dir: Path, config: Config, rows: dict[str, list[Row]]) -> RunContext:
     """An experiment on rows that are at hand, its processor loaded (no weights)."""
-    model, trusted = config["model"], config["trust_code"]
-    processes = PartialState(cpu=config["derived"]["device"] == "cpu")
+    model, trusted = config.model, config.trust_code
+    processes = PartialState(cpu=config.derived.device == "cpu")
     processor = load_processor(
-        model["path"],
-        **pixel_limits(config["memory"]),
-        revision=model["revision"],
-        trust_remote_code=model["trust_remote_code"],
+        model.path,
+        **config.memory.pixel_limits,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
     )
-    task = load_task(**config["task"], trust_code=trusted)
+    task = load_task(**config.task, trust_code=trusted)
     set_thought_opening(processor, is_prefilled=task.is_prefilled)
-    judge = RewardFunction(task, config["reward"], trust_code=trusted, root=run_dir / "data")
+    judge = RewardFunction(task, config.reward.plain(), trust_code=trusted, root=run_dir / "data")
     return RunContext(run_dir, config, rows, task, judge, processor, processes)
 
 
 def question_lengths(experiment: RunContext, rows: Sequence[Row]) -> Iterator[tuple[int, int]]:
     """Yield the tokens of each row's question, image tokens included, and how many of them one image takes."""
-    family = FAMILIES[experiment.config["model"]["family"]]
+    family = FAMILIES[experiment.config.model.family]
     for row in rows:
         frame = experiment.frame_for_row(row)
         prompt = render_prompt(experiment.processor, experiment.task.question(row, frame), len(row["images"]))
@@ -151,19 +151,19 @@ def question_lengths(experiment: RunContext, rows: Sequence[Row]) -> Iterator[tu
 def check_question_lengths(experiment: RunContext) -> None:
     """Refuse rows to be asked whose question, image tokens included, is longer than `memory.max_prompt_length`: it is
     never cut."""
-    memory, wanted = experiment.config["memory"], experiment.config["evaluate"]
-    asked = ["train", "validation"] if wanted["train"] else []
-    asked += experiment.test_splits if wanted["before"] or wanted["after"] else []
+    memory, wanted = experiment.config.memory, experiment.config.evaluate
+    asked = ["train", "validation"] if wanted.train else []
+    asked += experiment.test_splits if wanted.before or wanted.after else []
     where = f"evaluate.others.{experiment.other}" if experiment.other else None
     faults = [
         f"{where or split}, row {row['row_id']}: {n_tokens} tokens, {n_image_tokens} of them for an image"
         for split, rows in experiment.rows.items()
         if split in asked
         for row, (n_tokens, n_image_tokens) in zip(rows, question_lengths(experiment, rows), strict=True)
-        if n_tokens > memory["max_prompt_length"]
+        if n_tokens > memory.max_prompt_length
     ]
     raise_all(
         faults,
-        heading=f"Questions longer than memory.max_prompt_length={memory['max_prompt_length']}. "
-        f"Raise it, or lower memory.max_pixels={memory['max_pixels']}, or shorten these questions:",
+        heading=f"Questions longer than memory.max_prompt_length={memory.max_prompt_length}. "
+        f"Raise it, or lower memory.max_pixels={memory.max_pixels}, or shorten these questions:",
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vrft.config.package_files import PACKAGE
+from vrft.config.schema import Model
 from vrft.errors import UserError
 from vrft.files import file_hash, hash_of
 from vrft.run import health
@@ -89,13 +90,18 @@ def claimed(path: Path, *, is_patient: bool = False) -> Iterator[bool]:
 
 
 def provenance(
-    config: dict[str, Any], *, choices: dict[str, Any], overrides: list[str], config_hash: str, data_hash: str
+    model: Model,
+    *,
+    seed: int,
+    choices: dict[str, Any],
+    overrides: list[str],
+    config_hash: str,
+    data_hash: str,
 ) -> dict[str, Any]:
     """One flat description of a run, ready for JSON.
 
     choices: Hydra's resolved choice of each group. data_hash: over the rows of all splits and their images.
     """
-    model = config["model"]
     return {
         **code_state(PACKAGE),
         "python": platform.python_version(),
@@ -105,10 +111,10 @@ def provenance(
         "overrides": overrides,
         "config_hash": config_hash,
         "data_hash": data_hash,
-        "model_path": model["path"],
-        "model_revision": model["revision"],
-        "model_hash": weight_hash(Path(model["path"])),
-        "seed": config["run"]["seed"],
+        "model_path": model.path,
+        "model_revision": model.revision,
+        "model_hash": weight_hash(Path(model.path)),
+        "seed": seed,
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from accelerate.utils import broadcast_object_list, gather_object
 
+from vrft.config.schema import Protocol
 from vrft.errors import phase
 from vrft.evaluate.completions import generate_completions
 from vrft.evaluate.resume import KeptBatches, OtherEvaluationError
@@ -29,8 +30,9 @@ def evaluate_splits(
     model's weights lie apart on them (see `generate_completions`).
     """
     config, processes = experiment.config, experiment.processes
-    # validation's intervals go unread, and its confidences are those written
-    protocol = config["protocol"] if name else config["protocol"] | {"n_resamples": 1, "score_source": "written"}
+    protocol = config.protocol.plain()
+    if not name:  # of a validation nobody reads intervals, and boxes are ranked by the stated confidence
+        protocol |= {"n_resamples": 1, "score_source": "written"}
     results = {}
     for split in splits:
         folder = experiment.evaluation_dir / (name or "validation") / split
@@ -56,7 +58,7 @@ def completions_of(experiment: RunContext, model, rows: Sequence[Row], *, progre
 
     progress: what the main process's bar says; None for no bar. options: of `generate_completions`.
     """
-    memory, processes = experiment.config["memory"], experiment.processes
+    memory, processes = experiment.config.memory, experiment.processes
     shown = progress if processes.is_main_process else None
     share = generate_completions(
         rows,
@@ -65,8 +67,8 @@ def completions_of(experiment: RunContext, model, rows: Sequence[Row], *, progre
         frame_for_row=experiment.frame_for_row,
         model=model,
         processor=experiment.processor,
-        max_new_tokens=memory["max_completion_length"],
-        batch_size=memory["evaluation_batch_size"],
+        max_new_tokens=memory.max_completion_length,
+        batch_size=memory.evaluation_batch_size,
         rank=processes.process_index,
         world_size=processes.num_processes,
         progress=shown,
@@ -86,7 +88,7 @@ def _completions(
     kept = _kept_batches(experiment, folder / "batches", name) if name else None
     processes.wait_for_everyone()  # before anyone adds to what all have read
     doing = _doing(experiment, name, split) if name else None
-    sampling = _sampling(config) if name else {}
+    sampling = _sampling(config.protocol, config.run.seed) if name else {}
     completions = completions_of(
         experiment, model, rows, progress=doing, kept=kept, synced_gpus=synced_gpus, **sampling
     )
@@ -101,13 +103,11 @@ def _doing(experiment: RunContext, name: str | None, split: str) -> str:
     return f"{name}: {split if experiment.other is None else experiment.other}"
 
 
-def _sampling(config: dict) -> dict:
-    """What the protocol's score_source wants beside the greedy completions."""
-    protocol = config["protocol"]
-    if protocol.get("score_source") == "agreement":
-        n_samples, temperature = protocol["n_samples"], protocol["temperature"]
-        return {"n_samples": n_samples, "temperature": temperature, "seed": config["run"]["seed"]}
-    return {"with_logprobs": protocol.get("score_source") == "token_probability"}
+def _sampling(protocol: Protocol, seed: int) -> dict:
+    """What `protocol.score_source` needs beside the greedy completions."""
+    if protocol.score_source == "agreement":
+        return {"n_samples": protocol.n_samples, "temperature": protocol.temperature, "seed": seed}
+    return {"with_logprobs": protocol.score_source == "token_probability"}
 
 
 def _kept_batches(experiment: RunContext, folder: Path, name: str) -> KeptBatches:
@@ -119,8 +119,8 @@ def _kept_batches(experiment: RunContext, folder: Path, name: str) -> KeptBatche
         (weights,) = broadcast_object_list(
             [manifest_hash(checkpoint) if experiment.processes.is_main_process else None]
         )
-    n_rows = experiment.config["memory"]["evaluation_batch_size"]  # a run may go on with smaller batches
-    fingerprint = {"config": lasting_hash(experiment.config), "data": provenance["data_hash"], "model": weights}
+    n_rows = experiment.config.memory.evaluation_batch_size  # a run may go on with smaller batches
+    fingerprint = {"config": lasting_hash(experiment.config.plain()), "data": provenance["data_hash"], "model": weights}
     fingerprint |= {"evaluation_batch_size": n_rows}
     try:
         return KeptBatches(folder, fingerprint)
@@ -137,7 +137,7 @@ def _kept_batches(experiment: RunContext, folder: Path, name: str) -> KeptBatche
 def known_evaluation(experiment: RunContext, name: str) -> dict[str, dict] | None:
     """An evaluation that a run which is being resumed had finished, as `evaluate_splits` returned it."""
     paths = {split: experiment.evaluation_dir / name / split / "metrics.json" for split in experiment.test_splits}
-    if not experiment.config["run"]["resume"] or not all(path.is_file() for path in paths.values()):
+    if not experiment.config.run.resume or not all(path.is_file() for path in paths.values()):
         return None
     return {split: json.loads(path.read_text(encoding="utf-8")) for split, path in paths.items()}
 

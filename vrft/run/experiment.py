@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vrft.config.batch_sizes import derive
 from vrft.config.schema import Config
 from vrft.config.section import with_values
@@ -31,32 +29,41 @@ from vrft.run.directory import (
 )
 from vrft.run.out_of_memory import backed_off, remembered
 from vrft.run.processes import start_worker
-from vrft.run.resume import begun_with, check_same_config, check_same_hashes, config_hash, warn_of_versions
+from vrft.run.resume import (
+    begun_with,
+    check_same_config,
+    check_same_hashes,
+    config_hash,
+    read_config,
+    warn_of_versions,
+    write_config,
+)
 from vrft.run.rows import build_others, build_rows, data_hash, warn_of_frames, warn_of_questions
 from vrft.tasks import load_task
+from vrft.tasks.rows import Row
 
 _BEFORE_IT_BEGINS = {"config.yaml", "provenance.json", "data", health.FOLDER, directory.LOCK_FILE, slurm.FOLDER}
 
 
-def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides: list[str]) -> int:
+def run_experiment(config: Config, *, choices: dict[str, Any], overrides: list[str]) -> int:
     """Run a frozen config in its run directory; the exit code is 0 when `result.json` and `report.html` are there.
 
     choices, overrides: what Hydra resolved and what the user said, for the record.
     Raises `UserError` before the worker starts.
     """
-    run_dir, launch = Path(config["run"]["dir"]), config["launch"]
-    if launch.get("node_rank"):  # machine 0 checks, prepares and reports; this one waits for it
+    run_dir, launch = Path(config.run.dir), config.launch
+    if launch.name == "torchrun" and launch.node_rank:  # machine 0 checks, prepares and reports; this one waits for it
         return start_worker(run_dir, config)
-    if launch["name"] == "slurm":
+    if launch.name == "slurm":
         slurm.check_cluster(run_dir)
     else:
         slurm.check_no_job(run_dir)
     with contextlib.ExitStack() as held:
         config = remembered(run_dir, config)
         config, is_fresh = _prepare(run_dir, config, choices=choices, overrides=overrides, held=held)
-        if launch["name"] != "slurm":
+        if launch.name != "slurm":
             code = _run_backing_off(start_worker, run_dir, config)  # whatever ends it, what it has made stays
-    if launch["name"] == "slurm":  # the job takes the lock
+    if launch.name == "slurm":  # the job takes the lock
         try:
             code = _run_backing_off(slurm.run_as_job, run_dir, config)
         except UserError:
@@ -75,7 +82,7 @@ def run_experiment(config: dict[str, Any], *, choices: dict[str, Any], overrides
     return code
 
 
-def _run_backing_off(start: Callable[[Path, dict], int | None], run_dir: Path, config: dict[str, Any]) -> int | None:
+def _run_backing_off(start: Callable[[Path, Config], int | None], run_dir: Path, config: Config) -> int | None:
     """What `start` returns; after out of memory it starts again with smaller micro-batches while there are any.
 
     On several machines that torchrun joins the others have ended: there all have to be started again.
@@ -83,10 +90,10 @@ def _run_backing_off(start: Callable[[Path, dict], int | None], run_dir: Path, c
     code = start(run_dir, config)
     while code == ExitCode.OUT_OF_MEMORY:
         # a job may have backed off itself
-        smaller = backed_off(run_dir, yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")))
+        smaller = backed_off(run_dir, read_config(run_dir))
         if smaller is None:
             break
-        if config["launch"]["name"] == "torchrun" and config["launch"].get("nnodes", 1) > 1:
+        if config.launch.name == "torchrun" and config.launch.nnodes > 1:
             print("vrft: start all machines again with run.resume=true: they go on with these", file=sys.stderr)
             break
         code = start(run_dir, smaller)
@@ -94,33 +101,34 @@ def _run_backing_off(start: Callable[[Path, dict], int | None], run_dir: Path, c
 
 
 def _prepare(
-    run_dir: Path, config: dict[str, Any], *, choices: dict[str, Any], overrides: list[str], held: contextlib.ExitStack
-) -> tuple[dict[str, Any], bool]:
+    run_dir: Path, config: Config, *, choices: dict[str, Any], overrides: list[str], held: contextlib.ExitStack
+) -> tuple[Config, bool]:
     """Leave all that the worker reads in the run directory, and it locked by `held`.
 
     Returns the config, with `memory=auto` made to fit, and True where the directory held nothing.
     """
-    with fresh_run_dir(run_dir, is_resuming=config["run"]["resume"]) as is_fresh:
+    with fresh_run_dir(run_dir, is_resuming=config.run.resume) as is_fresh:
         held.enter_context(alone_in(run_dir))
-        if is_fresh and config["run"]["resume"]:
+        if is_fresh and config.run.resume:
             print(f"warning: nothing is to be resumed in run.dir={run_dir}, so the run begins", file=sys.stderr)
-        is_auto = bool(config["memory"].get("auto")) and config["evaluate"]["train"]
+        is_auto = config.memory.auto and config.evaluate.train
         config = _with_values(config, turned_knobs(run_dir)) if is_auto else config
-        check_same_config(run_dir, config)
-        drift = [] if config["evaluate"]["train"] else _drift(config)
+        check_same_config(run_dir, config.plain())
+        drift = [] if config.evaluate.train else setting_drift(config.prompt_settings, config.model.path)
         for difference in drift:
             print(f"warning: {difference}", file=sys.stderr)
         rows = build_rows(config, run_dir / "data", is_resuming=not is_fresh)
         if is_auto and not (run_dir / "config.yaml").is_file():
             config = _fitted(config, rows)
-        warn_of_frames(rows, config)
-        warn_of_questions(rows, config)
+        warn_of_frames(rows, FAMILIES[config.model.family], config.dataset.get("frame"))
+        warn_of_questions(rows, config.protocol)
         others = build_others(config, run_dir, is_resuming=not is_fresh)
         record = provenance(
-            config,
+            config.model,
+            seed=config.run.seed,
             choices=choices,
             overrides=overrides,
-            config_hash=config_hash(config),
+            config_hash=config_hash(config.plain()),
             data_hash=data_hash({**rows, **others}, run_dir / "data"),
         )
         begun = begun_with(run_dir)
@@ -128,35 +136,30 @@ def _prepare(
         warn_of_versions(begun, record)
         if begun:
             record["earlier"] = [*begun.pop("earlier", []), begun]
-        if "wandb_run_id" in begun or "wandb" in config["logging"]["report_to"]:  # W&B goes on in the run that it has
+        if "wandb_run_id" in begun or "wandb" in config.logging.report_to:  # W&B goes on in the run that it has
             record["wandb_run_id"] = begun.get("wandb_run_id") or uuid.uuid4().hex
         write_text_atomically(run_dir / "provenance.json", json.dumps(record, indent=2) + "\n")
-        write_text_atomically(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_config(run_dir, config)
     return config, is_fresh
 
 
-def _with_values(config: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def _with_values(config: Config, values: dict[str, Any]) -> Config:
     """The config with values at their dotted keys, its batches derived again."""
-    changed = with_values(Config.model_validate(config), values)
-    return derive(changed, device=changed.derived.device).plain()
+    return derive(with_values(config, values), device=config.derived.device)
 
 
-def _fitted(config: dict[str, Any], rows: dict[str, list]) -> dict[str, Any]:
+def _fitted(config: Config, rows: dict[str, list[Row]]) -> Config:
     """The config with the changes of `memory=auto`."""
-    typed = Config.model_validate(config)
-    task, limits = load_task(**typed.task, trust_code=typed.trust_code), typed.memory
-    family, every = FAMILIES[typed.model.family], [row for of_split in rows.values() for row in of_split]
-    pixels = {"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
+    task, family = load_task(**config.task, trust_code=config.trust_code), FAMILIES[config.model.family]
+    every = [row for of_split in rows.values() for row in of_split]
     changes = fitting_changes(
-        typed.part(Setup),
-        device=typed.derived.device,
-        questions=(task.question(row, frame_for(family, row["image_wh"], **pixels)) for row in every),
+        config.part(Setup),
+        device=config.derived.device,
+        questions=(
+            task.question(row, frame_for(family, row["image_wh"], **config.memory.pixel_limits)) for row in every
+        ),
         image_sizes=[row["image_wh"] for row in every if row.get("image_wh")],
     )
     for change in changes:
         config = _with_values(config, change.values)
     return config
-
-
-def _drift(config: dict[str, Any]) -> list[str]:
-    return setting_drift(Config.model_validate(config).prompt_settings, config["model"]["path"])

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from vrft.config.schema import Config
 from vrft.errors import SIGNALLED, ExitCode
 from vrft.memory.gpus import gpu_at_hand
 from vrft.run import health
@@ -33,7 +34,7 @@ def find_device() -> str:
     return "cuda" if gpu_at_hand() else "cpu"
 
 
-def start_worker(run_dir: Path, config: dict[str, Any], *, is_patient: bool = False) -> int:
+def start_worker(run_dir: Path, config: Config, *, is_patient: bool = False) -> int:
     """Run `python -m vrft.run.worker RUN_DIR`, in one process or several, to its end; its exit code.
 
     | signal to this process | in training                     | otherwise          | exit code     |
@@ -52,10 +53,10 @@ def start_worker(run_dir: Path, config: dict[str, Any], *, is_patient: bool = Fa
     environment. Of several machines each starts its own processes. They begin when all are there, in the run directory
     of machine 0. A signal to one machine makes all of them save and end.
     """
-    launch, node = config["launch"], config["launch"].get("node_rank", 0)
+    launch, node = config.launch, getattr(config.launch, "node_rank", 0)
     health.remove_statuses(run_dir, node)
-    if (n_nodes := launch.get("nnodes", 1)) > 1:
-        where = f"at {launch['rdzv_endpoint']} (launch.rdzv_timeout_s={launch['rdzv_timeout_s']})"
+    if (n_nodes := getattr(launch, "nnodes", 1)) > 1:
+        where = f"at {launch.rdzv_endpoint} (launch.rdzv_timeout_s={launch.rdzv_timeout_s})"
         print(f"vrft: machine {node} of {n_nodes} waits for the others {where}", file=sys.stderr)
     received: list[int] = []
     # torchrun inherits SIG_IGN; else it would kill its workers after 30 s. Workers set handlers of their own.
@@ -63,7 +64,7 @@ def start_worker(run_dir: Path, config: dict[str, Any], *, is_patient: bool = Fa
         # In a process group of its own: Ctrl-C reaches this process alone, which passes it on once.
         worker = subprocess.Popen(
             worker_command(run_dir, config),
-            env=os.environ | ({"OMP_NUM_THREADS": str(launch["threads"])} if launch["threads"] else {}),
+            env=os.environ | ({"OMP_NUM_THREADS": str(launch.threads)} if launch.threads else {}),
             process_group=0,
             preexec_fn=health.end_with_parent,
         )
@@ -71,7 +72,7 @@ def start_worker(run_dir: Path, config: dict[str, Any], *, is_patient: bool = Fa
             for number in handled:
                 signal.signal(number, lambda number, frame: received.append(number))
             watch = _Watch(run_dir, worker, received, node=node, is_patient=is_patient)
-            watch.wait(launch["watchdog_s"])
+            watch.wait(launch.watchdog_s)
         except BaseException:
             _kill(worker)
             raise
@@ -103,18 +104,18 @@ def _code_of_run(watch: _Watch) -> int:
     return SIGNALLED - code if code < 0 else code  # below 0: killed by that signal
 
 
-def worker_command(run_dir: Path, config: dict[str, Any]) -> list[str]:
+def worker_command(run_dir: Path, config: Config) -> list[str]:
     """The command line of the worker."""
-    launch = config["launch"]
-    if launch["name"] == "local" and not config["deepspeed"]["config"]:
+    launch = config.launch
+    if launch.name == "local" and not config.deepspeed.config:
         return [sys.executable, "-m", "vrft.run.worker", str(run_dir)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--signals-to-handle", "SIGQUIT"]
-    torchrun += ["--nproc-per-node", str(launch["nproc_per_node"])]
-    if launch.get("nnodes", 1) == 1:
+    torchrun += ["--nproc-per-node", str(launch.nproc_per_node)]
+    if getattr(launch, "nnodes", 1) == 1:
         return [*torchrun, "--standalone", "-m", "vrft.run.worker", str(run_dir)]
-    node, wait_s = launch["node_rank"], launch["rdzv_timeout_s"]
-    torchrun += ["--nnodes", str(launch["nnodes"]), "--rdzv-backend", "c10d"]
-    torchrun += ["--rdzv-endpoint", launch["rdzv_endpoint"], "--rdzv-id", launch["rdzv_id"]]
+    node, wait_s = launch.node_rank, launch.rdzv_timeout_s
+    torchrun += ["--nnodes", str(launch.nnodes), "--rdzv-backend", "c10d"]
+    torchrun += ["--rdzv-endpoint", launch.rdzv_endpoint, "--rdzv-id", launch.rdzv_id]
     # torchrun alone would compare the endpoint's name with this machine's, which may have several.
     torchrun += ["--rdzv-conf", f"is_host={node == 0},read_timeout={wait_s},join_timeout={wait_s}"]
     return [*torchrun, "-m", "vrft.run.worker", str(run_dir), str(node)]

@@ -28,11 +28,11 @@ def rows_with_own_completions(experiment: RunContext, model) -> list[Row]:
     `trainer.own_at_least` of what the reward pays for an answer, its form aside. All that were judged stand in
     `own_completions.jsonl`, from which a run that goes on takes them. Raises `UserError` where none is right.
     """
-    path, settings = experiment.run_dir / FILE, experiment.config["trainer"]
+    path, settings = experiment.run_dir / FILE, experiment.config.trainer
     rows = list({row["row_id"]: row for row in experiment.training_rows}.values())
     right: dict[str, list[str]] = {}
     for one in _judged(experiment, model, rows):
-        if one["earned"] >= settings["own_at_least"]:
+        if one["earned"] >= settings.own_at_least:
             right.setdefault(one["row_id"], []).append(one["text"])
     if not right:
         raise UserError(
@@ -57,7 +57,7 @@ def _judged(experiment: RunContext, model, rows: Sequence[Row]) -> list[dict]:
     (known,) = broadcast_object_list([read_rows(path) if is_main and path.is_file() else None])
     if known is not None:
         return known
-    judged = _sample(experiment, model, rows, n_samples=experiment.config["trainer"]["own_samples"])
+    judged = _sample(experiment, model, rows, n_samples=experiment.config.trainer.own_samples)
     if is_main:
         write_text_atomically(path, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in judged))
     (judged,) = broadcast_object_list([judged])
@@ -73,8 +73,8 @@ def _sample(experiment: RunContext, model, rows: Sequence[Row], *, n_samples: in
         rows,
         progress="own completions",
         n_samples=n_samples,
-        temperature=config["rollout"]["temperature"],
-        seed=config["run"]["seed"],
+        temperature=config.rollout.temperature,
+        seed=config.run.seed,
     )
     sampled = [one for one in completions if one["sample"]]  # 0 is the greedy one
     return [{**one, "earned": _earned(experiment, by_id[one["row_id"]], one)} for one in sampled]

@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 
 from vrft.config.package_files import TINY_MODEL
+from vrft.config.schema import Config
 from vrft.config.section import flat
 from vrft.errors import UserError, raise_all
-from vrft.files import hash_kind, read_rows
+from vrft.files import hash_kind, read_rows, write_text_atomically
 from vrft.tasks.rows import Row
 
 _MAY_CHANGE = (  # what had ended it; on it goes
@@ -39,6 +40,17 @@ _OTHER = (
     "run.resume=true cannot go on:"
 )
 _NOT_OURS = "run.dir must be one that vrft has made"
+
+
+def read_config(run_dir: Path) -> Config:
+    """The frozen config of a run directory."""
+    return Config.model_validate(yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")))
+
+
+def write_config(run_dir: Path, config: Config) -> None:
+    """Freeze the config in the run directory."""
+    text = yaml.safe_dump(config.plain(), sort_keys=False, allow_unicode=True)
+    write_text_atomically(run_dir / "config.yaml", text)
 
 
 def config_hash(config: dict[str, Any]) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
+from vrft.config.schema import Config, Evaluate, Protocol, Trainer
+from vrft.config.section import with_values
+from vrft.config.verb_schema import BuildConfig
 from vrft.errors import raise_all
 from vrft.evaluate.protocols import questions_not_asked, row_faults
 from vrft.files import hash_of, write_rows
-from vrft.models.families import FAMILIES
+from vrft.models.families import Family
 from vrft.run.resume import check_same_rows
 from vrft.tasks import load_task
 from vrft.tasks.base import Task
@@ -17,7 +19,7 @@ from vrft.tasks.rows import Row, rows_hash
 
 
 def build_rows(
-    config: dict[str, Any], data_dir: Path, *, is_resuming: bool = False, only: tuple[str, ...] = ()
+    config: Config | BuildConfig, data_dir: Path, *, is_resuming: bool = False, only: tuple[str, ...] = ()
 ) -> dict[str, list[Row]]:
     """Build and check the rows of every split, or of `only` those, and write each to `data_dir/SPLIT.jsonl`.
 
@@ -25,16 +27,16 @@ def build_rows(
     """
     from vrft.data import load_builder
 
-    dataset, task = dict(config["dataset"]), load_task(**config["task"], trust_code=config["trust_code"])
+    dataset, task = dict(config.dataset), load_task(**config.task, trust_code=config.trust_code)
     build = load_builder(dataset.pop("builder"))
-    splits = build(dataset, task=task, out_dir=data_dir, seed=config["run"]["seed"])
+    splits = build(dataset, task=task, out_dir=data_dir, seed=config.run.seed)
     if only:
         splits = {split: splits.get(split, []) for split in only}
-    needed = needed_splits(config) if "evaluate" in config else {}
+    needed = needed_splits(config.evaluate, config.trainer) if isinstance(config, Config) else {}
     check_rows(splits, task, needed={split: key for split, key in needed.items() if not only or split in only})
-    if "evaluate" in config:
-        judged = [row for split, rows in splits.items() if split != "train" for row in rows]
-        raise_all(row_faults(config["protocol"], judged), heading=f"protocol={config['protocol']['name']} needs more:")
+    if isinstance(config, Config):
+        judged, protocol = [row for split, rows in splits.items() if split != "train" for row in rows], config.protocol
+        raise_all(row_faults(protocol.plain(), judged), heading=f"protocol={protocol.name} needs more:")
     if is_resuming:
         check_same_rows(data_dir, splits)
     for split, rows in splits.items():
@@ -42,7 +44,7 @@ def build_rows(
     return splits
 
 
-def build_others(config: dict[str, Any], run_dir: Path, *, is_resuming: bool = False) -> dict[str, list[Row]]:
+def build_others(config: Config, run_dir: Path, *, is_resuming: bool = False) -> dict[str, list[Row]]:
     """Build the test rows of every other task that the run is judged on.
 
     Returns them by `others/NAME`, their images as seen from the run's own data folder.
@@ -57,21 +59,23 @@ def build_others(config: dict[str, Any], run_dir: Path, *, is_resuming: bool = F
     return found
 
 
-def warn_of_questions(splits: dict[str, list[Row]], config: dict[str, Any]) -> None:
+def warn_of_questions(splits: dict[str, list[Row]], protocol: Protocol) -> None:
     """Print a warning if the protocol wants every category asked in every image and the test rows do not."""
     for split, rows in splits.items():
-        if split not in ("train", "validation") and (n := questions_not_asked(rows, config["protocol"])):
+        if split not in ("train", "validation") and (n := questions_not_asked(rows, protocol.plain())):
             print(
-                f"warning: protocol={config['protocol']['name']} wants every category asked in every image, and "
+                f"warning: protocol={protocol.name} wants every category asked in every image, and "
                 f"{n} such questions are not among the rows of {split}, so wrong boxes that they would bring do not "
                 "count. Build the test rows with dataset.negatives=1000, or choose protocol=coco_asked.",
                 file=sys.stderr,
             )
 
 
-def warn_of_frames(splits: dict[str, list[Row]], config: dict[str, Any]) -> None:
-    """Print a warning if questions taken verbatim speak of boxes in another frame than the model was trained to."""
-    family, frame = FAMILIES[config["model"]["family"]], config["dataset"].get("frame")
+def warn_of_frames(splits: dict[str, list[Row]], family: Family, frame: str | None) -> None:
+    """Print a warning if verbatim questions write boxes in another frame than the model's.
+
+    frame: `dataset.frame`.
+    """
     n_verbatim = sum("problem" in row for rows in splits.values() for row in rows)
     if frame and not n_verbatim:
         print(
@@ -89,14 +93,14 @@ def warn_of_frames(splits: dict[str, list[Row]], config: dict[str, Any]) -> None
         )
 
 
-def needed_splits(config: dict[str, Any]) -> dict[str, str]:
-    """The splits that may not be empty, and the key that says so."""
-    evaluate, needed = config["evaluate"], {}
-    if evaluate["train"]:
+def needed_splits(evaluate: Evaluate, trainer: Trainer) -> dict[str, str]:
+    """The splits that may not be empty, each with the config key that needs it."""
+    needed = {}
+    if evaluate.train:
         needed["train"] = "evaluate.train=true"
-    if evaluate["train"] and config["trainer"]["eval_steps"]:
-        needed["validation"] = f"trainer.eval_steps={config['trainer']['eval_steps']}"
-    if evaluate["before"] or (evaluate["train"] and evaluate["after"]):
+    if evaluate.train and trainer.eval_steps:
+        needed["validation"] = f"trainer.eval_steps={trainer.eval_steps}"
+    if evaluate.before or (evaluate.train and evaluate.after):
         needed["test"] = "evaluate.before or evaluate.after"
     return needed
 
@@ -133,13 +137,14 @@ def evaluation_folder(run_dir: Path, other: str | None = None) -> Path:
     return run_dir / "evaluations" if other is None else run_dir / "evaluations" / "others" / other
 
 
-def other_names(config: dict[str, Any]) -> list[str]:
-    """All of `evaluate.others` but the run's own task."""
-    others = config["evaluate"]["others"] or {}
-    return [name for name, other in others.items() if other["task"]["name"] != config["task"]["name"]]
+def other_names(config: Config) -> list[str]:
+    """The names in `evaluate.others`, without the run's own task."""
+    others = config.evaluate.others or {}
+    return [name for name, other in others.items() if other.task["name"] != config.task["name"]]
 
 
-def with_other(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """The config as that other has it: its task, its rows, its protocol; nothing else to judge."""
-    evaluate = config["evaluate"]
-    return {**config, **evaluate["others"][name], "evaluate": {**evaluate, "titles": {}, "others": None}}
+def with_other(config: Config, name: str) -> Config:
+    """The config with the task, rows, protocol and reward of another task, and nothing else to evaluate."""
+    other = config.evaluate.others[name]
+    alone = with_values(config, {"evaluate.titles": {}, "evaluate.others": None})
+    return alone.model_copy(update={key: getattr(other, key) for key in type(other).model_fields})

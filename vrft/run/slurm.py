@@ -12,12 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from vrft.config.launch_schema import SlurmLaunch
+from vrft.config.schema import Config
+from vrft.config.section import with_values
 from vrft.errors import ExitCode, UserError
 from vrft.files import write_text_atomically
 from vrft.run import health
 from vrft.run.directory import OccupiedError, alone_in
+from vrft.run.resume import write_config
 from vrft.run.slurm_job import ENDED, FOLDER, JOB
 
 # A job's final states, and the exit codes if the job has left none.
@@ -67,9 +69,9 @@ def device_of_job(launch: dict[str, Any]) -> str | None:
 
     launch: the section of the config. A login node has no GPU to look at.
     """
-    if launch.get("name") != "slurm":
+    if launch.name != "slurm":
         return None
-    asks = launch.get("gpus_per_node") or any(_asks_for_gpus(*option) for option in (launch.get("extra") or {}).items())
+    asks = launch.gpus_per_node or any(_asks_for_gpus(*option) for option in (launch.extra or {}).items())
     return "cuda" if asks else "cpu"
 
 
@@ -85,7 +87,7 @@ def _asks_for_gpus(key: str, value: Any) -> bool:
     return (name == "gres" or name.startswith("tres")) and re.search(r"\bgpu\b", str(value)) is not None
 
 
-def run_as_job(run_dir: Path, config: dict[str, Any]) -> int | None:
+def run_as_job(run_dir: Path, config: Config) -> int | None:
     """Submit the run and follow its job to the end; the run's exit code, or None with `launch.wait=false`.
 
     Raises `UserError` if the cluster refuses the job. Ctrl-C ends the waiting alone: the job goes on.
@@ -93,7 +95,7 @@ def run_as_job(run_dir: Path, config: dict[str, Any]) -> int | None:
     job_id = submit(run_dir, config)
     log = run_dir / FOLDER / f"{job_id}_0_log.out"
     print(f"vrft: job {job_id} is submitted; its log: {log}", file=sys.stderr)
-    if not config["launch"]["wait"]:
+    if not config.launch.wait:
         print(
             f"vrft: squeue -j {job_id} says how it fares, scancel {job_id} has it save and stop; at its end it writes "
             f"{run_dir / 'report.html'}",
@@ -107,7 +109,7 @@ def run_as_job(run_dir: Path, config: dict[str, Any]) -> int | None:
         raise
 
 
-def submit(run_dir: Path, config: dict[str, Any]) -> str:
+def submit(run_dir: Path, config: Config) -> str:
     """Submit the frozen run directory as a job, and return the job's number.
 
     The frozen config gets `run.resume=true`, though there is nothing to resume yet. So a requeued job need not rewrite
@@ -120,20 +122,18 @@ def submit(run_dir: Path, config: dict[str, Any]) -> str:
         return _submit(run_dir, folder, config)
 
 
-def _submit(run_dir: Path, folder: Path, config: dict[str, Any]) -> str:
+def _submit(run_dir: Path, folder: Path, config: Config) -> str:
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     from vrft.run.slurm_job import run_on_node
 
-    resuming = config | {"run": config["run"] | {"resume": True}}
-    text = yaml.safe_dump(resuming, sort_keys=False, allow_unicode=True)
-    write_text_atomically(run_dir / "config.yaml", text)
+    write_config(run_dir, with_values(config, {"run.resume": True}))
     for pickled in folder.glob("*.pkl"):  # a run directory from elsewhere may hold some, and the job loads its pickle
         pickled.unlink()
     (folder / ENDED).unlink(missing_ok=True)
     executor = submitit.SlurmExecutor(folder=folder)
-    executor.update_parameters(**job_parameters(config))
+    executor.update_parameters(**job_parameters(config.launch, config.run.name))
     try:
         job = executor.submit(run_on_node, str(run_dir.resolve()))
     except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
@@ -146,31 +146,30 @@ def _submit(run_dir: Path, folder: Path, config: dict[str, Any]) -> str:
     return job.job_id
 
 
-def job_parameters(config: dict[str, Any]) -> dict[str, Any]:
+def job_parameters(launch: SlurmLaunch, run_name: str) -> dict[str, Any]:
     """The arguments of `submitit.SlurmExecutor.update_parameters`."""
-    launch = config["launch"]
-    per_node = {key: launch[key] for key in ("cpus_per_task", "gpus_per_node")}
-    extra = {str(key).replace("_", "-"): value for key, value in launch["extra"].items() if value is not False}
+    per_node = {"cpus_per_task": launch.cpus_per_task, "gpus_per_node": launch.gpus_per_node}
+    extra = {str(key).replace("_", "-"): value for key, value in launch.extra.items() if value is not False}
     srun = ["--kill-on-bad-exit=1", "--wait=0"]  # a node that fails ends the others; one that finishes first does not
-    if launch["cpus_per_task"]:
-        srun.append(f"--cpus-per-task={launch['cpus_per_task']}")  # srun no longer takes it from sbatch
+    if launch.cpus_per_task:
+        srun.append(f"--cpus-per-task={launch.cpus_per_task}")  # srun no longer takes it from sbatch
     return {
-        "job_name": "vrft-" + re.sub(r"[^\w.-]+", "_", config["run"]["name"]),
-        "partition": launch["partition"],
-        "account": launch["account"],
-        "time": launch["time"],
-        "nodes": launch["nnodes"],
+        "job_name": "vrft-" + re.sub(r"[^\w.-]+", "_", run_name),
+        "partition": launch.partition,
+        "account": launch.account,
+        "time": launch.time,
+        "nodes": launch.nnodes,
         "ntasks_per_node": 1,
         **per_node,
-        "signal_delay_s": launch["signal_delay_s"],
-        "setup": launch["setup"] or None,
+        "signal_delay_s": launch.signal_delay_s,
+        "setup": launch.setup or None,
         "stderr_to_stdout": True,
         "wckey": extra.pop("wckey", None),
         "srun_args": srun,
         "additional_parameters": {
             "requeue": True,
             "export": "ALL",
-            **({"mem": launch["mem"]} if launch["mem"] else {}),
+            **({"mem": launch.mem} if launch.mem else {}),
             **extra,
         },
     }

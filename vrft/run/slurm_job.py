@@ -12,14 +12,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from vrft.config.launch_schema import TorchrunLaunch
+from vrft.config.schema import Config
 from vrft.errors import SIGNALLED, ExitCode, UserError
 from vrft.files import write_text_atomically
 from vrft.run.directory import SLURM_FOLDER, alone_in
 from vrft.run.health import SIGNALS
 from vrft.run.out_of_memory import backed_off
 from vrft.run.processes import start_worker
+from vrft.run.resume import read_config
 
 FOLDER = SLURM_FOLDER  # logs, submitit's files, and these
 JOB, ENDED = "job.json", "ended.json"
@@ -39,9 +40,9 @@ def run_on_node(run_dir: str) -> None:
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # also where the cluster gives a job another environment
     folder, node = Path(run_dir), int(os.environ["SLURM_NODEID"])
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        config["launch"] |= {"node_rank": node, **_meeting(config["launch"])}
-        code = _first_node(folder, config) if node == 0 else start_worker(folder, config, is_patient=True)
+        config = read_config(folder)
+        rendezvous = _rendezvous(config.launch.nnodes)
+        code = _first_node(folder, config, rendezvous) if node == 0 else _start(folder, config, node, rendezvous)
     except UserError as error:
         print(f"vrft: {error}", file=sys.stderr)
         code = ExitCode.USER_ERROR
@@ -53,20 +54,26 @@ def run_on_node(run_dir: str) -> None:
     raise SystemExit(code)
 
 
-def _first_node(run_dir: Path, config: dict[str, Any]) -> int:
+def _start(run_dir: Path, config: Config, node: int, rendezvous: dict[str, Any]) -> int:
+    """Run a node's processes by torchrun; the exit code. rendezvous: as `_rendezvous` returns it."""
+    shared = config.launch.part(TorchrunLaunch, name="torchrun", node_rank=node, **rendezvous)
+    return start_worker(run_dir, config.model_copy(update={"launch": shared}), is_patient=True)
+
+
+def _first_node(run_dir: Path, config: Config, rendezvous: dict[str, Any]) -> int:
     """Run the first node's share, then write the report, or requeue the job; the exit code."""
     job_id, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     with alone_in(run_dir):
-        code = start_worker(run_dir, config, is_patient=True)
-        can_back_off = config["launch"]["nnodes"] == 1  # several nodes would have to agree: the parent resubmits there
+        code = _start(run_dir, config, 0, rendezvous)
+        can_back_off = config.launch.nnodes == 1  # several nodes would have to agree: the parent resubmits there
         while code == ExitCode.OUT_OF_MEMORY and can_back_off and (smaller := backed_off(run_dir, config)):
             config = smaller
-            code = start_worker(run_dir, config, is_patient=True)
+            code = _start(run_dir, config, 0, rendezvous)
     if code in (0, ExitCode.STOPPED_BY_ALARM):
         from vrft.report.write import write_reports
 
         write_reports([run_dir])
-    limit, is_requeued = config["launch"]["max_requeues"], False
+    limit, is_requeued = config.launch.max_requeues, False
     if code == ExitCode.WARNED or (code in _INTERRUPTED and _is_preempted(job_id)):
         code, is_requeued = ExitCode.WARNED, restarts < limit
         if not is_requeued:
@@ -79,7 +86,7 @@ def _first_node(run_dir: Path, config: dict[str, Any]) -> int:
 
 def _requeue(run_dir: Path, job_id: str, restarts: int) -> None:
     """Put this job back into the queue, and wait until SLURM kills it. Returns only if SLURM refuses."""
-    print(f"vrft: saved; job {job_id} goes back into the queue and will go on from there", file=sys.stderr, flush=True)
+    print(f"vrft: saved; job {job_id} goes back into the queue and will resume from there", file=sys.stderr, flush=True)
     done = subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True, check=False)
     if done.returncode == 0:
         time.sleep(_KILLED_WITHIN_S)
@@ -93,13 +100,13 @@ def _is_preempted(job_id: str) -> bool:
     return re.search(r"\bPreemptTime=\d", _scontrol("show", "job", job_id)) is not None
 
 
-def _meeting(launch: dict[str, Any]) -> dict[str, Any]:
-    """The address and port of the first node at which this job's nodes meet; nothing for one node.
+def _rendezvous(n_nodes: int) -> dict[str, Any]:
+    """`rdzv_endpoint`, the address and port of the first node at which this job's nodes meet, and `rdzv_id`.
 
     Every job and every restart has its own port, as an earlier one may still be open.
     """
-    if launch["nnodes"] == 1:
-        return {}
+    if n_nodes == 1:
+        return {"rdzv_endpoint": None, "rdzv_id": "vrft"}
     first = _scontrol("show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()[0]
     address = re.search(r"\bNodeAddr=(\S+)", _scontrol("-o", "show", "node", first))
     job, restarts = int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_RESTART_COUNT", "0"))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from vrft.config.schema import Evaluate
 from vrft.files import check_whole
 from vrft.run.context import RunContext, open_other
 from vrft.run.evaluation import evaluate_splits, known_evaluation
@@ -17,17 +18,17 @@ from vrft.run.rows import other_names
 from vrft.run.training import NON_FINITE, Start, load_policy, open_engine, train
 
 
-def checkpoints_to_judge(wanted: dict, stopped_by: dict | None) -> tuple[str, list[str]]:
+def checkpoints_to_judge(wanted: Evaluate, stopped_by: dict | None) -> tuple[str, list[str]]:
     """Which checkpoint is the run's result, and the names of all to be judged, that one first.
 
     wanted: the section `evaluate`. stopped_by: the alarm that ended the training, or None. After `non_finite` there is
     no `last`, and with its action `stop` nothing is judged.
     """
     is_best = bool(stopped_by) and stopped_by["action"] == "stop_keep_best"
-    after_is = "best" if is_best else wanted["checkpoint"]
-    if not (wanted["train"] and wanted["after"]) or (is_non_finite(stopped_by) and not is_best):
+    after_is = "best" if is_best else wanted.checkpoint
+    if not (wanted.train and wanted.after) or (is_non_finite(stopped_by) and not is_best):
         return after_is, []
-    also = [] if is_non_finite(stopped_by) else wanted["also"]
+    also = [] if is_non_finite(stopped_by) else wanted.also
     return after_is, list(dict.fromkeys([after_is, *also]))
 
 
@@ -51,24 +52,24 @@ class Stages:
     def base(self) -> dict[str, dict]:
         """RewardFunction the model of `model.path`, unless a run that is resumed has done it. As `judge`."""
         config = self.context.config
-        load = open_engine if config["rollout"].get("evaluate", False) else load_policy
+        load = open_engine if config.rollout.evaluate else load_policy
         known = [known_evaluation(one, "before") for one in (self.context, *self.others)]
-        model = None if all(known) else self._model_of(config["model"]["path"], load)
+        model = None if all(known) else self._model_of(config.model.path, load)
         return self._evaluated("before", model, known)
 
     def train(self, start: Start) -> tuple[list[dict], dict | None]:
         """The validation history, and the alarm that ended the training or None; `last` stays in memory if it can."""
-        model_config = self.context.config["model"]
-        if start.checkpoint and not model_config["peft"]:
+        model_config = self.context.config.model
+        if start.checkpoint and not model_config.peft:
             # The trainer itself would keep the base weights in silence: saved and live parameter names differ.
             model = self._model_of(str(start.checkpoint))
-            model.config._name_or_path = model_config["path"]  # from where TRL loads the reference model
+            model.config._name_or_path = model_config.path  # from where TRL loads the reference model
         else:
-            model = self._model_of(model_config["path"])
+            model = self._model_of(model_config.path)
         with self.context.timed("train"):
             outcome = train(self.context, model, start)
         unset_hf_deepspeed_config()  # or a checkpoint would be loaded in parts, one a process
-        zero = (self.context.config["deepspeed"]["config"] or {}).get("zero_optimization") or {}
+        zero = self.context.config.deepspeed.zero
         self._path = None if zero.get("stage") == 3 else self._folder("last")  # ZeRO-3 leaves each process its part
         return outcome
 

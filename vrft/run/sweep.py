@@ -214,7 +214,7 @@ def main() -> int:
     try:
         device = device_of_job(job["values"]["launch"]) or find_device()
         frozen = freeze_values(job["values"], device=device, overrides=job["overrides"])
-        return run_experiment(frozen.plain(), choices=job["choices"], overrides=job["overrides"])
+        return run_experiment(frozen, choices=job["choices"], overrides=job["overrides"])
     except OccupiedError as error:
         print(f"vrft: {error}", file=sys.stderr)
         return ExitCode.BUSY

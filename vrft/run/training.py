@@ -11,7 +11,6 @@ from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 
-from vrft.config.schema import Config
 from vrft.config.trl_arguments import trainer_arguments, vllm_length
 from vrft.errors import phase
 from vrft.models.adapters import check_targets, lora_settings, read_adapter
@@ -57,31 +56,30 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
 
     config, folder = experiment.config, experiment.run_dir / "checkpoints"
     row, metric = experiment.rows["train"][0], experiment.primary_metrics[0]
-    typed = Config.model_validate(config)
     card = make_prompt_settings(
-        typed.prompt_settings,
-        base=typed.model.path,
-        trainer=typed.trainer.name,
+        config.prompt_settings,
+        base=config.model.path,
+        trainer=config.trainer.name,
         task=experiment.task,
         row=row,
         frame=experiment.frame_for_row(row),
         prompt_of=experiment.prompt_of,
     )
     alarms = Alarms(
-        config["alarms"],
+        config.alarms.plain(),
         experiment.run_dir / ALARMS,
         validation=metric,
         known=start.log,
         known_alarms=start.alarms,
     )
-    validation = _validation(experiment, start, card) if config["trainer"]["eval_steps"] else None
+    validation = _validation(experiment, start, card) if config.trainer.eval_steps else None
     trainer = _make_trainer(
         experiment,
         model,
-        trainer_arguments(typed, folder),
+        trainer_arguments(config, folder),
         callbacks=_callbacks(experiment, alarms),
         validation=validation,
-        stops_on_non_finite=config["alarms"]["non_finite"] != "off",
+        stops_on_non_finite=config.alarms.non_finite != "off",
         on_batch=lambda step, rows: experiment.status.say(doing="train", step=step, rows=rows),
     )
     with experiment.status.patience():
@@ -111,7 +109,7 @@ def _run_trainer(experiment: RunContext, trainer, alarms, start: Start, card: di
         last = experiment.run_dir / "checkpoints" / "last"
         save_checkpoint(trainer, experiment.processor, last, card | {"step": trainer.state.global_step})
     except NonFiniteError as error:
-        action, step = experiment.config["alarms"]["non_finite"], trainer.state.global_step + 1
+        action, step = experiment.config.alarms.non_finite, trainer.state.global_step + 1
         stopped_by = {"step": step, "rule": NON_FINITE, "action": action, "message": str(error)}
         if experiment.processes.is_main_process:
             report(stopped_by, experiment.run_dir / ALARMS)
@@ -143,17 +141,17 @@ def _let_go(trainer) -> None:
 
 def _rollout_pictures(experiment: RunContext) -> list[RolloutPictures]:
     """The callback that sends pictures of completions to W&B; none without W&B, or where none are sampled."""
-    logging = experiment.config["logging"]
-    is_wanted = "wandb" in logging["report_to"] and logging.get("pictures_every") and logging.get("pictures")
-    if not is_wanted or experiment.config["trainer"]["name"] != "grpo":
+    logging = experiment.config.logging
+    is_wanted = "wandb" in logging.report_to and logging.pictures_every and logging.pictures
+    if not is_wanted or experiment.config.trainer.name != "grpo":
         return []
 
     def draw(row: Row, case: dict):
         frame = experiment.frame_for_row(row)
         return picture(row, case, task=experiment.task, frame=frame, root=experiment.data_dir)
 
-    rollouts, every = experiment.run_dir / "rollouts", logging["pictures_every"]
-    return [RolloutPictures(experiment.rows["train"], rollouts, draw, n=logging["pictures"], every=every)]
+    rollouts, every = experiment.run_dir / "rollouts", logging.pictures_every
+    return [RolloutPictures(experiment.rows["train"], rollouts, draw, n=logging.pictures, every=every)]
 
 
 def _validation(experiment: RunContext, start: Start, card: dict):
@@ -166,7 +164,7 @@ def _validation(experiment: RunContext, start: Start, card: dict):
             experiment, policy, ["validation"], name=None, synced_gpus=synced_gpus
         )["validation"][experiment.protocol],
         metric=metric,
-        eval_steps=experiment.config["trainer"]["eval_steps"],
+        eval_steps=experiment.config.trainer.eval_steps,
         processor=experiment.processor,
         folder=folder,
         card=card,
@@ -189,41 +187,39 @@ def _make_trainer(experiment: RunContext, model, arguments: dict, **resumable):
     from vrft.train.sft import sft_trainer
 
     config = experiment.config
-    if config["deepspeed"]["config"] and config["derived"]["device"] == "cpu":
+    if config.deepspeed.config and config.derived.device == "cpu":
         import deepspeed
 
         deepspeed.init_distributed(dist_backend="gloo")  # accelerate skips its DeepSpeed branch on a CPU
-    settings, family = config["model"], FAMILIES[config["model"]["family"]]
-    freeze_parts(model, settings["freeze"], family)
-    peft = settings["peft"] and lora_settings(
-        settings["peft"], family, frozen=settings["freeze"], revision=settings["revision"]
-    )
+    settings, family = config.model, FAMILIES[config.model.family]
+    freeze_parts(model, settings.freeze, family)
+    peft = settings.peft and lora_settings(settings.peft, family, frozen=settings.freeze, revision=settings.revision)
     if peft:
         check_targets(model, peft)
-    is_own = config["trainer"].get("sft_thought") == "own"
+    is_own = config.trainer.sft_thought == "own"
     shared = {
         "rows": rows_with_own_completions(experiment, model) if is_own else experiment.training_rows,
         "root": experiment.data_dir,
         "task": experiment.task,
         "frame_for_row": experiment.frame_for_row,
-        "arguments": arguments | {"trust_remote_code": settings["trust_remote_code"]},
+        "arguments": arguments | {"trust_remote_code": settings.trust_remote_code},
         "peft_config": LoraConfig(**peft) if peft else None,
         **resumable,
     }
-    if config["trainer"]["name"] == "sft":
-        trainer = sft_trainer(model, experiment.processor, thought=config["trainer"]["sft_thought"], **shared)
+    if config.trainer.name == "sft":
+        trainer = sft_trainer(model, experiment.processor, thought=config.trainer.sft_thought, **shared)
     else:
         trainer = grpo_trainer(
             model,
             experiment.processor,
             judge=experiment.judge,
             rollouts=experiment.run_dir / "rollouts",
-            sharing=config["rollout"].get("sharing"),
+            sharing=config.rollout.sharing,
             # An adapter's folder is loaded with its base, and so is the reference.
-            revision=(read_adapter(Path(settings["path"])) or settings).get("revision"),
+            revision=(read_adapter(Path(settings.path)) or {"revision": settings.revision}).get("revision"),
             **shared,
         )
-    if settings["quantization"]:
+    if settings.quantization:
         for parameter in trainer.model.parameters():  # TRL has them in bfloat16, where small steps round to nothing
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -241,18 +237,18 @@ def start_of(experiment: RunContext) -> Start:
     from vrft.train.resume import newest_checkpoint, step_of
 
     found = [Start()]
-    if experiment.config["evaluate"]["train"] and experiment.processes.is_main_process:
+    if experiment.config.evaluate.train and experiment.processes.is_main_process:
         folder = experiment.run_dir / "checkpoints"
         for incomplete in folder.glob("*.partial"):
             shutil.rmtree(incomplete)
-        newest = newest_checkpoint(folder) if experiment.config["run"]["resume"] else None
+        newest = newest_checkpoint(folder) if experiment.config.run.resume else None
         step = step_of(newest) if newest else 0
         settle_best(folder / "best", step)
         rewind_rollouts(experiment.run_dir / "rollouts", step)
         log, alarms = (rewind(experiment.run_dir / name, step) for name in ("metrics.jsonl", ALARMS))
         card, metric = read_prompt_settings(str(folder / "best")), experiment.primary_metrics[0]
         found = [Start(newest, log, alarms, best=card["validation"][metric]["value"] if card else -math.inf)]
-        if experiment.config["run"]["resume"]:
+        if experiment.config.run.resume:
             print(
                 f"resuming from {newest}" if newest else "no complete checkpoint: training starts at step 0",
                 file=sys.stderr,
@@ -264,16 +260,16 @@ def start_of(experiment: RunContext) -> Start:
 @phase("loading")
 def load_policy(experiment: RunContext, path: str):
     """The model of a folder or hub name, as `config.model` has it, on this process's device."""
-    settings = experiment.config["model"]
+    settings = experiment.config.model
     return load_model(
         path,
-        family=FAMILIES[settings["family"]],
-        dtype=settings["dtype"],
-        attention=settings["attention"],
+        family=FAMILIES[settings.family],
+        dtype=settings.dtype,
+        attention=settings.attention,
         device=experiment.processes.device,
-        revision=settings["revision"] if path == settings["path"] else None,
-        trust_remote_code=settings["trust_remote_code"],
-        quantization=settings["quantization"],
+        revision=settings.revision if path == settings.path else None,
+        trust_remote_code=settings.trust_remote_code,
+        quantization=settings.quantization,
     )
 
 
@@ -282,13 +278,13 @@ def open_engine(experiment: RunContext, path: str):
     """The checkpoint of a folder or hub name in vLLM, to be evaluated."""
     from vrft.models.vllm import VLLMEngine
 
-    settings, typed = experiment.config["model"], Config.model_validate(experiment.config)
+    settings, config = experiment.config.model, experiment.config
     return VLLMEngine(
         path,
-        dtype=settings["dtype"],
+        dtype=settings.dtype,
         image_token_id=experiment.processor.image_token_id,
-        max_model_len=vllm_length(typed.rollout, typed.memory),
-        gpu_memory_utilization=experiment.config["rollout"]["vllm"]["gpu_memory_utilization"],
-        revision=settings["revision"] if path == settings["path"] else None,
-        trust_remote_code=settings["trust_remote_code"],
+        max_model_len=vllm_length(config.rollout, config.memory),
+        gpu_memory_utilization=experiment.config.rollout.vllm.gpu_memory_utilization,
+        revision=settings.revision if path == settings.path else None,
+        trust_remote_code=settings.trust_remote_code,
     )

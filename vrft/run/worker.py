@@ -20,11 +20,9 @@ from pathlib import Path
 
 import torch
 import transformers
-import yaml
 from accelerate.utils import gather_object, set_seed
 from safetensors import SafetensorError
 
-from vrft.config.schema import Config
 from vrft.errors import SIGNALLED, ExitCode, UserError, first_line, phase_of
 from vrft.files import write_text_atomically
 from vrft.models.prompt_settings import read_prompt_settings, wording_drift
@@ -33,6 +31,7 @@ from vrft.run import directory, health
 from vrft.run.context import RunContext, open_experiment
 from vrft.run.health import Status
 from vrft.run.out_of_memory import is_out_of_memory
+from vrft.run.resume import read_config
 from vrft.run.stages import Stages, checkpoints_to_judge, is_non_finite
 from vrft.run.training import Interrupted, start_of
 from vrft.run.vllm_checks import check_vllm
@@ -46,7 +45,7 @@ def run(run_dir: Path, status: Status) -> dict | None:
     Returns the alarm that ended the run: after it nothing is judged.
     """
     context = open_experiment(run_dir, status)
-    config = Config.model_validate(context.config)
+    config = context.config
     if "wandb" not in config.logging.report_to or not context.processes.is_main_process:
         return _run_parts(context)
     job_type = config.trainer.name if config.evaluate.train else "evaluate"
@@ -55,22 +54,22 @@ def run(run_dir: Path, status: Status) -> dict | None:
 
 
 def _run_parts(context: RunContext) -> dict | None:
-    wanted = context.config["evaluate"]
-    set_seed(context.config["run"]["seed"])
+    wanted = context.config.evaluate
+    set_seed(context.config.run.seed)
     start = start_of(context)
-    if not wanted["train"]:
+    if not wanted.train:
         _warn_of_drift(context)
     check_vllm(context)
     stages = Stages(context)
     results, history, stopped_by = {}, [], None
-    if wanted["before"]:
+    if wanted.before:
         results["before"] = stages.base()
-    if wanted["train"]:
+    if wanted.train:
         history, stopped_by = stages.train(start)
     after_is, names = checkpoints_to_judge(wanted, stopped_by)
     found = {name: stages.judge(name) for name in sorted(names, key=lambda name: name != "last")}  # in memory by now
     results |= {name: found[name] for name in names}
-    peak_gib = max(gather_object([_peak_gib(context.config["derived"]["device"])]))
+    peak_gib = max(gather_object([_peak_gib(context.config.derived.device)]))
     if context.processes.is_main_process:
         _write_result(context, stages.others, results, history, after_is=after_is, peak_gib=peak_gib)
     return stopped_by if is_non_finite(stopped_by) and stopped_by["action"] == "stop" else None
@@ -78,7 +77,7 @@ def _run_parts(context: RunContext) -> dict | None:
 
 def _warn_of_drift(context: RunContext) -> None:
     """Print a warning for each text in which the model is asked otherwise than it was trained."""
-    card = read_prompt_settings(context.config["model"]["path"])
+    card = read_prompt_settings(context.config.model.path)
     for difference in wording_drift(card, task=context.task, prompt_of=context.prompt_of):
         if context.processes.is_main_process:
             print(f"warning: {difference}", file=sys.stderr)
@@ -195,10 +194,10 @@ def _write_stacks_on_request(run_dir: Path, rank: int) -> None:
 
 def set_environment(run_dir: Path) -> None:
     """What libraries read from the environment, set before they look."""
-    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    config = read_config(run_dir)
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # also where a library asks for a whole pickle, as DeepSpeed does
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")
-    if config["derived"]["device"] == "cpu":
+    if config.derived.device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
 
 
