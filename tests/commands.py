@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from vrft.cli.main import VERBS
+from vrft.cli.verbs import VERBS
 from vrft.config.freeze import freeze, freeze_plain
 
 _BASH = re.compile(r"```bash\n(.*?)```", re.DOTALL)

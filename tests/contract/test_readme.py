@@ -17,7 +17,7 @@ import yaml
 from commands import check_vrft, commands_in
 from PIL import Image
 
-from vrft.cli.reward import judge_cases
+from vrft.cli.reward import reward_cases
 from vrft.cli.verbs import VERBS
 from vrft.config.package_files import TINY_MODEL, config_folder
 from vrft.tasks import load_task
@@ -201,10 +201,10 @@ def test_the_example_of_a_term_of_ones_own_runs():
         for box in ("(0,0),(100,200)", "(0,0),(200,100)", "nothing")
     ]
     reward = {"weights": {"my_pkg.rewards.upright": 0.5}}
-    verdicts = judge_cases(cases, task="grounding", reward=reward, trust_code=["my_pkg.rewards"])
+    verdicts = reward_cases(cases, task="grounding", reward=reward, trust_code=["my_pkg.rewards"])
     assert [verdict["total"] for verdict in verdicts] == [0.5, 0.0, 0.0]
     task = load_task("my_pkg.counting.CountingTask", trust_code=["my_pkg"], thinking="none")
-    [verdict] = judge_cases([{"completion": "<answer>3</answer>", "solution": "3"}], task=task)
+    [verdict] = reward_cases([{"completion": "<answer>3</answer>", "solution": "3"}], task=task)
     assert verdict["terms"] == {"accuracy": 1.0, "count": 1.0, "format": 1.0}
 
 
