@@ -50,10 +50,10 @@ def test_every_value_passes_the_checks_and_makes_another_run(file):
     for child in children:
         overrides = [f"{key}={value}" for key, value in zip(params, child, strict=True)]
         config = freeze(compose("train", [f"sweep={file.stem}", *overrides]))
-        question = config["question"]
-        for key in [question["x"], *(question.get("lines") or []), *(question.get("choose") or [])]:
+        question = config.question
+        for key in [question.x, *(question.lines or []), *(question.choose or [])]:
             assert key in params
-        hashes.add(config_hash(config))
+        hashes.add(config_hash(config.plain()))
     assert len(hashes) == len(children)
 
 

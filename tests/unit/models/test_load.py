@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from vrft.config.freeze import freeze
 from vrft.config.package_files import TINY_MODEL, config_folder
+from vrft.config.schema import Model
 from vrft.errors import UserError
 from vrft.memory.architectures import architecture
 from vrft.models.load import load_model, load_processor, require_folder
@@ -23,7 +24,7 @@ def test_an_error_without_a_text_becomes_a_message(monkeypatch, tmp_path):
     calls = [
         lambda: load_model(str(TINY_MODEL)),
         lambda: load_processor(str(TINY_MODEL), min_pixels=1, max_pixels=2),
-        lambda: architecture({"path": str(tmp_path), "revision": None, "trust_remote_code": False}),
+        lambda: architecture(Model.model_construct(path=str(tmp_path), revision=None, trust_remote_code=False)),
     ]
     for call in calls:
         with pytest.raises(UserError, match=r"model\.path=.*OSError"):
@@ -53,4 +54,4 @@ def composed(*overrides: str) -> str:
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         return freeze(
             compose("train", overrides=["model=qwen2_vl_2b", "deepspeed=zero2", "trainer.max_steps=1", *overrides])
-        )["model"]["path"]
+        ).model.path

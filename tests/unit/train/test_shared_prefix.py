@@ -18,6 +18,7 @@ from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 from vrft.data.images import decode_upright
 from vrft.errors import UserError
 from vrft.tasks import load_task
+from vrft.train import dataset as dataset_module
 from vrft.train.dataset import training_dataset
 from vrft.train.prompt_once import PromptOnce
 from vrft.train.shared_prefix import rows_without_effect
@@ -99,7 +100,7 @@ def test_a_generation_prepares_each_prompt_once_and_decodes_each_file_once(tmp_p
     dataset = training_dataset(rows, tmp_path, question=lambda row: f"find {row['row_id']}")
     assert dataset[1]["images"][0].size == (56, 56)
     n_decoded = []
-    monkeypatch.setattr(dataset, "decode_upright", lambda data: n_decoded.append(1) or decode_upright(data))
+    monkeypatch.setattr(dataset_module, "decode_upright", lambda data: n_decoded.append(1) or decode_upright(data))
     trainer = make_trainer(SharedPrefixTrainer, small_model("qwen2_vl"), "qwen2_vl", dataset, tmp_path)
     batch = batch_from(trainer)
     assert len(batch) == 8
