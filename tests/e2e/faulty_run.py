@@ -21,7 +21,7 @@ def nan_loss_at(step: int, compute_loss):
 
 
 if __name__ == "__main__":
-    _, _, rank, step = sys.argv
+    *sys.argv, rank, step = sys.argv  # the worker reads its own arguments
     if os.environ["RANK"] == rank:
         GRPOTrainer._compute_loss = nan_loss_at(int(step), GRPOTrainer._compute_loss)
     sys.exit(vrft.run.worker.main())

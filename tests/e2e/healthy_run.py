@@ -33,10 +33,11 @@ def train_in(run_dir: Path, trainer: str, *overrides: str) -> None:
     Plugins.instance().register(SweepFiles)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        config = freeze(compose("train", [*RUN, f"trainer={trainer}", f"run.dir={run_dir}", *overrides])).plain()
+        config = freeze(compose("train", [*RUN, f"trainer={trainer}", f"run.dir={run_dir}", *overrides]))
     build_rows(config, run_dir / "data")
-    write_config(run_dir, config)
-    record = provenance(config, choices={}, overrides=[], config_hash=config_hash(config), data_hash="-")
+    write_config(run_dir, config.plain())
+    digest = config_hash(config.plain())
+    record = provenance(config.model, seed=config.run.seed, choices={}, overrides=[], config_hash=digest, data_hash="-")
     (run_dir / "provenance.json").write_text(json.dumps(record), encoding="utf-8")
     assert work(run_dir) == 0
 

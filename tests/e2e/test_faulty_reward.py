@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from healthy_run import frozen, lines_of, read_config, sampled_rows, torchrun, work, write_config
 
+from vrft.config.schema import Config
 from vrft.run import processes
 from vrft.train.resume import newest_checkpoint
 
@@ -93,7 +94,7 @@ def test_a_reward_that_fails_on_the_second_of_two_processes_says_so(with_own_ter
     config["derived"] |= {"per_device_train_batch_size": 10}
     write_config(run_dir, config)
     monkeypatch.chdir(run_dir.parent)  # where the term's module is
-    assert processes.start_worker(run_dir, config) == 2
+    assert processes.start_worker(run_dir, Config.model_validate(config)) == 2
     told = capfd.readouterr().err
     assert told.count(f"vrft: the reward term {term} failed on row {row_id} (completion ") == 1
     assert "without a word" not in told

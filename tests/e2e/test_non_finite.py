@@ -31,6 +31,7 @@ from trl import GRPOTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from vrft.config.package_files import config_folder
+from vrft.config.schema import Config
 from vrft.files import check_whole
 from vrft.report.page import write_report
 from vrft.run import processes, training
@@ -248,7 +249,7 @@ def on_two_processes(alone: Path, run_dir: Path, monkeypatch, *, rank: int, stag
         return [*torchrun, str(Path(__file__).with_name("faulty_run.py")), str(run_dir), str(rank), str(FAULTY)]
 
     monkeypatch.setattr(processes, "worker_command", faulty)
-    return processes.start_worker(run_dir, read_config(run_dir))
+    return processes.start_worker(run_dir, Config.model_validate(read_config(run_dir)))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from vrft.train.grpo import ResumableSharing
 TOO_MUCH = 2**46  # bytes: the allocator refuses
 
 
-def in_this_process(run_dir: Path, config: dict) -> int:
+def in_this_process(run_dir: Path, config: Config) -> int:
     """What `processes.start_worker` does, without a process of its own."""
     health.remove_statuses(run_dir)
     status = health.Status()
@@ -63,7 +63,7 @@ def test_a_run_out_of_memory_goes_on_with_smaller_micro_batches(healthy, tmp_pat
     run_dir = tmp_path / "run"
     config = smaller(healthy, run_dir)
     scarce(monkeypatch, n_rows=2, step=5)
-    assert experiment.run_experiment(config, choices={}, overrides=[]) == 0
+    assert experiment.run_experiment(Config.model_validate(config), choices={}, overrides=[]) == 0
     said = capsys.readouterr().err
     assert "out of memory in the loss of step 5; going on with memory.completions_per_device=2 (it was 4)" in said
     assert "resuming from" in said
@@ -97,7 +97,7 @@ def test_what_was_sampled_and_not_yet_used_is_cut_up_too(healthy, tmp_path, monk
     monkeypatch.setattr(experiment, "start_worker", in_this_process)
     assert experiment.run_experiment(whole, choices={}, overrides=[]) == 0
     scarce(monkeypatch, n_rows=2, step=4)
-    assert experiment.run_experiment(config, choices={}, overrides=[]) == 0
+    assert experiment.run_experiment(Config.model_validate(config), choices={}, overrides=[]) == 0
     (line,) = lines_of(run_dir / "oom.jsonl")
     assert (line["step"], line["from"], line["to"]) == (4, 4, 2)
     weights = [
@@ -111,7 +111,7 @@ def test_where_nothing_smaller_helps_the_run_ends_and_names_what_is_left(healthy
     run_dir = tmp_path / "run"
     config = smaller(healthy, run_dir, completions_per_device=2)
     scarce(monkeypatch, n_rows=0, step=1)
-    assert experiment.run_experiment(config, choices={}, overrides=[]) == ExitCode.OUT_OF_MEMORY
+    assert experiment.run_experiment(Config.model_validate(config), choices={}, overrides=[]) == ExitCode.OUT_OF_MEMORY
     said = capsys.readouterr().err
     assert "smaller batches cannot help; left to turn in a new run are memory.gradient_checkpointing=true" in said
     assert "memory.max_pixels=200704, model/peft=lora, memory.num_generations=" in said
@@ -144,7 +144,7 @@ def test_in_a_rollout_no_batch_is_halved(healthy, tmp_path, monkeypatch, capsys,
     config = smaller(healthy, run_dir)
     config["trainer"]["eval_steps"] = None  # a validation would come first
     config["rollout"]["sharing"] = sharing
-    assert experiment.run_experiment(config, choices={}, overrides=[]) == ExitCode.OUT_OF_MEMORY
+    assert experiment.run_experiment(Config.model_validate(config), choices={}, overrides=[]) == ExitCode.OUT_OF_MEMORY
     assert "out of memory in the rollout of step" in capsys.readouterr().err
     (line,) = lines_of(run_dir / "oom.jsonl")
     assert (line["phase"], line["to"]) == ("rollout", None)
@@ -162,7 +162,7 @@ def test_a_validation_out_of_memory_goes_on_in_smaller_batches(healthy, tmp_path
         return write(model, processor, questions, *args, **options)
 
     monkeypatch.setattr(completions, "generate_texts", scarcely)
-    assert experiment.run_experiment(config, choices={}, overrides=[]) == 0
+    assert experiment.run_experiment(Config.model_validate(config), choices={}, overrides=[]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
     assert len(said) == 1, said
     assert "going on with memory.evaluation_batch_size=1 (it was 2); greedy completions stay" in said[0]
@@ -190,13 +190,13 @@ def test_a_process_that_hits_its_limit_is_started_again(healthy, tmp_path, monke
     config = dealt_out(config)
     usual = processes.worker_command
 
-    def tight(run_dir: Path, config: dict) -> list[str]:
+    def tight(run_dir: Path, config: Config) -> list[str]:
         command = usual(run_dir, config)
         place = command.index("vrft.run.worker")
         return [*command[: place - 1], str(Path(__file__).with_name("tight_run.py")), *command[place + 1 :]]
 
     monkeypatch.setattr(processes, "worker_command", tight)
-    assert experiment.run_experiment(config, choices={}, overrides=[]) == 0
+    assert experiment.run_experiment(Config.model_validate(config), choices={}, overrides=[]) == 0
     assert "going on with memory.completions_per_device=" in capsys.readouterr().err
     (line,) = lines_of(run_dir / "oom.jsonl")
     assert line["rank"] == n_processes - 1

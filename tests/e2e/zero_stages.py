@@ -58,13 +58,14 @@ SETTINGS = {
 def write_run(folder: Path, *overrides: str) -> Path:
     """A run directory as `vrft train` leaves it to the worker; its rows are those of the first one."""
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        config = freeze(compose("train", [*RUN, f"run.dir={folder}", *overrides])).plain()
+        config = freeze(compose("train", [*RUN, f"run.dir={folder}", *overrides]))
     rows = folder.parents[1] / "data"
     if not rows.is_dir():
         build_rows(config, rows)
     shutil.copytree(rows, folder / "data")
-    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    record = provenance(config, choices={}, overrides=[], config_hash=config_hash(config), data_hash="-")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.plain()), encoding="utf-8")
+    digest = config_hash(config.plain())
+    record = provenance(config.model, seed=config.run.seed, choices={}, overrides=[], config_hash=digest, data_hash="-")
     (folder / "provenance.json").write_text(json.dumps(record), encoding="utf-8")
     return folder
 

@@ -236,7 +236,7 @@ def test_a_server_that_will_not_do_is_named(served, info, found):
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    settings = {"host": "127.0.0.1", "port": server.server_port}
+    settings = VLLM(host="127.0.0.1", port=server.server_port)
     try:
         if found:
             with pytest.raises(UserError, match=found):

@@ -9,7 +9,9 @@ from hydra.core.global_hydra import GlobalHydra
 
 from vrft.config.freeze import freeze
 from vrft.config.package_files import config_folder
+from vrft.config.schema import Config
 from vrft.errors import UserError
+from vrft.models.families import FAMILIES
 from vrft.run import experiment
 from vrft.run.directory import alone_in, fresh_run_dir
 from vrft.run.experiment import run_experiment
@@ -26,15 +28,14 @@ from vrft.run.rows import warn_of_frames
     ],
 )
 def test_a_frame_that_the_model_does_not_speak_is_told(capsys, family, frame, columns, is_told):
-    warn_of_frames({"train": [{"row_id": "a", **columns}]}, {"model": {"family": family}, "dataset": {"frame": frame}})
+    warn_of_frames({"train": [{"row_id": "a", **columns}]}, FAMILIES[family], frame)
     told = capsys.readouterr().err
     assert ("1 rows bring their own question, with boxes in norm1000" in told) == is_told
     assert bool(told) == is_told
 
 
 def test_a_frame_that_concerns_no_row_is_told(capsys):
-    config = {"model": {"family": "qwen2_vl"}, "dataset": {"frame": "norm1000"}}
-    warn_of_frames({"train": [{"row_id": "a", "phrase": "?"}]}, config)
+    warn_of_frames({"train": [{"row_id": "a", "phrase": "?"}]}, FAMILIES["qwen2_vl"], "norm1000")
     assert "dataset.frame=norm1000 says how rows with a question of their own" in capsys.readouterr().err
 
 
@@ -43,7 +44,7 @@ def test_a_frame_that_concerns_no_row_is_told(capsys):
 def test_what_a_worker_has_made_stays_however_it_ends(tmp_path, monkeypatch, made, ending):
     """Only a run that was refused before it began is taken away."""
 
-    def worker(run_dir: Path, config: dict) -> int:
+    def worker(run_dir: Path, config: Config) -> int:
         (run_dir / made).parent.mkdir(parents=True, exist_ok=True)
         (run_dir / made).write_text("hours of work")
         if ending != 2:
@@ -57,7 +58,7 @@ def test_what_a_worker_has_made_stays_however_it_ends(tmp_path, monkeypatch, mad
 
 
 def test_a_run_that_is_refused_leaves_nothing(tmp_path, monkeypatch):
-    def refuses(run_dir: Path, config: dict) -> int:
+    def refuses(run_dir: Path, config: Config) -> int:
         (run_dir / "slurm").mkdir()
         (run_dir / "slurm" / ".lock").touch()  # as a submission does
         return 2
@@ -141,7 +142,7 @@ def run_small(run_dir, *overrides, expected):
             compose("train", ["experiment=digits_riddles", "debug=smoke", f"run.dir={run_dir}", *overrides])
         )
     if isinstance(expected, int):
-        assert run_experiment(config.plain(), choices={}, overrides=[]) == expected
+        assert run_experiment(config, choices={}, overrides=[]) == expected
     else:
         with pytest.raises(expected):
-            run_experiment(config.plain(), choices={}, overrides=[])
+            run_experiment(config, choices={}, overrides=[])

@@ -7,14 +7,15 @@ import json
 import pytest
 from configs import composed
 
+from vrft.config.schema import Config
 from vrft.run import health, out_of_memory
 from vrft.run.resume import lasting_hash
 
 LARGE = ("model=qwen2_vl_2b", "trainer.max_steps=1", "trainer.prompts_per_step=8")
 
 
-def large(*overrides: str) -> dict:
-    return composed(*LARGE, *overrides, device="cuda", is_remote=True).plain()
+def large(*overrides: str) -> Config:
+    return composed(*LARGE, *overrides, device="cuda", is_remote=True)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +86,6 @@ def test_both_kinds_of_batches_are_remembered(tmp_path):
     )
     config = large("deepspeed=zero2")
     after = out_of_memory.remembered(tmp_path, config)
-    assert (after["memory"]["completions_per_device"], after["memory"]["evaluation_batch_size"]) == (32, 8)
-    assert after["derived"]["gradient_accumulation_steps"] == 2
-    assert lasting_hash(after) == lasting_hash(config)  # it is the same run
+    assert (after.memory.completions_per_device, after.memory.evaluation_batch_size) == (32, 8)
+    assert after.derived.gradient_accumulation_steps == 2
+    assert lasting_hash(after.plain()) == lasting_hash(config.plain())  # it is the same run

@@ -13,15 +13,21 @@ from itertools import pairwise
 import psutil
 import pytest
 
+from vrft.config.launch_schema import LocalLaunch, TorchrunLaunch
+from vrft.config.schema import Config, DeepSpeed
+from vrft.config.section import with_values
 from vrft.run import health, processes
 from vrft.run.processes import first_failure, start_worker, worker_command
 
 
-def settings(*, name="local", processes=1, deepspeed=None, threads=None, watchdog_s=None) -> dict:
-    return {
-        "launch": {"name": name, "nproc_per_node": processes, "threads": threads, "watchdog_s": watchdog_s},
-        "deepspeed": {"config": deepspeed},
-    }
+def settings(*, name="local", processes=1, deepspeed=None, threads=None, watchdog_s=None) -> Config:
+    values = {"name": name, "nproc_per_node": processes, "threads": threads, "watchdog_s": watchdog_s}
+    if name == "torchrun":
+        meeting = {"node_rank": 0, "rdzv_endpoint": None, "rdzv_id": "vrft", "rdzv_timeout_s": 60}
+        launch = TorchrunLaunch.model_construct(nnodes=1, **meeting, **values)
+    else:
+        launch = LocalLaunch.model_construct(**values)
+    return Config.model_construct(launch=launch, deepspeed=DeepSpeed.model_construct(config=deepspeed))
 
 
 @pytest.mark.parametrize(
@@ -38,15 +44,14 @@ def test_what_starts_the_worker(config, is_torchrun, tmp_path):
     assert command[-3:] == ["-m", "vrft.run.worker", str(tmp_path)]
     assert ("torch.distributed.run" in command) == is_torchrun
     if is_torchrun:
-        assert command[command.index("--nproc-per-node") + 1] == str(config["launch"]["nproc_per_node"])
+        assert command[command.index("--nproc-per-node") + 1] == str(config.launch.nproc_per_node)
 
 
 def test_what_starts_the_workers_of_one_of_several_machines(tmp_path):
-    machines = {"nnodes": 3, "rdzv_endpoint": "node1:29500", "rdzv_id": "a", "rdzv_timeout_s": 60}
+    machines = {"launch.nnodes": 3, "launch.rdzv_endpoint": "node1:29500", "launch.rdzv_id": "a"}
     for node, hosts in ((0, "True"), (2, "False")):
         config = settings(name="torchrun", processes=8)
-        config["launch"] |= machines | {"node_rank": node}
-        command = worker_command(tmp_path, config)
+        command = worker_command(tmp_path, with_values(config, machines | {"launch.node_rank": node}))
         assert command[-3:] == ["vrft.run.worker", str(tmp_path), str(node)]
         given = dict(pairwise(command))
         assert (given["--nnodes"], given["--nproc-per-node"], given["--rdzv-backend"]) == ("3", "8", "c10d")
@@ -367,9 +372,12 @@ def test_a_worker_whose_parent_is_killed_ends_and_in_training_saves(tmp_path, so
     parent = f"""
 import sys
 from pathlib import Path
+from vrft.config.launch_schema import LocalLaunch
+from vrft.config.schema import Config
 from vrft.run import processes
+launch = LocalLaunch.model_construct(name="local", nproc_per_node=1, threads=None, watchdog_s=None)
 processes.worker_command = lambda run_dir, config: [sys.executable, "-c", {source!r}, str(run_dir)]
-processes.start_worker(Path({str(tmp_path)!r}), {settings()!r})
+processes.start_worker(Path({str(tmp_path)!r}), Config.model_construct(launch=launch))
 """
     process = subprocess.Popen([sys.executable, "-c", parent])
     while not ((tmp_path / "ready").exists() and (tmp_path / "ready").read_text()):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from vrft.config.schema import Config, Trainer
 from vrft.run import rejection_sampling
 from vrft.run.rejection_sampling import FILE, rows_with_own_completions
 
@@ -26,7 +27,7 @@ def test_another_process_needs_no_file(tmp_path, monkeypatch, is_main, is_resumi
     )
     monkeypatch.setattr(rejection_sampling, "_sample", lambda *_, **__: JUDGED if is_main else [])
     processes = SimpleNamespace(is_main_process=is_main, wait_for_everyone=lambda: None)
-    config = {"trainer": {"own_samples": 2, "own_at_least": 0.5}}
+    config = Config.model_construct(trainer=Trainer.model_construct(own_samples=2, own_at_least=0.5))
     context = SimpleNamespace(run_dir=tmp_path, config=config, training_rows=ROWS, processes=processes)
     assert rows_with_own_completions(context, None) == [{"row_id": "a", "own_completion": "yes"}]
     assert (tmp_path / FILE).is_file() == is_main

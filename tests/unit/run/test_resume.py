@@ -6,8 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from configs import composed
 
 from vrft.config.package_files import TINY_MODEL
+from vrft.config.section import with_values
 from vrft.errors import UserError
 from vrft.evaluate.resume import OtherEvaluationError
 from vrft.files import MANIFEST, publish, write_rows
@@ -122,36 +124,36 @@ def test_a_killed_evaluation_knows_its_checkpoint_by_the_manifest(tmp_path):
         for path in checkpoint.iterdir():
             if path.name != MANIFEST:
                 path.unlink()
-        config = {**CONFIG, "memory": {"evaluation_batch_size": 4}}
-        return _kept_batches(alone(tmp_path, config), tmp_path / "batches", "best")
+        return _kept_batches(alone(tmp_path), tmp_path / "batches", "best")
 
     kept("one").add(0, [{"text": "four"}], rank=0)
     assert kept("one").done == {0: [{"text": "four"}]}
     assert kept("two").done == {}
 
 
-def alone(run_dir, config: dict) -> SimpleNamespace:
+def alone(run_dir, **values) -> SimpleNamespace:
+    """As much of a run's context as a resumed evaluation reads. values: over the config's, by dotted key."""
+    config = composed("experiment=digits_riddles", "debug=smoke", "memory.evaluation_batch_size=4")
     processes = SimpleNamespace(wait_for_everyone=lambda: None, is_main_process=True)
-    return SimpleNamespace(run_dir=run_dir, config=config, processes=processes)
+    return SimpleNamespace(run_dir=run_dir, config=with_values(config, values), processes=processes)
 
 
 def test_a_killed_evaluation_goes_on_under_other_alarms_and_nothing_else(tmp_path):
     record = {"data_hash": "d", "model_hash": "m"}
 
-    def kept(record: dict, **sections):
+    def kept(record: dict, **values):
         (tmp_path / "provenance.json").write_text(json.dumps(record))
-        config = {**CONFIG, "memory": {"evaluation_batch_size": 4}, **sections}
-        return _kept_batches(alone(tmp_path, config), tmp_path / "batches", "before")
+        return _kept_batches(alone(tmp_path, **values), tmp_path / "batches", "before")
 
-    kept(record, alarms={"window": 1}).add(0, [{"text": "four"}], rank=0)
-    assert kept(record, alarms={"window": 2}).done == {0: [{"text": "four"}]}
+    kept(record, **{"alarms.window": 1}).add(0, [{"text": "four"}], rank=0)
+    assert kept(record, **{"alarms.window": 2}).done == {0: [{"text": "four"}]}
     others = [
         (record | {"data_hash": "x"}, {}),
         (record | {"model_hash": "x"}, {}),
-        (record, {"memory": {"evaluation_batch_size": 4, "a": 1}}),
+        (record, {"memory.max_completion_length": 7}),
     ]
-    for other, sections in others:
+    for other, values in others:
         with pytest.raises(OtherEvaluationError):
-            kept(other, **sections)
-    assert kept(record, memory={"evaluation_batch_size": 2}).done == {}  # out of memory: they are made anew
+            kept(other, **values)
+    assert kept(record, **{"memory.evaluation_batch_size": 2}).done == {}  # out of memory: they are made anew
     assert not (tmp_path / "batches").exists()

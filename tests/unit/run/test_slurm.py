@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from vrft.config.freeze import freeze
 from vrft.config.hydra import careful_hydra
 from vrft.config.package_files import config_folder
+from vrft.config.schema import Config
 from vrft.errors import UserError
 from vrft.run import slurm, slurm_job
 from vrft.run.directory import OccupiedError, alone_in
@@ -26,13 +28,14 @@ def composed(*overrides: str):
         return compose("train", ["experiment=digits_riddles", "run.dir=runs/a", *overrides])
 
 
-def frozen(*overrides: str) -> dict:
-    return freeze(composed(*overrides)).plain()
+def frozen(*overrides: str) -> Config:
+    return freeze(composed(*overrides))
 
 
 def script(*overrides: str) -> str:
     """The lines that sbatch would be given."""
-    parameters = slurm.job_parameters(frozen("launch=slurm", *overrides))
+    config = frozen("launch=slurm", *overrides)
+    parameters = slurm.job_parameters(config.launch, config.run.name)
     return _make_sbatch_string(command="COMMAND", folder="runs/a/slurm", **parameters)
 
 
@@ -100,7 +103,7 @@ def test_a_job_that_cannot_be_is_refused_with_its_key(overrides, words):
 
 def test_shell_lines_come_from_the_command_line_alone(tmp_path):
     lines = "[touch mark]"
-    assert frozen("launch=slurm", f"launch.setup={lines}")["launch"]["setup"] == ["touch mark"]
+    assert frozen("launch=slurm", f"launch.setup={lines}").launch.setup == ["touch mark"]
     (tmp_path / "launch").mkdir()
     text = (config_folder() / "launch" / "slurm.yaml").read_text()
     (tmp_path / "launch" / "mine.yaml").write_text(text.replace("setup: []", f"setup: {lines}"))
@@ -168,7 +171,7 @@ def test_a_job_is_submitted_and_no_pickle_but_its_own_is_left(sbatch, states, tm
     ],
 )
 def test_the_device_is_the_jobs(launch, device):
-    assert slurm.device_of_job(launch) == device
+    assert slurm.device_of_job(SimpleNamespace(**launch)) == device
 
 
 @pytest.fixture
@@ -244,7 +247,7 @@ def node(monkeypatch, tmp_path):
 
         config = frozen("launch=slurm", "launch.max_requeues=2", f"run.dir={tmp_path}")
         (tmp_path / "slurm").mkdir()
-        (tmp_path / "config.yaml").write_text(json.dumps(config))
+        (tmp_path / "config.yaml").write_text(json.dumps(config.plain()))
         monkeypatch.setattr(slurm_job, "start_worker", lambda run_dir, config, is_patient: code)
         monkeypatch.setattr(slurm_job.subprocess, "run", scontrol)
         monkeypatch.setattr(slurm_job.time, "sleep", lambda seconds: None)
@@ -288,7 +291,7 @@ def test_nodes_meet_at_the_first_ones_address_at_a_port_of_their_own(monkeypatch
         monkeypatch.setenv("SLURM_JOB_ID", job_id)
         monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
         monkeypatch.setenv("SLURM_JOB_NODELIST", "n[3-4]")
-        places.append(slurm_job._meeting({"nnodes": 2})["rdzv_endpoint"])
+        places.append(slurm_job._rendezvous(2)["rdzv_endpoint"])
     assert all(place.startswith("10.0.0.3:2") for place in places)
     assert len(set(places)) == 3
-    assert slurm_job._meeting({"nnodes": 1}) == {}
+    assert slurm_job._rendezvous(1) == {"rdzv_endpoint": None, "rdzv_id": "vrft"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from vrft.config.schema import Evaluate
 from vrft.run.stages import checkpoints_to_judge
 
 WANTED = {"train": True, "after": True, "checkpoint": "last", "also": ["best", "last"]}
@@ -25,4 +26,4 @@ WANTED = {"train": True, "after": True, "checkpoint": "last", "also": ["best", "
 )
 def test_the_result_is_judged_first_and_only_what_there_is(wanted, rule, action, expected):
     stopped_by = {"rule": rule, "action": action} if rule else None
-    assert checkpoints_to_judge(WANTED | wanted, stopped_by) == expected
+    assert checkpoints_to_judge(Evaluate.model_construct(**WANTED | wanted), stopped_by) == expected

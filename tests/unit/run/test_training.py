@@ -7,28 +7,22 @@ import math
 from types import SimpleNamespace
 
 import pytest
+from configs import composed
 
 import vrft.train.grpo
+from vrft.config.section import with_values
 from vrft.run import training
 
 METRIC = "accuracy"
 
 
-def context(run_dir, *, is_main_process=True, **sections):
-    """As much of a run's context as finding the start and making a trainer read."""
-    config = {
-        "evaluate": {"train": True},
-        "run": {"resume": True},
-        "trainer": {"name": "grpo", "eval_steps": 2},
-        "deepspeed": {"config": None},
-        "derived": {"device": "cpu"},
-        "rollout": {},
-        "model": {
-            "path": "lab/base", "revision": "v1", "trust_remote_code": True, "family": "tiny", "freeze": [],
-            "peft": None, "quantization": None,
-        },
-        **sections,
-    }  # fmt: skip
+def context(run_dir, *, is_main_process=True, **values):
+    """As much of a run's context as finding the start and making a trainer read. values: of the section `model`."""
+    model = {"path": "lab/base", "revision": "v1", "trust_remote_code": True, "family": "tiny", **values}
+    config = with_values(
+        composed("experiment=digits_riddles", "debug=smoke", "trainer.eval_steps=2"),
+        {"run.resume": True} | {f"model.{key}": value for key, value in model.items()},
+    )
     return SimpleNamespace(
         config=config, run_dir=run_dir, processes=SimpleNamespace(is_main_process=is_main_process),
         primary_metrics=[METRIC], processor=None, protocol="p", training_rows=[], data_dir=None, task=None,
@@ -75,9 +69,8 @@ def test_the_reference_is_loaded_as_the_policy_was(tmp_path, monkeypatch, adapte
     asked = {}
     trainer = SimpleNamespace(remove_callback=lambda _: None)
     monkeypatch.setattr(vrft.train.grpo, "grpo_trainer", lambda *_, **given: asked.update(given) or trainer)
-    run = context(tmp_path)
+    run = context(tmp_path, **({"path": str(tmp_path)} if adapter else {}))
     if adapter:
-        run.config["model"]["path"] = str(tmp_path)
         settings = {"base_model_name_or_path": "lab/base", **adapter}
         (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     model = SimpleNamespace(named_parameters=list)
