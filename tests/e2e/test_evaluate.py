@@ -1,4 +1,4 @@
-"""Evaluating a checkpoint: asked as it was trained, and gone on with after a kill."""
+"""Evaluating a checkpoint: asked as it was trained, and resumed after a kill."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(vrft, tmp_path):
     assert (killed / COMPLETIONS).read_bytes() == (whole / COMPLETIONS).read_bytes()
     assert not kept.exists()
     refused = vrft("evaluate", *SMALL, f"run.dir={killed}", "run.resume=true", "rollout.temperature=0.5", code=2)
-    assert "was begun with another experiment" in refused.stderr
+    assert "was started with another experiment" in refused.stderr
 
 
 def test_boxes_are_ranked_by_tokens_or_samples_from_any_number_of_processes(vrft, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Runs that are killed, terminated, damaged or out of disk, and gone on with: a sample of `make torture`."""
+"""Runs that are killed, terminated, damaged or out of disk, and resumed: a sample of `make torture`."""
 
 from __future__ import annotations
 

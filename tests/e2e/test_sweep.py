@@ -121,7 +121,7 @@ def test_of_eight_children_three_finish_and_five_causes_are_told(vrft, own_terms
     assert all(cause in table for cause in causes)
     again = vrft(*sweep, own_terms(*names), code=1)
     assert again.stdout.count("completed before") == 1
-    assert again.stdout.count("its words:") == 5
+    assert again.stdout.count("its output:") == 5
 
 
 @pytest.mark.slow
@@ -163,4 +163,4 @@ def test_a_sweep_that_is_terminated_saves_its_child_and_goes_on(vrft, tmp_path):
     assert sweep.returncode == 128 + signal.SIGTERM, output
     (record,) = [json.loads(path.read_text()) for path in (tmp_path / "sweep" / "children").glob("*.json")]
     assert record["state"] == "interrupted"
-    assert vrft(*words).stdout.count("goes on") == 1
+    assert vrft(*words).stdout.count(": resumes;") == 1

@@ -1,4 +1,4 @@
-"""Trainings of three steps on two processes, by DDP and by stages of DeepSpeed; each also gone on with from its step 2.
+"""Trainings of three steps on two processes, by DDP and by stages of DeepSpeed; each also resumed from its step 2.
 
     python tests/e2e/zero_stages.py FOLDER zero2 zero3+lora …
 

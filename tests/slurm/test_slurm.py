@@ -137,7 +137,7 @@ def test_a_job_that_is_cancelled_before_it_begins_is_noticed(cluster, tmp_path):
     job = run.job()
     until(lambda: "PENDING (BeginTime)" in run.told(), run)
     again = Run(cluster, tmp_path / "again", *ON_CPUS, f"run.dir={run.run_dir}", "run.resume=true")
-    assert f"job {job} is to work in run.dir" in again.ends(2)
+    assert f"job {job} already uses run.dir" in again.ends(2)
     run.slurm("scancel", job)
     assert "ended as CANCELLED" in run.ends(143)
 

@@ -1,4 +1,4 @@
-"""Runs that are started in a breath, ended at will, gone on with, and compared bit by bit with one left alone.
+"""Runs that are started in a breath, ended at will, resumed, and compared bit by bit with one left alone.
 
 Workers are forked from one process that has imported everything: a start then takes a tenth of a second.
 """

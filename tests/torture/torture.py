@@ -1,4 +1,4 @@
-"""Training interrupted in every way, and gone on with: are the bits the same as if nothing had happened?
+"""Training interrupted in every way, and resumed: are the bits the same as if nothing had happened?
 
     python tests/torture/torture.py --out FOLDER [--parts kills damages …] [--settings default lora …] [--n 20]
 

@@ -53,7 +53,7 @@ def read_ahead(
     except BrokenProcessPool:
         raise UserError(
             "A process that decoded images was killed, most likely for want of memory; give fewer of them in "
-            "dataset.n_processes. The same command goes on from the images that were checked."
+            "dataset.n_processes. The same command resumes after the images that were checked."
         ) from None
     finally:
         if pool is not None:

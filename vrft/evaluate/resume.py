@@ -1,4 +1,4 @@
-"""Completions kept batch by batch while they are generated, so that a killed evaluation goes on where it stopped.
+"""Completions kept batch by batch while they are generated, so that a killed evaluation resumes where it stopped.
 
 Every process appends to a file of its own, one line a batch; batches are fixed before they are dealt out, so a resumed
 evaluation, also on another number of processes, ends with the same bytes.
@@ -69,9 +69,9 @@ class KeptBatches:
         ]
         if other:
             raise OtherEvaluationError(
-                f"{self.folder} was begun with another {', '.join(line.partition(':')[0] for line in other)} "
-                f"({'; '.join(other)}), so its completions cannot be gone on with; delete it, or go back to what it "
-                "was begun with",
+                f"{self.folder} was started with another {', '.join(line.partition(':')[0] for line in other)} "
+                f"({'; '.join(other)}), so its completions cannot be reused; delete it, or go back to what it "
+                "was started with",
                 [line.partition(":")[0] for line in other],
             )
 

@@ -158,7 +158,7 @@ def fresh_run_dir(run_dir: Path, *, is_resuming: bool, key: str = "run.dir") -> 
     has_content = run_dir.exists() and (not run_dir.is_dir() or _has_content(run_dir))
     if has_content and not is_resuming:
         raise UserError(
-            f"{key} is {run_dir}, which exists and is not empty; choose another, or go on in it with run.resume=true"
+            f"{key} is {run_dir}, which exists and is not empty; choose another, or resume it with run.resume=true"
         )
     run_dir.mkdir(parents=True, exist_ok=True)
     is_to_stay = has_content

@@ -119,7 +119,7 @@ def _kept_batches(experiment: RunContext, folder: Path, name: str) -> KeptBatche
         (weights,) = broadcast_object_list(
             [manifest_hash(checkpoint) if experiment.processes.is_main_process else None]
         )
-    n_rows = experiment.config.memory.evaluation_batch_size  # a run may go on with smaller batches
+    n_rows = experiment.config.memory.evaluation_batch_size  # a run may resume with smaller batches
     fingerprint = {"config": lasting_hash(experiment.config.plain()), "data": provenance["data_hash"], "model": weights}
     fingerprint |= {"evaluation_batch_size": n_rows}
     try:

@@ -76,7 +76,9 @@ def run_experiment(config: Config, *, choices: dict[str, Any], overrides: list[s
         write_reports([run_dir])
     is_begun = not {path.name for path in run_dir.iterdir()} <= _BEFORE_IT_BEGINS
     if code not in (0, ExitCode.STOPPED_BY_ALARM, ExitCode.USER_ERROR) or (code == ExitCode.USER_ERROR and is_begun):
-        print(f"vrft: not finished; the same command goes on with run.dir={run_dir} run.resume=true", file=sys.stderr)
+        print(
+            f"vrft: not finished; the same command with run.dir={run_dir} run.resume=true resumes it", file=sys.stderr
+        )
     if code == ExitCode.USER_ERROR and is_fresh and not is_begun:  # refused
         remove_all_but_cache(run_dir)
     return code
@@ -94,7 +96,7 @@ def _run_backing_off(start: Callable[[Path, Config], int | None], run_dir: Path,
         if smaller is None:
             break
         if config.launch.name == "torchrun" and config.launch.nnodes > 1:
-            print("vrft: start all machines again with run.resume=true: they go on with these", file=sys.stderr)
+            print("vrft: start all machines again with run.resume=true: they resume with these", file=sys.stderr)
             break
         code = start(run_dir, smaller)
     return code
@@ -110,7 +112,7 @@ def _prepare(
     with fresh_run_dir(run_dir, is_resuming=config.run.resume) as is_fresh:
         held.enter_context(alone_in(run_dir))
         if is_fresh and config.run.resume:
-            print(f"warning: nothing is to be resumed in run.dir={run_dir}, so the run begins", file=sys.stderr)
+            print(f"warning: nothing to resume in run.dir={run_dir}, so the run starts at step 0", file=sys.stderr)
         is_auto = config.memory.auto and config.evaluate.train
         config = _with_values(config, turned_knobs(run_dir)) if is_auto else config
         check_same_config(run_dir, config.plain())

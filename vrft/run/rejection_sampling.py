@@ -26,7 +26,7 @@ def rows_with_own_completions(experiment: RunContext, model) -> list[Row]:
 
     `trainer.own_samples` completions of each row are sampled at `rollout.temperature`. Right is what earns at least
     `trainer.own_at_least` of what the reward pays for an answer, its form aside. All that were judged stand in
-    `own_completions.jsonl`, from which a run that goes on takes them. Raises `UserError` where none is right.
+    `own_completions.jsonl`, from which a resumed run takes them. Raises `UserError` where none is right.
     """
     path, settings = experiment.run_dir / FILE, experiment.config.trainer
     rows = list({row["row_id"]: row for row in experiment.training_rows}.values())

@@ -1,4 +1,4 @@
-"""What a run directory was begun with, and whether the same run can go on in it."""
+"""What a run directory was started with, and whether the same run can resume in it."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _NOT_HASHED = (
     "derived",
 )
 _OTHER = (
-    "{0} was begun with another experiment (a new one can start from model.path={0}/checkpoints/last), so "
-    "run.resume=true cannot go on:"
+    "{0} was started with another experiment (a new one can start from model.path={0}/checkpoints/last), so "
+    "run.resume=true cannot resume it:"
 )
 _NOT_OURS = "run.dir must be one that vrft has made"
 
@@ -62,7 +62,7 @@ def config_hash(config: dict[str, Any]) -> str:
 
 
 def lasting_hash(config: dict[str, Any]) -> str:
-    """The same over what has to stay as it is when a run goes on: no alarms, no `reward.options.on_fault`."""
+    """The same over what has to stay as it is when a run resumes: no alarms, no `reward.options.on_fault`."""
     return _sha256(_that_lasts(config))
 
 
@@ -166,12 +166,13 @@ def check_same_hashes(run_dir: Path, begun: dict[str, Any], record: dict[str, An
 
 
 def warn_of_versions(begun: dict[str, Any], record: dict[str, Any]) -> None:
-    """Print a warning where the code is another than the run was begun with: the bits may then be others too."""
+    """Print a warning where the code differs from what the run was started with: its bits may then differ too."""
     before, now = (
         {"python": one.get("python"), "commit": one.get("commit"), **one.get("versions", {})} for one in (begun, record)
     )
     others = [f"{name} {before[name]} then, {now[name]} now" for name in before if before[name] != now.get(name)]
     if begun and others:
         print(
-            f"warning: the run was begun with other code, so its bits may differ: {'; '.join(others)}", file=sys.stderr
+            f"warning: the run was started with other code, so its bits may differ: {'; '.join(others)}",
+            file=sys.stderr,
         )

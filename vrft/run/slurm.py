@@ -59,7 +59,7 @@ def check_no_job(run_dir: Path) -> None:
     state = job.get("JobState", "COMPLETED")
     if state not in _ENDS:
         raise OccupiedError(
-            f"job {job_id} is to work in run.dir={run_dir} (SLURM says {state}); wait for its end "
+            f"job {job_id} already uses run.dir={run_dir} (SLURM says {state}); wait for its end "
             f"(squeue -j {job_id}), or end it (scancel {job_id})"
         )
 

@@ -84,7 +84,7 @@ def _run_and_record(
     values, log = job["values"], record.with_suffix(".log")
     is_resuming = run_dir.is_dir() and any(run_dir.iterdir())
     values["run"]["resume"] = values["run"]["resume"] or is_resuming
-    print(f"{record.stem}: {'goes on' if is_resuming else 'begins'}; its words: {log}", flush=True)
+    print(f"{record.stem}: {'resumes' if is_resuming else 'starts'}; its output: {log}", flush=True)
     started = time.monotonic()
     known = {"config_hash": config_hash(values), "trial": mine, "overrides": job["overrides"], "last_lines": []}
     running = {"state": "running", "code": None, "cause": "it has not ended, or was killed together with its sweep"}
@@ -120,7 +120,7 @@ def outcome(code: int, log: Path, run_dir: Path, *, is_stopped: bool) -> dict[st
     elif code == 0:
         state, cause = "completed", ""
     elif is_stopped:
-        state, cause = "interrupted", "the sweep was stopped; it goes on from its last checkpoint"
+        state, cause = "interrupted", "the sweep was stopped; it resumes from its last checkpoint"
     elif code == ExitCode.OUT_OF_MEMORY:
         state, cause = "oom", "out of memory"
     elif code == ExitCode.HUNG:

@@ -165,7 +165,7 @@ def _outcome(run_dir: Path, status: Status, *, is_main: bool) -> int:
     except Exception as error:
         if isinstance(error, (OSError, SafetensorError)) and os.strerror(errno.ENOSPC) in str(error):
             print(
-                f"vrft: the disk of run.dir={run_dir} is full; free some space and go on with run.resume=true",
+                f"vrft: the disk of run.dir={run_dir} is full; free some space and resume with run.resume=true",
                 file=sys.stderr,
             )
             return ExitCode.USER_ERROR

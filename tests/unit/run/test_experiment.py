@@ -72,7 +72,7 @@ def test_a_run_that_is_refused_leaves_nothing(tmp_path, monkeypatch):
 def test_how_to_go_on_is_told(tmp_path, monkeypatch, capsys, code):
     monkeypatch.setattr(experiment, "start_worker", lambda run_dir, config: code)
     run_small(tmp_path / "run", expected=code)
-    assert f"goes on with run.dir={tmp_path / 'run'} run.resume=true" in capsys.readouterr().err
+    assert f"the same command with run.dir={tmp_path / 'run'} run.resume=true resumes it" in capsys.readouterr().err
     monkeypatch.setattr(experiment, "start_worker", lambda run_dir, config: 2)
     run_small(tmp_path / "refused", expected=2)
     assert "run.resume" not in capsys.readouterr().err
@@ -83,7 +83,7 @@ def test_a_run_that_has_nothing_to_resume_says_so(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(experiment, "start_worker", lambda run_dir, config: 1)
     for count in (1, 0):
         run_small(tmp_path / "run", "run.resume=true", expected=1)
-        assert capsys.readouterr().err.count("nothing is to be resumed") == count
+        assert capsys.readouterr().err.count("nothing to resume") == count
 
 
 @pytest.mark.parametrize("nested", ["sft/config.yaml", "sweep/children/a.json", "sft/data/images/a.png"])
@@ -128,7 +128,7 @@ def test_a_resumed_run_keeps_what_it_was_begun_with(tmp_path, monkeypatch, capsy
     for logging in ("none", "wandb_offline"):
         run_small(tmp_path / "run", f"logging={logging}", "run.resume=true", expected=1)
     told = capsys.readouterr().err
-    assert told.count("begun with other code, so its bits may differ: torch 1.0 then") == 1
+    assert told.count("started with other code, so its bits may differ: torch 1.0 then") == 1
     record = json.loads(path.read_text())
     assert record["wandb_run_id"] == begun["wandb_run_id"]
     assert [one["versions"]["torch"] for one in record["earlier"]] == ["1.0", begun["versions"]["torch"]]

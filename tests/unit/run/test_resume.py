@@ -46,7 +46,7 @@ def test_another_config_is_refused_by_its_keys(tmp_path):
     check_same_config(tmp_path, CONFIG)  # nothing has begun
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     check_same_config(tmp_path, {**CONFIG, "run": {"dir": "runs/b"}, "logging": {"mode": "offline"}})
-    with pytest.raises(UserError, match=r"cannot go on:\n  - trainer.args.beta: 0.0 then, 0.04 now$"):
+    with pytest.raises(UserError, match=r"cannot resume it:\n  - trainer.args.beta: 0.0 then, 0.04 now$"):
         check_same_config(tmp_path, {**CONFIG, "trainer": {"learning_rate": 0.1, "args": {"beta": 0.04}}})
 
 
@@ -79,7 +79,7 @@ def test_work_of_nobody_knows_what_is_refused(tmp_path, made):
 def test_other_rows_are_refused_by_split_and_key(tmp_path, rows, message):
     write_rows(tmp_path / "data" / "train.jsonl", ROWS)
     check_same_rows(tmp_path / "data", {"train": [{**row, "gold": tuple(row["gold"])} for row in ROWS], "test": []})
-    with pytest.raises(UserError, match=rf"cannot go on:\n  - {message}$"):
+    with pytest.raises(UserError, match=rf"cannot resume it:\n  - {message}$"):
         check_same_rows(tmp_path / "data", {"train": rows})
 
 
@@ -87,7 +87,7 @@ def test_other_rows_are_refused_by_split_and_key(tmp_path, rows, message):
 def test_other_images_and_weights_are_refused(tmp_path, key, what):
     hashes = {"data_hash": "d", "model_hash": "m"}
     check_same_hashes(tmp_path, hashes, hashes)
-    with pytest.raises(UserError, match=rf"cannot go on:\n  - {what} has other .* {hashes[key]} then, x now"):
+    with pytest.raises(UserError, match=rf"cannot resume it:\n  - {what} has other .* {hashes[key]} then, x now"):
         check_same_hashes(tmp_path, hashes, {**hashes, key: "x"})
 
 

@@ -146,7 +146,7 @@ def test_a_job_is_submitted_and_no_pickle_but_its_own_is_left(sbatch, states, tm
     assert json.loads((run_dir / "slurm" / "job.json").read_text()) == {"job": "99"}
     assert yaml.safe_load((run_dir / "config.yaml").read_text())["run"]["resume"] is True  # once it is requeued
     states(job("PENDING"))
-    with pytest.raises(OccupiedError, match=r"job 99 is to work in run\.dir=.* \(SLURM says PENDING\)"):
+    with pytest.raises(OccupiedError, match=r"job 99 already uses run\.dir=.* \(SLURM says PENDING\)"):
         slurm.submit(run_dir, config)
     states(job("COMPLETED"))
     sbatch("echo invalid partition >&2; exit 1")
@@ -230,7 +230,7 @@ def test_a_second_job_for_a_run_directory_is_refused(states, sbatch):
     run_dir = states(job("PENDING"))
     slurm.check_no_job(run_dir)
     (run_dir / "slurm" / "job.json").write_text(json.dumps({"job": "7"}))
-    with pytest.raises(UserError, match=r"job 7 is to work in run.dir=.*PENDING.*scancel 7"):
+    with pytest.raises(UserError, match=r"job 7 already uses run.dir=.*PENDING.*scancel 7"):
         slurm.check_no_job(run_dir)
 
 
