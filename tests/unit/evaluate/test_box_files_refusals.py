@@ -80,7 +80,7 @@ def test_a_wrong_detection_is_refused_by_number(tmp_path, change, words):
         ([{"annotations": RIGHT}], ["holds a dict with annotations", "a list is needed"]),
         ([[{"image_id": 1, "score": 1}]], ["detection 0: category_id, bbox missing", "image_id, score"]),
         ([[[1, 2]]], ["an object is needed"]),
-        ([RIGHT, RIGHT[1:]], ["dt1.json: all its detections stand in other files too"]),
+        ([RIGHT, RIGHT[1:]], ["dt1.json: all its detections are in other files too"]),
     ],
 )
 def test_a_results_file_of_another_form_is_refused(tmp_path, shards, words):

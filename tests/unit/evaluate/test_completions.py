@@ -172,7 +172,7 @@ def test_an_evaluation_killed_at_any_instant_goes_on_to_the_same_completions(tmp
 @pytest.mark.parametrize("name", FINGERPRINT)
 def test_another_model_data_or_config_is_refused(tmp_path, name):
     KeptBatches(tmp_path, FINGERPRINT).add(0, [{"row_id": "r"}], rank=0)
-    with pytest.raises(OtherEvaluationError, match=f"begun with another {name} .*: {FINGERPRINT[name]} then, x now"):
+    with pytest.raises(OtherEvaluationError, match=f"created with another {name} .*: {FINGERPRINT[name]} then, x now"):
         KeptBatches(tmp_path, FINGERPRINT | {name: "x"})
 
 
