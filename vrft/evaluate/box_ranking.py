@@ -36,7 +36,7 @@ def rank_by(
     else:
         if len(completions) != 1 + protocol["n_samples"]:
             raise ValueError(
-                f"it has {len(completions) - 1} samples beside sample 0; protocol.score_source=agreement with "
+                f"it has {len(completions) - 1} samples besides sample 0; protocol.score_source=agreement with "
                 f"protocol.n_samples={protocol['n_samples']} needs as many"
             )
         others = [task.parse(one["text"], row, frame).answer or [] for one in completions[1:]]

@@ -197,7 +197,7 @@ def _detection_faults(one: Any, image_ids: Collection, category_ids: Collection,
         return
     for key, known in (("image_id", image_ids), ("category_id", category_ids)):
         if not _is_in(one[key], known):
-            yield f"{key} is {str(one[key])[:60]!r}, which {source} does not have; the id of one of its own is needed"
+            yield f"{key} is {str(one[key])[:60]!r}, which {source} does not have; an id from there is needed"
     if not is_number(one["score"]):
         yield f"score is {str(one['score'])[:60]!r}; a finite number is needed"
     if fault := xywh_fault(one["bbox"]):

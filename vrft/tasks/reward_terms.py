@@ -224,5 +224,5 @@ def without_repetition(text: str) -> float:
     (1.0, 0.05)
     """
     words = text.lower().split()
-    n_runs = len(words) - _N_GRAM + 1
-    return len(set(zip(*(words[start:] for start in range(_N_GRAM)), strict=False))) / n_runs if n_runs > 0 else 1.0
+    n_all = len(words) - _N_GRAM + 1
+    return len(set(zip(*(words[start:] for start in range(_N_GRAM)), strict=False))) / n_all if n_all > 0 else 1.0

@@ -182,8 +182,8 @@ def test_a_manifest_holds_what_a_row_says_and_shows(data):
     manifest = written(data)
     with Image.open(data / "0.png") as image:
         content = hashlib.sha256(b"(16, 16)" + image.convert("RGB").tobytes()).hexdigest()
-    said = {name: row[name] for name in ("category", "gold", "image_wh")}
-    digest = hashlib.sha256(json.dumps([said, [content]], sort_keys=True).encode()).hexdigest()
+    columns = {name: row[name] for name in ("category", "gold", "image_wh")}
+    digest = hashlib.sha256(json.dumps([columns, [content]], sort_keys=True).encode()).hexdigest()
     assert manifest["splits"] == {
         "train": [{"row_id": "7", "row": digest, "images": [content]}],
         "validation": [],
@@ -269,7 +269,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_build_goes_on_and_leaves_no_process(tmp_path):
+def test_a_killed_build_resumes_and_leaves_no_process(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     for seed in range(40):

@@ -91,14 +91,14 @@ def test_a_row_for_each_image_and_category(folder):
     }
 
 
-def test_what_was_passed_over_is_told_and_kept(folder, capsys):
+def test_what_is_left_out_is_printed_and_recorded(folder, capsys):
     built(write(folder, small_file()))
     notes = json.loads((folder.parent / "out" / "manifest.json").read_text())["notes"]
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     for count, words in ((1, "were cut to it"), (1, "without area"), (1, "around crowds")):
         [note] = [note for note in notes if words in note]
         assert notes[note] == count
-        assert f"dataset: {count} {note}" in told
+        assert f"dataset: {count} {note}" in printed
 
 
 def test_labelled_rows_are_one_an_image(folder):
@@ -152,7 +152,7 @@ def test_negatives_depend_on_the_seed_alone(folder):
     usual = built(path, negatives=2)
     for part in ("images", "annotations", "categories"):
         contents[part] = contents[part][::-1]
-    # The boxes of one category stand in the order of the file, which is no part of what is drawn.
+    # The boxes of one category keep the order of the file, which the draw does not depend on.
     swapped = built(write(folder, contents), negatives=2)
     assert [row["row_id"] for row in swapped["train"]] == [row["row_id"] for row in usual["train"]]
     assert [row["row_id"] for row in built(path, negatives=2, seed=1)["train"]] != [
@@ -160,7 +160,7 @@ def test_negatives_depend_on_the_seed_alone(folder):
     ]
 
 
-def test_too_few_absent_categories_are_told(folder, capsys):
+def test_too_few_absent_categories_are_counted(folder, capsys):
     built(write(folder, small_file()), negatives=10)
     assert "dataset: 44 questions without an object could not be drawn" in capsys.readouterr().err
 
@@ -340,12 +340,12 @@ def test_base_and_novel_classes_have_their_own_files_and_folders(folder):
 
 
 def federated_file() -> dict:
-    """As LVIS v1 has it: no file_name. Image 1 may have more cats, 6 surely has no cat; of dogs nothing is said."""
+    """As LVIS v1 has it: no file_name. Image 1 may have more cats, 6 surely has no cat; of dogs nothing is known."""
     contents = small_file()
-    said = {1: ([9], [3]), 2: ([3], []), 5: ([3], []), 6: ([3], [])}
+    lists = {1: ([9], [3]), 2: ([3], []), 5: ([3], []), 6: ([3], [])}
     for entry in contents["images"]:
         entry["coco_url"] = f"http://images.cocodataset.org/train2017/{entry['id']}.png"
-        entry["neg_category_ids"], entry["not_exhaustive_category_ids"] = said[entry["id"]]
+        entry["neg_category_ids"], entry["not_exhaustive_category_ids"] = lists[entry["id"]]
         del entry["file_name"]
     contents["annotations"] = [entry for entry in contents["annotations"] if entry["id"] not in (4, 7)]
     return contents

@@ -146,7 +146,7 @@ def test_share_of_scenes_without_the_asked_digit(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "options", "said"),
+    ("task", "options", "message"),
     [
         ("detection", {"shots": 3}, "dataset has no key 'shots'; did you mean k_shot. known: domain, k_shot"),
         ("detection", {"domain": "dark"}, "dataset.domain is 'dark'; clean or dim is needed"),
@@ -156,8 +156,8 @@ def test_share_of_scenes_without_the_asked_digit(tmp_path):
         ("detection", {"arithmetic": True}, "works only with task=classification"),
     ],
 )
-def test_a_wrong_option_is_named(tmp_path, task, options, said):
-    with pytest.raises(UserError, match=said):
+def test_a_wrong_option_is_named(tmp_path, task, options, message):
+    with pytest.raises(UserError, match=message):
         built(tmp_path, task, **options)
 
 

@@ -219,7 +219,7 @@ def test_a_class_of_another_name_is_refused(tmp_path, monkeypatch, capsys):
     assert "category_id 10 is 'cat' here, but 'big class_1' there" in capsys.readouterr().err
 
 
-def test_classes_that_differ_by_a_hyphen_are_told_apart(tmp_path, monkeypatch):
+def test_classes_that_differ_by_a_hyphen_stay_apart(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     truth = annotations(is_federated=False)
     truth["categories"][1]["name"] = "big-class-1"

@@ -35,8 +35,8 @@ def scene_rows(folder, n_rows):
     return rows
 
 
-def stand_in_model(model, processor, questions, images, *, max_new_tokens, with_logprobs=False, synced_gpus=False):
-    """As `generate_texts`: the completion tells who shares its batch, so a batch that differs would show."""
+def placeholder_model(model, processor, questions, images, *, max_new_tokens, with_logprobs=False, synced_gpus=False):
+    """As `generate_texts`: the completion names the questions of its batch, so another batch shows."""
     batch = sorted(len(question) for question in questions)
     return [
         {"text": f"{len(q)} {i[0].size} {batch}", "n_tokens": 1, "is_truncated": False}
@@ -59,7 +59,7 @@ def generate_from(rows, folder, *, sampling=None, **options):
 
 @pytest.mark.parametrize("world_size", [2, 3, 4, 8])
 def test_ranks_together_make_what_one_process_makes(tmp_path, monkeypatch, world_size):
-    monkeypatch.setattr(completions, "generate_texts", stand_in_model)
+    monkeypatch.setattr(completions, "generate_texts", placeholder_model)
     rows = scene_rows(tmp_path, 11)
     alone = generate_from(rows, tmp_path)
     assert [one["row_id"] for one in alone] == [row["row_id"] for row in rows]
@@ -76,7 +76,7 @@ def test_ranks_in_step_make_equally_many_calls_and_no_more_completions(tmp_path,
 
     def counting_model(*asked, synced_gpus, temperature=0.0, **options):
         calls[-1] += synced_gpus
-        return stand_in_model(*asked, **options)
+        return placeholder_model(*asked, **options)
 
     monkeypatch.setattr(completions, "generate_texts", counting_model)
     rows, parts = scene_rows(tmp_path, 11), []
@@ -116,7 +116,7 @@ def test_samples_are_the_same_from_any_number_of_processes(tmp_path, monkeypatch
 
 
 def test_an_image_that_cannot_be_read_names_row_and_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(completions, "generate_texts", stand_in_model)
+    monkeypatch.setattr(completions, "generate_texts", placeholder_model)
     rows = scene_rows(tmp_path, 2)
     (tmp_path / "1.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"row 'r1': the image .*1\.png cannot be read"):
@@ -133,8 +133,8 @@ def test_an_image_lies_as_its_orientation_says(tmp_path):
     assert load_image(tmp_path / "turned.jpg", what="test").size == (20, 30)
 
 
-def test_an_evaluation_killed_at_any_instant_goes_on_to_the_same_completions(tmp_path, monkeypatch):
-    monkeypatch.setattr(completions, "generate_texts", stand_in_model)
+def test_an_evaluation_killed_at_any_instant_resumes_to_the_same_completions(tmp_path, monkeypatch):
+    monkeypatch.setattr(completions, "generate_texts", placeholder_model)
     rows = scene_rows(tmp_path, 23)
     whole = generate_from(rows, tmp_path)
     generator = random.Random(0)
@@ -142,7 +142,7 @@ def test_an_evaluation_killed_at_any_instant_goes_on_to_the_same_completions(tmp
 
     def counting_model(model, processor, questions, images, **options):
         n_generated[-1] += 1
-        return stand_in_model(model, processor, questions, images, **options)
+        return placeholder_model(model, processor, questions, images, **options)
 
     monkeypatch.setattr(completions, "generate_texts", counting_model)
     for number in range(20):
