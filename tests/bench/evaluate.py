@@ -19,7 +19,7 @@ from PIL import Image
 
 from vrft.config.package_files import TINY_MODEL
 from vrft.data import load_builder
-from vrft.evaluate.completions import generate_completions, make_batches
+from vrft.evaluate.completions import Sampling, generate_completions, make_batches
 from vrft.models.families import FAMILIES, frame_for
 from vrft.models.load import load_model, load_processor
 from vrft.tasks import load_task
@@ -97,8 +97,7 @@ def main() -> None:
                     frame_for_row=lambda row: frame_for(FAMILIES["tiny"], row["image_wh"], **LIMITS),
                     model=model,
                     processor=processor,
-                    max_new_tokens=96,
-                    batch_size=batch_size,
+                    sampling=Sampling(max_new_tokens=96, batch_size=batch_size),
                 )
                 seconds = time.process_time() - started
             texts[name] = [completion["text"] for completion in completions]

@@ -61,7 +61,7 @@ def test_what_is_no_longer_as_it_was_built_is_refused(vrft, tmp_path, rows_file)
     words = ("model=tiny", "task=detection", "protocol=coco_present", "dataset=built", f"dataset.path={out}")
     told = vrft("check", *words, f"run.dir={tmp_path / 'check'}", code=2)
     assert "train.jsonl: its 4 rows are not the 5 of the manifest" in told.stderr
-    assert told.stderr.count("not what was built") == 1
+    assert told.stderr.count("changed since the build") == 1
 
 
 def test_bad_rows_are_named_and_leave_no_folder(vrft, tmp_path):

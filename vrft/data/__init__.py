@@ -1,4 +1,4 @@
-"""Where rows come from: each builder is a function `build(options, *, task, out_dir, seed)`."""
+"""The builders of rows. Each is a function `build(options, *, task, out_dir, seed)`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from vrft.errors import UserError
 from vrft.tasks.rows import Row
 
-BUILDERS = {  # `dataset.builder`: the function that builds its rows
+BUILDERS = {  # `dataset.builder`: module and function
     "digits": "digits:build",
     "records": "json_rows:build",
     "built": "prebuilt:build",

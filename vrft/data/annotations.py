@@ -1,4 +1,4 @@
-"""COCO and LVIS annotation files, read and checked entry by entry: one reader, for building rows and for scoring."""
+"""Reader of COCO and LVIS annotation files, for building rows and for scoring. It checks every entry."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vrft.data.readers import read_json
 from vrft.errors import UserError, raise_all
 
 SLACK = 1.0
-"""Pixels by which a box may leave its image and is cut to it: COCO's own do so by rounding."""
+"""A box may extend past its image by this many pixels, and is clipped: boxes of COCO do so by rounding."""
 CLIPPED = "boxes left their image by at most a pixel and were cut to it"
 FLAT = "boxes without area were left out"
 CROWD = "boxes around crowds were left out"
@@ -25,9 +25,9 @@ _USED = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore")
 
 @dataclass
 class Entries:
-    """The entries of a file that can be used, as they stand; images and categories by id, in the file's order.
+    """The valid entries of a file, unchanged. images, categories: by id, in the file's order.
 
-    faulty: (image id, category id) of annotations that something is wrong with.
+    faulty: (image id, category id) of each invalid annotation.
     """
 
     images: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class Entries:
     faulty: set[tuple[int, int]] = field(default_factory=set)
 
 
-def _no_more(*_: Mapping) -> Iterator[str]:
+def _no_faults(*_: Mapping) -> Iterator[str]:
     yield from ()
 
 
@@ -47,16 +47,17 @@ def read_entries(
     is_federated: bool,
     faults: list[str],
     may_be_empty: Collection[str] = (),
-    category_faults: Callable[[Mapping], Iterable[str]] = _no_more,
-    image_faults: Callable[[Mapping], Iterable[str]] = _no_more,
-    annotation_faults: Callable[[Mapping, Mapping], Iterable[str]] = _no_more,
+    category_faults: Callable[[Mapping], Iterable[str]] = _no_faults,
+    image_faults: Callable[[Mapping], Iterable[str]] = _no_faults,
+    annotation_faults: Callable[[Mapping, Mapping], Iterable[str]] = _no_faults,
 ) -> Entries:
-    """The entries of a file; what is wrong with others is appended to `faults`, one text an entry.
+    """The valid entries of a file. Each invalid entry adds one text to `faults`.
 
-    Checked are ids, names, a federated file's lists, and boxes by themselves. What the caller asks for beside that its
-    own functions say, of a category, of an image, and of an annotation with its image.
-    is_federated: True for LVIS, whose images say which categories were looked for. may_be_empty: the lists that may.
-    Raises `UserError` naming the config's `key` where the file as a whole is not of this kind.
+    Checked are ids, names, the category lists of LVIS images, and each box by itself. The caller's functions return
+    further faults: of a category, of an image, of an annotation with its image.
+    is_federated: True for LVIS, whose images list the categories that annotators looked for.
+    may_be_empty: the sections that may be empty lists.
+    Raises `UserError` that names the config's `key` if the file as a whole has another format.
     """
     sections, found = read_sections(path, key=key, may_be_empty=may_be_empty), Entries()
     names, bad = {}, {"image_id": set(), "category_id": set()}
@@ -77,7 +78,7 @@ def read_entries(
         pair = image_id, category_id = entry.get("image_id"), entry.get("category_id")
         are_ids = type(image_id) is int and type(category_id) is int
         if are_ids and (image_id in bad["image_id"] or category_id in bad["category_id"]):
-            continue  # the fault is named there
+            continue  # the fault of that image or category is listed already
         own = list(_annotation_faults(entry, found)) or list(annotation_faults(entry, found.images[image_id]))
         if own:
             faults.append(f"{place}, image_id {image_id!r}, category_id {category_id!r}: {'; '.join(own)}")
@@ -90,9 +91,9 @@ def read_entries(
 def read_sections(
     path: Path, *, key: str, sections: Collection[str] = _SECTIONS, may_be_empty: Collection[str] = ()
 ) -> dict[str, list]:
-    """The lists of an annotation file, without the outlines: nine tenths of it, and never looked at.
+    """The lists of an annotation file, without segmentation outlines: they are nine tenths of it, and unused.
 
-    Raises `UserError` naming the config's `key` where one of them is missing, or empty and not of `may_be_empty`.
+    Raises `UserError` that names the config's `key` if a list is missing, or empty and not in `may_be_empty`.
     """
     content = read_json(path, key=key, object_hook=_without_outline)
     if not isinstance(content, dict):
@@ -117,7 +118,7 @@ def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
 def with_ids(
     entries: list, section: str, file: str, faults: list[str], faulty: set | None = None
 ) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield the entries that are objects with an id of their own, each with its place for messages."""
+    """Yield each entry that is an object with a unique id, and its location for messages. faulty: as in `Entries`."""
     seen = set()
     for position, entry in enumerate(entries):
         place = f"{file}, {section}[{position}]"
@@ -132,18 +133,18 @@ def with_ids(
         if faulty is not None and all(type(entry.get(key)) is int for key in ("image_id", "category_id")):
             faulty.add((entry["image_id"], entry["category_id"]))
         if type(number) is int:
-            faults.append(f"{place}: id {number} is that of an earlier entry too; ids must be unique")
+            faults.append(f"{place}: an earlier entry has the id {number} too; ids must be unique")
         else:
             faults.append(f"{place}: id is {number!r:.60}; a whole number is right")
 
 
 def _name_faults(entry: Mapping, names: dict[str, int]) -> Iterator[str]:
-    """What is wrong with a category's name; names: the ids of the earlier ones, to which it is added."""
+    """What is wrong with a category's name. names: `{name: id}` of earlier categories; this one is added."""
     name = entry.get("name")
     if not isinstance(name, str) or not name.strip():
         yield f"name is {name!r}; a text is right"
     elif names.setdefault(name, entry["id"]) != entry["id"]:
-        yield f"the name {name!r} is that of category {names[name]} too; each must have its own"
+        yield f"category {names[name]} has the name {name!r} too; names must be unique"
 
 
 def _federated_faults(entry: Mapping, known: Collection[int]) -> Iterator[str]:
@@ -179,7 +180,7 @@ def xywh_fault(bbox: Any) -> str | None:
 
 
 def is_number(value: Any) -> bool:
-    """True for a finite number that is no bool, and that a float can hold."""
+    """True for a finite int or float, but not for a bool or for an int too large for a float."""
     try:
         return type(value) in (int, float) and math.isfinite(value)
     except OverflowError:
@@ -187,8 +188,10 @@ def is_number(value: Any) -> bool:
 
 
 class AnnotatedImage(NamedTuple):
-    """files: where it may lie below the folder of images, the likeliest first. The ids are those of categories that a
-    federated file says are absent, and of those not all of whose objects have boxes."""
+    """files: possible paths below the folder of images, the likeliest first. wh: pixels.
+
+    negative_ids: categories that LVIS lists as absent. not_exhaustive_ids: categories with objects without a box.
+    """
 
     files: tuple[str, ...]
     wh: tuple[int, int]
@@ -198,11 +201,13 @@ class AnnotatedImage(NamedTuple):
 
 @dataclass
 class Annotations:
-    """What a file holds that rows are built from, by its own ids.
+    """The parts of a file that rows are built from, by the file's own ids.
 
-    images; categories, as they stand. boxes: `[(category id, xyxy)]` of each image in pixels, without crowds. present:
-    the categories of each image, those with nothing but crowds included. crowds: (image id, category id) of these.
-    faulty: (image id, category id) of the annotations that something is wrong with, so that their rows would be wrong.
+    name: of the file. categories: the entries, unchanged.
+    boxes: `[(category id, xyxy)]` of each image, in pixels, without crowds.
+    present: the categories of each image, also those that have only crowds.
+    crowds: (image id, category id) with a crowd.
+    faulty: (image id, category id) of invalid annotations: a row about them would have wrong gold.
     """
 
     name: str
@@ -217,16 +222,16 @@ class Annotations:
 def read_annotations(
     path: Path, *, key: str, is_federated: bool, faults: list[str], notes: dict[str, int]
 ) -> Annotations:
-    """The contents of a file that rows are built from; entries that cannot be used are appended to `faults`.
+    """The parts of a file that rows are built from. Each invalid entry adds one text to `faults`.
 
-    notes: counts what is passed over as the format has it. Raises `UserError` as `read_entries`.
+    notes: `{CLIPPED, FLAT or CROWD: number of boxes}`; this adds to it. Raises `UserError` as `read_entries`.
     """
     entries = read_entries(
         path,
         key=key,
         is_federated=is_federated,
         faults=faults,
-        image_faults=_picture_faults,
+        image_faults=_image_faults,
         annotation_faults=_outside_faults,
     )
     images = {number: _image(entry, is_federated=is_federated) for number, entry in entries.images.items()}
@@ -238,7 +243,7 @@ def read_annotations(
     return found
 
 
-def _picture_faults(entry: Mapping) -> Iterator[str]:
+def _image_faults(entry: Mapping) -> Iterator[str]:
     for side in ("width", "height"):
         if type(entry.get(side)) is not int or entry[side] < 1:
             yield f"{side} is {entry.get(side)!r}; a whole number of pixels is right"
@@ -248,7 +253,7 @@ def _picture_faults(entry: Mapping) -> Iterator[str]:
 
 
 def _files(entry: Mapping) -> tuple[str, ...]:
-    """`file_name`; else the end of `coco_url`, with and without its folder, as LVIS images lie in two of COCO's."""
+    """`file_name`, or the end of `coco_url` with and without its folder: LVIS images are in two folders of COCO."""
     name, address = entry.get("file_name"), entry.get("coco_url")
     if isinstance(name, str) and name.strip():
         return (name,)
@@ -271,13 +276,13 @@ def _outside_faults(entry: Mapping, image: Mapping) -> Iterator[str]:
 
 
 def _overhang(xywh: list[float], image_wh: tuple[int, int]) -> float:
-    """How many pixels of a box lie outside its image, on the side where it is most; below 0 inside."""
+    """Pixels by which a box extends past its image, at the worst side; negative inside."""
     x, y, width, height = xywh
     return max(-x, -y, x + width - image_wh[0], y + height - image_wh[1])
 
 
 def _add_box(found: Annotations, entry: Mapping, counts: Counter) -> None:
-    """File an annotation under its image, cut to it."""
+    """Add an annotation to its image, clipped to it."""
     pair = image_id, category_id = entry["image_id"], entry["category_id"]
     (x, y, width, height), image_wh = entry["bbox"], found.images[image_id].wh
     xyxy = max(x, 0), max(y, 0), min(x + width, image_wh[0]), min(y + height, image_wh[1])

@@ -1,17 +1,17 @@
-"""What all sources of rows share: rows checked one by one, faults collected, splits cut, a manifest written.
+"""From a source of rows to splits: rows are checked, faults collected, splits drawn, a manifest written.
 
-A source is a module with a model `Options`, its keys of `dataset`, and `read`. Its `build` is
+A source is a module with a model `Options` (its keys of `dataset`) and a function `read`. Its `build` is
 
     def build(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, list[Row]]:
         return build_splits(options, own=Options, read=read, task=task, out_dir=out_dir, seed=seed)
 
-`Options` is a `CommonOptions` with `path`, and with `faults` if its keys can contradict. `read` gives rows as they
-stand: an image column, the task's own columns, and where the source has ids of its own a `row_id`, which must not
-depend on the order of the source. What `read` finds wrong with single rows it appends to `faults`, naming file and row;
-what leaves no rows at all it raises as `UserError`.
+`Options` is a `CommonOptions` with `path`. It overrides `faults` if its keys can contradict each other. `read` returns
+raw rows: an image column, the task's own columns, and a `row_id` if the source has ids. A `row_id` must not depend on
+the order of the source. `read` appends a text with file and row to `faults` for each bad row. It raises `UserError` if
+no row can be read at all.
 
-Training, validation and test rows never share an image: those of one source are cut apart by image content, and a test
-set of its own that repeats an image of the training source is refused.
+Training, validation and test rows never share an image. Rows of one source are split by image content. A separate test
+set that repeats an image of the training source is refused.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from vrft.tasks import Task
 from vrft.tasks.rows import Row
 
 SKIPPED_FILE = "skipped.json"
-"""A list, one text a line; not .jsonl, as every such file of a run's data folder is read as a split."""
+"""A JSON list, one text per line. Not .jsonl: a run reads every .jsonl file of its data folder as a split."""
 
 Read = Callable[..., tuple[Iterator[Located], Path | None]]
-"""`read(options, *, is_test, faults)`: the rows of the training or test source, and the folder that image paths start
-from (None: paths are not followed unless `image_root` is set)."""
+"""`read(options, *, is_test, faults)`: the rows of the training or test source, and the folder of relative image paths
+(None: paths are refused unless `image_root` is set)."""
 
 
 def build_splits(
@@ -54,10 +54,10 @@ def build_splits(
     seed: int,
     notes: dict[str, Any] | None = None,
 ) -> dict[str, list[Row]]:
-    """The rows as `{"train", "validation", "test"}`, each by its row ids; `manifest.json` is written to `out_dir`.
+    """The rows as `{"train", "validation", "test"}`, each sorted by row id. Writes `manifest.json` to `out_dir`.
 
-    own: the source's `Options`; read: its `read`. notes: what `read` counts, for the manifest and for the user.
-    Raises `UserError` that lists all that is wrong with the options or the rows.
+    own: the source's `Options`. read: its `read`. notes: counts that `read` makes, printed and kept in the manifest.
+    Raises `UserError` that lists all faults of the options or the rows.
     """
     chosen = read_options(options, own)
     faults: list[str] = []
@@ -71,10 +71,10 @@ def build_splits(
     train, tests = _without_repeats(train, tests, faults)
     if chosen.on_bad_row == "stop":
         raise_all(faults, heading=f"dataset={_title(chosen)} has rows that cannot be used:")
-    _tell(faults, notes or {}, Path(out_dir))
+    _report_skipped(faults, notes or {}, Path(out_dir))
     splits = _cut(train, tests, chosen, seed=seed)
-    told = {key: value for key, value in options.items() if key != "n_processes"}  # which changes nothing
-    write_manifest(Path(out_dir), splits, options=told, seed=seed, notes=notes or {}, n_skipped=len(faults))
+    recorded = {key: value for key, value in options.items() if key != "n_processes"}  # rows do not depend on it
+    write_manifest(Path(out_dir), splits, options=recorded, seed=seed, notes=notes or {}, n_skipped=len(faults))
     return {split: [row for row, _ in part] for split, part in splits.items()}
 
 
@@ -91,7 +91,7 @@ def _read_source(
     out_dir: Path,
     faults: list[str],
 ) -> list[Checked]:
-    """The checked rows of the training or the test source; what is wrong is appended to `faults`."""
+    """The checked rows of the training or the test source. Each bad row adds a text to `faults`."""
     n_faults, what = len(faults), "test" if is_test else "row"
     located, root = read(options, is_test=is_test, faults=faults)
     own_root = options.root_of(is_test=is_test)
@@ -116,7 +116,7 @@ def _read_source(
 def _without_repeats(
     train: Sequence[Checked], tests: Sequence[Checked], faults: list[str]
 ) -> tuple[list[Checked], list[Checked]]:
-    """The rows without those whose id another has too, and the training rows whose image a test row shows."""
+    """Training and test rows, without rows of the same id, and without training rows that share a test row's image."""
     counts = Counter(row["row_id"] for row, _ in (*train, *tests))
     faults += [f"row_id {row_id!r} occurs {n} times; it must be unique" for row_id, n in counts.items() if n > 1]
     shown = {content: row["row_id"] for row, contents in tests for content in contents}
@@ -132,8 +132,8 @@ def _without_repeats(
     return kept, [item for item in tests if counts[item.row["row_id"]] == 1]
 
 
-def _tell(faults: list[str], notes: dict[str, Any], out_dir: Path) -> None:
-    """Write the list of the rows left out, or take an earlier build's away, and say how many they are."""
+def _report_skipped(faults: list[str], notes: dict[str, Any], out_dir: Path) -> None:
+    """Print the counts, and write the list of bad rows; without any, delete the list of an earlier build."""
     path = out_dir / SKIPPED_FILE
     path.unlink(missing_ok=True)
     for note, count in notes.items():
@@ -153,7 +153,7 @@ def _cut(train: list[Checked], tests: list[Checked], options: CommonOptions, *, 
     validation, train_part = cut(rest, options.n_validation, seed=seed)
     if options.k_shot is not None:
         train_part = few_shot(train_part, options.k_shot, seed=seed, negatives=getattr(options, "negatives", 0.0))
-    if not train_part and rest:  # a source that is all test set is one to evaluate on
+    if not train_part and rest:  # without rest, the source is only a test set: for evaluation
         raise UserError(
             f"dataset.n_validation={options.n_validation} and n_test={options.n_test} leave none of {len(train)} rows "
             "for training; lower them"

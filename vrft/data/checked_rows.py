@@ -1,4 +1,4 @@
-"""One row of a source: its columns and its images checked, and what is wrong with it said."""
+"""Checks the columns and the images of one row of a source. A bad row gets a message."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _SPECIAL_TOKEN = re.compile(r"<\|\w+\|>")
 
 
 class Opened(NamedTuple):
-    """A row as its source gives it, its columns under their names here; `fault` says why it has none.
+    """A raw row with renamed columns. fault: why it has no columns, or None.
 
-    place: where it stands, for messages. values: of its image columns.
+    place: file and row number, for messages. default_id: used if the row has no `row_id`. values: of the image column.
     """
 
     place: str
@@ -32,7 +32,7 @@ class Opened(NamedTuple):
 
 
 def open_rows(located: Iterable[Located], names: dict[str, str], *, what: str) -> Iterator[Opened]:
-    """Yield each row of a source with its columns renamed; `what` begins the ids of those that have none."""
+    """Yield each row of a source with its columns renamed. what: prefix of the default ids."""
     for position, (file, number, columns) in enumerate(located, 1):
         place, default_id = f"{file}, row {number}", f"{what}-{position:06d}"
         try:
@@ -43,7 +43,7 @@ def open_rows(located: Iterable[Located], names: dict[str, str], *, what: str) -
 
 
 def check_row(item: Opened, *, frame: str | None, task: Task, images: ImageReader) -> Checked:
-    """The row as vrft keeps it. Raises ValueError saying what is wrong with it."""
+    """The row in vrft's form. Raises ValueError that says what is wrong with it."""
     if item.fault:
         raise ValueError(item.fault)
     read, row = [images.read(value) for value in item.values], dict(item.row)
@@ -51,7 +51,7 @@ def check_row(item: Opened, *, frame: str | None, task: Task, images: ImageReade
     image_wh = list(read[0].image_wh)
     if row.setdefault("image_wh", image_wh) != image_wh:
         raise ValueError(
-            f"image_wh is {row['image_wh']}, but upright the image has {image_wh}, to which boxes must refer"
+            f"image_wh is {row['image_wh']}, but the upright image has {image_wh}; boxes must refer to that"
         )
     row |= {"row_id": str(row.get("row_id", item.default_id)), "images": [image.path for image in read]}
     if "solution" in row:
@@ -77,7 +77,7 @@ def _renamed(columns: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
 
 
 def _image_values(row: Row) -> list:
-    """Take the image columns out of the row, as a list of at least one value."""
+    """Remove the image column from the row and return its values, at least one."""
     present = [name for name in _IMAGE_COLUMNS if name in row]
     if len(present) != 1:
         raise ValueError(f"one column of {', '.join(_IMAGE_COLUMNS)} is needed; the row has {', '.join(row) or 'none'}")
@@ -89,7 +89,7 @@ def _image_values(row: Row) -> list:
 
 
 def _check_columns(row: Row) -> None:
-    """Raise ValueError for a column of a wrong type, one JSON cannot hold, a blank text, a special token."""
+    """Raise ValueError for a column of a wrong type, not valid in JSON, blank, or with a special token."""
     for name, kind in (("problem", str), ("solution", str), ("thought", str), ("distractors", list)):
         if name in row and not isinstance(row[name], kind):
             raise ValueError(f"column {name!r} is {str(row[name])[:100]!r}; a {kind.__name__} is needed")
@@ -107,7 +107,7 @@ def _check_columns(row: Row) -> None:
 
 def _gold(row: Row, task: Task, frame_name: str | None) -> Any:
     if "gold" in row:
-        raise ValueError("both gold and solution are there; keep one of them")
+        raise ValueError("both gold and solution are given; keep one of them")
     gold = task.gold_of(row["solution"], Frame(frame_name or "pixels", row["image_wh"], row["image_wh"]))
     if frame_name is None and not isinstance(gold, str | int):
         raise ValueError(

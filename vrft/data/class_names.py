@@ -1,4 +1,4 @@
-"""Class names: the list they are compared with, and labels that are a name or a number in it."""
+"""Lists of class names, and labels that are a name or a number in such a list."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LISTS = Path(__file__).parent / "category_lists"
 
 
 class Labelled(NamedTuple):
-    """An image (its path below the source's folder), its class, where that is said (file, number), and more columns."""
+    """An image (path below the source's folder), its class, the location of this label, and further columns."""
 
     image: str
     name: str
@@ -25,12 +25,12 @@ class Labelled(NamedTuple):
 
 
 def read_class_names(classes: str | Sequence[str], *, key: str, is_numbered: bool = False) -> list[str]:
-    """The names that a config's `key` gives: a list, the name of one in `category_lists`, or a file with one name a
-    line or a JSON list (.json, .json.gz).
+    """The class names that a config's `key` gives.
 
-    is_numbered: True where labels are numbers in the list: a blank line is refused, as it would move the numbers, and
-        so are two names that are alike as `normal_name` compares them.
-    Raises `UserError` where there is no such list, no name in it, or a name twice.
+    classes: a list, the name of a list in `category_lists`, or a file: one name a line, or JSON (.json, .json.gz).
+    is_numbered: True if labels are numbers in the list. Then a blank line is refused because it shifts the numbers,
+        and so are two names that `normal_name` makes equal.
+    Raises `UserError` if there is no such list, it has no name, or it has a name twice.
     """
     source = f"{key} is {classes}" if isinstance(classes, str) else key
     names = _lines_of_list(classes, key=key) if isinstance(classes, str) else classes
@@ -43,14 +43,14 @@ def read_class_names(classes: str | Sequence[str], *, key: str, is_numbered: boo
         if first != number and name.strip():
             faults.append(f"{line} {number}: {name!r} is the class of {line} {first} ({names[first - 1]!r}); keep one")
         elif not name.strip() and (is_numbered or line == "name"):
-            faults.append(f"{line} {number} is blank, which moves the numbers of all that follow; remove it")
+            faults.append(f"{line} {number} is blank, which shifts the numbers of the names below it; remove it")
     faults += [] if any(name.strip() for name in names) else ["it names no class; at least one is needed"]
     raise_all(faults, heading=f"{source}, and this list of classes cannot be used:")
     return [name.strip() for name in names if name.strip()]
 
 
 def _lines_of_list(name: str, *, key: str) -> Any:
-    """What a shipped list or a file holds."""
+    """The content of a list in `category_lists`, or of a file."""
     shipped = LISTS / f"{name}.txt"
     path = shipped if shipped.is_file() and shipped.parent == LISTS else Path(name)
     if not path.is_file():
@@ -60,7 +60,7 @@ def _lines_of_list(name: str, *, key: str) -> Any:
 
 
 class ClassNames:
-    """The class names that labels are compared with (None: any name), and where unknown labels are noted.
+    """The class names that labels are compared with (None: any name is right). Unknown labels are added to `faults`.
 
     options: those of `vrft.data.folders`.
     """
@@ -70,16 +70,16 @@ class ClassNames:
         self.use(names)
 
     def use(self, names: list[str] | None) -> None:
-        """Compare labels with these names from now on."""
+        """Replace the names that labels are compared with."""
         self.names = names
         self.listed = None if names is None else {normal_name(name): name for name in names}
 
     def written(self, name: str) -> str:
-        """The name of a folder or a file as a class name."""
+        """The class name that a folder or file name stands for."""
         return name.replace("_", " ") if self.options.blank_underscores else name
 
     def named(self, name: str, where: str) -> str | None:
-        """The name as the list of classes writes it; None, and a fault, where it is not there."""
+        """The name as the class list spells it. If it is not listed: None, and a text is added to `faults`."""
         if self.listed is None or normal_name(name) in self.listed:
             return name if self.listed is None else self.listed[normal_name(name)]
         some = ", ".join(self.names[:3])
@@ -87,7 +87,7 @@ class ClassNames:
         return None
 
     def numbered(self, label: int, where: str, *, first: int) -> str | None:
-        """The name of a number that counts from `first`; None, and a fault, where there is none."""
+        """The name of a number that counts from `first`. If there is none: None, and a text is added to `faults`."""
         if self.names is None:
             raise UserError(f"{where}: the label is the number {label}; dataset.classes must be a file of the names")
         if first <= label < first + len(self.names):
@@ -97,18 +97,18 @@ class ClassNames:
         return None
 
     def labelled(self, label: int | str, where: str) -> str | None:
-        """The name of a label of a list: a name, or a whole number that is not itself a name."""
+        """The class name of a label: a name, or a whole number that is not itself a class name."""
         if isinstance(label, str) and (not label.isdecimal() or label in (self.names or ())):
             return self.named(label, where)
         return self.numbered(int(label), where, first=self.options.first_label)
 
 
 def read_lines(path: Path, *, key: str) -> list[str]:
-    """The lines of a text file, the last with or without its end. Raises `UserError` naming the config's `key`."""
+    """The lines of a text file; the last may lack its line end. Raises `UserError` that names the config's `key`."""
     try:
         text = path.read_bytes().decode("utf-8-sig").removesuffix("\n")
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); look at {key}") from None
+        raise UserError(f"{path} cannot be read ({error.strerror}); check {key}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8") from None
     return [line.rstrip("\r") for line in text.split("\n")] if text else []
@@ -117,12 +117,12 @@ def read_lines(path: Path, *, key: str) -> list[str]:
 def read_pth_labels(path: Path, faults: list[str], *, key: str) -> Iterator[tuple[int, str, int, int | None]]:
     """`(number from 1, image, label, prediction)` of each entry `{image path: {label, pred_class}}` of a `.pth` list.
 
-    Labels are numbers, alone or the first of several; without pred_class the prediction is None. An entry of another
-    form is appended to `faults`. Raises `UserError` for a file that is no list, or would run code.
+    A label is a number, or the first of several numbers. Without pred_class the prediction is None. An entry of another
+    form adds a text to `faults`. Raises `UserError` for a file that is no list, or that would run code.
     """
     import pickle
 
-    import torch  # here, as most class lists need none
+    import torch  # imported here because most class lists do not need it
 
     form = "{image path: {label: number, pred_class: numbers}}"
     try:
@@ -131,7 +131,7 @@ def read_pth_labels(path: Path, faults: list[str], *, key: str) -> Iterator[tupl
         raise UserError(f"{key} is {path}: there is no such file") from None
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"names {named.group(1)}, which is never run" if named else str(error).partition("\n")[0][:200]
+        what = f"names {named.group(1)}, which is code" if named else str(error).partition("\n")[0][:200]
         raise UserError(f"{path} cannot be read as tensors and lists alone ({what})") from None
     if not isinstance(entries, list):
         raise UserError(f"{path} holds a {type(entries).__name__}; a list of {form} is right")

@@ -1,12 +1,12 @@
-"""Rows from COCO annotation files, and from LVIS's, which are of the same form.
+"""Rows from COCO annotation files, and from LVIS annotation files, which have the same form.
 
     detection              a row for each image and category in it: {"category": "dog", "gold": [boxes]}
     detection, labelled    a row for each image: {"categories": ["cat", "dog"], "gold": [{"label": "dog", "xyxy": box}]}
     counting               a row for each image and category in it: {"category": "dog", "gold": 2}
 
-Boxes around crowds are no gold, and a category of which an image has nothing else makes no row and no negative;
-counting leaves out a category with a crowd. Every row has `image_id`, and one of a single category `category_id`, as in
-the file; its `row_id` is made of them.
+Crowd boxes are not gold. A category that has only crowds in an image gives no row and no negative question. Counting
+also leaves out a category with a crowd. Every row has the file's `image_id`, and a row about one category has its
+`category_id`; the `row_id` consists of them.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ _Names = list[str] | str | None
 
 
 class Options(CommonOptions):
-    """The keys of `dataset` that this source has of its own.
+    """The keys of `dataset` that only this source has.
 
-    path, test_path: annotation files; the second null: `n_test` rows of the first are set apart.
-    classes: the categories that are asked for: names, the name of a list in `category_lists`, or a file with one a
-        line; null: all. Case and underscores do not matter; rows have the names of the annotation file.
-    exclude_classes: those that are not; the same.
-    test_classes: as `classes`, of a test set of its own; null: the same as of the training rows.
-    negatives: the number of negative questions per positive question, and per image without annotations (with labels:
-        of absent categories per category that is present); of LVIS only categories that the file says are absent.
-    distractors: True gives each detection row the boxes of other categories in its image.
+    path, test_path: annotation files; test_path null: `n_test` rows of `path` become the test set.
+    classes: the categories of the questions: names, the name of a list in `category_lists`, or a file with one name a
+        line; null: all. Case and underscores are ignored; rows have the names of the annotation file.
+    exclude_classes: categories to leave out, in the same form.
+    test_classes: as `classes`, for a separate test set; null: as in training.
+    negatives: the number of negative questions per positive question, and per image without annotations. With labels:
+        the number of absent categories per present category. LVIS: only categories that the file lists as absent.
+    distractors: True adds to each detection row the boxes of other categories in its image.
     federated: True for LVIS.
-    not_exhaustive: False leaves out the rows of which LVIS says that some objects have no box. Counting never has them.
+    not_exhaustive: False leaves out rows for which LVIS says that some objects have no box. Counting always does so.
     """
 
     path: str
@@ -63,14 +63,14 @@ class Options(CommonOptions):
     not_exhaustive: bool = True
 
     def faults(self) -> list[str]:
-        """What is wrong with keys together."""
+        """Keys that contradict each other."""
         if self.test_classes is None or self.test_path is not None:
             return []
-        return ["dataset.test_classes is given, and dataset.test_path is null; it needs a test set of its own"]
+        return ["dataset.test_classes is given, and dataset.test_path is null; it needs a separate test set"]
 
 
 def build(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, list[Row]]:
-    """The rows as `{"train", "validation", "test"}`. Raises `UserError` that lists all that is wrong with them."""
+    """The rows as `{"train", "validation", "test"}`. Raises `UserError` that lists all their faults."""
     if getattr(task, "answer_kind", None) not in ("boxes", "count"):
         raise UserError(
             f"task={task.name} has no rows in COCO or LVIS annotations, which hold boxes; tasks that fit: detection, "
@@ -90,9 +90,9 @@ def read(
     seed: int = 0,
     notes: dict[str, int] | None = None,
 ) -> tuple[Iterator[Located], Path | None]:
-    """The rows of the training or the test file, by image and category id, and the folder that image paths start from.
+    """The rows of the training or test file, in order of image and category id, and the folder of image paths.
 
-    notes: counts of what was passed over. Raises `UserError` for a file or a class that there is not.
+    notes: counts of objects and questions that were left out. Raises `UserError` for an unknown file or class.
     """
     path, key = Path(options.path), "dataset.path"
     if is_test and options.test_path is not None:
@@ -106,7 +106,7 @@ def read(
 
 @dataclass
 class _Rows:
-    """The rows of one file. asked: the ids of the categories that are asked for."""
+    """The rows of one file. asked: the ids of the categories that questions ask for."""
 
     found: Annotations
     options: Options
@@ -123,7 +123,7 @@ class _Rows:
             golds = self._golds(image_id)
             absent = (image.negative_ids & self.asked if self.options.federated else self.asked) - present
             absent = sorted(number for number in absent if (image_id, number) not in self.found.faulty)
-            n_positive += len(golds) or (not present and bool(absent))  # an image without any object is one question
+            n_positive += len(golds) or (not present and bool(absent))  # an image without objects counts as one
             wanted = round(self.options.negatives * n_positive) - n_negative
             drawn = random.Random(f"{self.seed}:{image_id}").sample(absent, max(0, min(wanted, len(absent))))
             n_negative += len(drawn)
@@ -137,7 +137,7 @@ class _Rows:
             )
 
     def _golds(self, image_id: int) -> dict[int, list[list[float]]]:
-        """The boxes of each category that is asked for and can be, by id."""
+        """The boxes of each asked category that has complete gold in the image, by category id."""
         golds: dict[int, list[list[float]]] = {}
         for category_id, xyxy in self.found.boxes.get(image_id, ()):
             if category_id in self.asked and (image_id, category_id) not in self.found.faulty:
@@ -169,7 +169,7 @@ class _Rows:
             yield f"{image_id}-{category_id}", columns | {"gold": boxes}
 
     def _labelled(self, image_id: int, golds: dict[int, list]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """One row, unless an annotation of the image that is asked for is faulty: its gold would lack an object."""
+        """One row. No row if an annotation of an asked category is invalid: the gold would lack an object."""
         is_faulty = (
             any((image_id, number) in self.found.faulty for number in self.asked) if self.found.faulty else False
         )
@@ -181,7 +181,7 @@ class _Rows:
 
 
 def _asked_ids(found: Annotations, options: Options, *, is_test: bool) -> frozenset[int]:
-    """The ids of the categories that the options choose. Raises `UserError` for a list or a name that there is not."""
+    """The ids of the categories that the options choose. Raises `UserError` for an unknown list or name."""
     key = "test_classes" if is_test and options.test_classes is not None else "classes"
     chosen = _ids_of(getattr(options, key), found, key=f"dataset.{key}")
     excluded = (
@@ -208,10 +208,10 @@ def _ids_of(names: _Names, found: Annotations, *, key: str) -> set[int]:
                 f"{key} has {name!r}, no category of {found.name}" + (f"; did you mean {meant}?" if near else "")
             )
     some = ", ".join(category["name"] for category in list(found.categories.values())[:100])
-    raise_all(faults, heading=f"Categories that there are not; {found.name} has {len(found.categories)}: {some}")
+    raise_all(faults, heading=f"Unknown categories; {found.name} has {len(found.categories)}: {some}")
     return {ids[normal_name(name)] for name in listed}
 
 
 def build_lvis(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, list[Row]]:
-    """The rows of LVIS files, v0.5 and v1: COCO's form, with images that say what was looked for in them."""
+    """The rows of LVIS files, v0.5 and v1. Their images list the categories that annotators looked for."""
     return build({**options, "federated": True}, task=task, out_dir=out_dir, seed=seed)

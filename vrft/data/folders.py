@@ -3,10 +3,10 @@
     folders    PATH/[SPLIT/]CLASS/…/NAME.jpg
     list       a list of `image label` (blank, tab or comma; a label is a name, or its number in `classes`), or a .pth
                of `[{image path: {"label": number, "pred_class": [numbers]}}]`
-    flowers    Oxford Flowers 102: jpg/image_00001.jpg, imagelabels.mat, setid.mat; names only by `classes`
+    flowers    Oxford Flowers 102: jpg/image_00001.jpg, imagelabels.mat, setid.mat; class names from `classes`
     aircraft   FGVC-Aircraft: data/images, data/images_LEVEL_SPLIT.txt
     cars       Stanford Cars: cars_SPLIT/, devkit/cars_meta.mat, cars_SPLIT_annos.mat, cars_test_annos_withlabels.mat
-    pets       Oxford-IIIT Pets: images/, annotations/SPLIT.txt; names by the file names
+    pets       Oxford-IIIT Pets: images/, annotations/SPLIT.txt; class names from the file names
 
 Layouts as in the documentation of torchvision.datasets.
 """
@@ -30,22 +30,22 @@ from vrft.tasks.answers import normal_name
 from vrft.tasks.rows import Row
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-_LEFT_BY_SYSTEMS = ("thumbs.db", "desktop.ini")
+_SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 
 
 class Options(CommonOptions):
-    """The keys of `dataset` that this source has of its own.
+    """The keys of `dataset` that only this source has.
 
-    path, layout: the folder (of `list`: the file), and how it is laid out.
-    split, test_split: which parts to train and to test on, by the layout's own names; null: there is but one part, or
-        no test set of its own. Class folders have these parts where PATH/SPLIT is a folder of folders, lists none.
-    test_path: a test set of its own in another place, of the same layout.
-    classes: a file of class names, one a line, to which labels are compared or count from `first_label` (flowers: 1).
-    class_depth: how many folder names make up a class ("animals/dog" has 2).
-    path_parts: how many parts of a listed image path are kept, from its end; null: all.
-    level: what aircraft are told apart by: variant, family or manufacturer.
-    blank_underscores: True writes the underscores of folder and file names as blanks.
-    candidates: True gives each row all class names, and so asks for one of them.
+    path, layout: the folder (for `list`: the file), and its layout.
+    split, test_split: the parts for training and for the test, by the layout's own names; null: there is only one part,
+        or no separate test set. Class folders have parts if PATH/SPLIT is a folder of folders; lists have none.
+    test_path: a separate test set of the same layout.
+    classes: a file of class names, one a line. Labels are these names, or count from `first_label` (flowers: from 1).
+    class_depth: the number of folder names in a class ("animals/dog" has 2).
+    path_parts: the number of last parts of a listed image path that are used; null: all.
+    level: what an aircraft's class is: its variant, family or manufacturer.
+    blank_underscores: True replaces underscores of folder and file names by blanks.
+    candidates: True adds all class names to each row, so the question asks for one of them.
     """
 
     path: str
@@ -70,23 +70,23 @@ class Options(CommonOptions):
         return self.test_split is not None
 
     def faults(self) -> list[str]:
-        """What is wrong with keys together."""
+        """Keys that contradict each other."""
         if self.layout != "flowers" or self.classes is not None:
             return []
         return ["dataset.classes is null, and flowers have numbers alone; a file of 102 names is needed"]
 
 
 def build(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, list[Row]]:
-    """The rows of every split (see `vrft.data.assemble`). Raises `UserError` for a task that asks for no name."""
+    """The rows of every split (see `vrft.data.assemble`). Raises `UserError` for a task without names."""
     if getattr(task, "answer_kind", "mixed") not in ("name", ""):
         raise UserError(f"task={task.name} has no rows in folders of classes; task=classification has")
     return build_splits(options, own=Options, read=read, task=task, out_dir=out_dir, seed=seed)
 
 
 def read(options: Options, *, is_test: bool, faults: list[str]) -> tuple[Iterator[Located], Path]:
-    """The rows of the training or the test source as they stand, and the folder that their image paths start from.
+    """The raw rows of the training or test source, and the folder of relative image paths.
 
-    What is wrong with a file or a line is appended to `faults`. Raises `UserError` for what leaves no rows at all.
+    Each bad file or line adds a text to `faults`. Raises `UserError` if no row can be read at all.
     """
     key = "dataset.test_path" if is_test and options.test_path else "dataset.path"
     path = Path((options.test_path if is_test else None) or options.path)
@@ -118,7 +118,7 @@ def _class_folders(path: Path, split: str | None, classes: ClassNames) -> list[L
         elif len(folders) < depth:
             faults.append(f"{image} lies in no class folder; right is {'CLASS/' * depth}{file.name}")
         elif (first := stems.setdefault(image.removesuffix(file.suffix), image)) != image:
-            faults.append(f"{image} and {first} differ in their endings alone; keep one")
+            faults.append(f"{image} and {first} differ only in their suffixes; keep one")
         elif name := classes.named(classes.written("/".join(folders[:depth])), image):
             labelled.append(Labelled(image, name, image, 1))
     subfolders = _subfolders(top)
@@ -128,7 +128,9 @@ def _class_folders(path: Path, split: str | None, classes: ClassNames) -> list[L
     for folder in dict.fromkeys(Path(item.image).relative_to(top.relative_to(path)).parts[:depth] for item in labelled):
         name = "/".join(folder)
         if (other := first_of.setdefault(normal_name(name), name)) != name:
-            faults.append(f"the class folders {other!r} and {name!r} are one class to who compares names; rename one")
+            faults.append(
+                f"the class folders {other!r} and {name!r} are the same class when names are compared; rename one"
+            )
     if not subfolders and not labelled:
         raise UserError(f"{top} holds no class folders; right is {top.name}/CLASS/NAME.jpg")
     return labelled
@@ -182,7 +184,7 @@ LAYOUTS: dict[str, Callable[..., list[Labelled]]] = {
 
 
 def _part(path: Path, split: str | None) -> Path | None:
-    """PATH/SPLIT where it is a folder of folders."""
+    """PATH/SPLIT if it is a folder of folders, else None."""
     part = path / split if split else None
     return part if part is not None and part.is_dir() and _subfolders(part) else None
 
@@ -192,7 +194,7 @@ def _subfolders(path: Path) -> list[Path]:
 
 
 def _files_below(top: Path) -> list[Path]:
-    """The files in order, without hidden ones; linked folders are followed, each once."""
+    """The files below a folder, sorted, without hidden ones. Linked folders are followed, each once."""
     found, seen = [], set()
     for folder, folders, files in os.walk(top, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -200,6 +202,6 @@ def _files_below(top: Path) -> list[Path]:
             folders[:] = []
             continue
         seen.add(real)
-        kept = [name for name in files if not name.startswith(".") and name.lower() not in _LEFT_BY_SYSTEMS]
+        kept = [name for name in files if not name.startswith(".") and name.lower() not in _SYSTEM_FILES]
         found += [Path(folder, name) for name in kept]
     return sorted(found)

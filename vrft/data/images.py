@@ -1,4 +1,4 @@
-"""Images of users' rows: found below the data root, decoded whole, and upright; or refused with the reason."""
+"""Images of users' rows: located, decoded completely and turned upright, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from PIL import Image, ImageOps
 from vrft.errors import UserError
 
 MAX_PIXELS = 64_000_000
-"""Larger images are refused before they are decoded: 64 megapixels take 192 MB, and no model sees more than 13."""
+"""Larger images are refused before decoding: 64 megapixels take 192 MB, and no model sees more than 13."""
 MAX_ASPECT_RATIO = 200
-"""The image processors of Qwen's models refuse longer ones."""
+"""Of the longer side to the shorter. The image processors of Qwen's models refuse larger ratios."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Not EPS, which Pillow hands to another program."""
 KEPT_FILE = ".checked_images"
-"""JSON lines, but not named so: every .jsonl file of a run's data folder is read as a split."""
+"""JSON lines, but without .jsonl: a run reads every .jsonl file of its data folder as a split."""
 
-_EXIF_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)  # in which width and height change places
+_EXIF_ORIENTATION, _TRANSPOSED = 0x0112, (5, 6, 7, 8)  # orientations that swap width and height
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error)
-"""What Pillow's decoders raise on damaged files."""
+"""Exceptions of Pillow's decoders for damaged files."""
 
 
 class ReadImage(NamedTuple):
-    """path: as it stands in a row; image_wh: of the upright image; content: a hash of its RGB pixels."""
+    """path: for the row; image_wh: of the upright image, in pixels; content: a hash of its RGB pixels."""
 
     path: str
     image_wh: tuple[int, int]
@@ -42,7 +42,7 @@ class ReadImage(NamedTuple):
 
 
 class Unread(NamedTuple):
-    """An image still to be decoded. key: its file, or a hash of its bytes; state: its size and time of change."""
+    """An image to decode. key: its file, or a hash of its bytes; state: size in bytes, and modification time in ns."""
 
     key: str
     source: Path | bytes
@@ -52,13 +52,13 @@ class Unread(NamedTuple):
 class ImageReader:
     """Reads the images of one source of rows, each file once.
 
-    Files stay where they are and are named by their absolute path. Embedded images, and files that are not upright
-    (EXIF) 8-bit RGB or grey without transparency, are written as such a PNG below `out_dir/images` and named relative
-    to `out_dir`: transparent parts become white, 16 bits become 8.
+    Upright 8-bit RGB or grey files without transparency stay in place; rows name their absolute path. Other files, and
+    embedded images, are converted to such a PNG below `out_dir/images`; rows name it relative to `out_dir`. Transparent
+    parts become white, and 16 bits become 8. Upright: by the EXIF orientation.
 
-    root: the folder that paths start from and may not leave; None: no path is followed, only embedded images are read.
-    is_kept: True notes what was read in `out_dir/.checked_images`, so that a later build decodes a file only if its
-        size or time of change is another, or its PNG is gone; a damaged image is looked at again.
+    root: the folder of relative paths; no path may leave it. None: only embedded images are read.
+    is_kept: True records each decoded image in `out_dir/.checked_images`. A later build decodes a file again only if
+        its size or modification time has changed, its PNG is gone, or it was damaged.
     """
 
     def __init__(self, *, root: Path | None, out_dir: Path, is_kept: bool = False) -> None:
@@ -73,7 +73,7 @@ class ImageReader:
     def read(self, value: Any) -> ReadImage:
         """The checked image of a row's value: a path, or `{"bytes", "path"}` as `datasets` stores it.
 
-        Raises ValueError saying what is wrong with it.
+        Raises ValueError that says what is wrong with it.
         """
         key, source = self._source(value)
         if key not in self._read and (unread := self._look_up(key, source)):
@@ -85,9 +85,9 @@ class ImageReader:
         return found
 
     def unread(self, values: Iterable[Any]) -> list[Unread]:
-        """The images among the values that no earlier call has returned and no earlier build has decoded, each once.
+        """The images that no earlier call has returned and no earlier build has decoded, each once.
 
-        Values that are no image are passed over; `read` says so.
+        Values that are no image are skipped; `read` raises for them.
         """
         found = []
         for value in values:
@@ -102,7 +102,7 @@ class ImageReader:
         return found
 
     def keep(self, unread: Sequence[Unread], found: Sequence[ReadImage | str]) -> None:
-        """Take what `decode_images` has found."""
+        """Store the results of `decode_images`."""
         self._read.update((item.key, image) for item, image in zip(unread, found, strict=True))
         good = [(item, image) for item, image in zip(unread, found, strict=True) if isinstance(image, ReadImage)]
         if self.is_kept and good:
@@ -111,7 +111,7 @@ class ImageReader:
                 file.write("".join("\n" + json.dumps([item.key, item.state, image]) for item, image in good))
 
     def _look_up(self, key: str, source: Path | bytes) -> Unread | None:
-        """The image as one to decode; None if an earlier build has done so, which then counts as read."""
+        """The image to decode; None if an earlier build has decoded it, and then its result is used."""
         state, earlier = _state(source), self._earlier.get(key)
         if earlier and earlier[0] == state and (self.out_dir / earlier[1].path).is_file():
             self._read[key] = earlier[1]
@@ -119,7 +119,7 @@ class ImageReader:
         return Unread(key, source, state)
 
     def _source(self, value: Any) -> tuple[str, Path | bytes]:
-        """What an image is known by here, and its file or its bytes. Raises ValueError where the value names none."""
+        """The key of an image, and its file or bytes. Raises ValueError if the value names no image."""
         stored = value if isinstance(value, dict) else {"bytes" if isinstance(value, bytes) else "path": value}
         path, data = stored.get("path"), stored.get("bytes")
         if isinstance(data, bytes):
@@ -130,7 +130,7 @@ class ImageReader:
 
 
 def decode_images(unread: Iterable[Unread], out_dir: Path) -> list[ReadImage | str]:
-    """Each image, a PNG of it written where it cannot stay as it is; or what is wrong with it."""
+    """For each image the result, or what is wrong with it. Writes a PNG of each image that must be converted."""
     found: list[ReadImage | str] = []
     for item in unread:
         try:
@@ -149,7 +149,7 @@ def _decode(source: Path | bytes, out_dir: Path) -> ReadImage:
         return ReadImage(str(source), image.size, content)
     target = Path(out_dir) / "images" / f"{content[:32]}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(f".{os.getpid()}.partial")  # two processes may meet the same picture
+    partial = target.with_suffix(f".{os.getpid()}.partial")  # two processes may write the same image
     image.save(partial, "PNG")
     partial.replace(target)
     return ReadImage(f"images/{target.name}", image.size, content)
@@ -163,7 +163,7 @@ def _state(source: Path | bytes) -> tuple[int, int]:
 
 
 def _read_kept(out_dir: Path) -> dict[str, tuple[tuple[int, int], ReadImage]]:
-    """What earlier builds have noted; a line that a kill has cut is passed over."""
+    """`{key: (state, result)}` of earlier builds. A line that was cut by a kill is skipped."""
     kept, path = {}, out_dir / KEPT_FILE
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
@@ -177,15 +177,15 @@ def _read_kept(out_dir: Path) -> dict[str, tuple[tuple[int, int], ReadImage]]:
 def locate(path: Any, root: Path | None) -> Path:
     """The file of an image path, relative to `root` or absolute, symbolic links resolved.
 
-    Raises ValueError where it is an address, lies outside `root`, or is no file.
+    Raises ValueError for a URL, a path outside `root`, or a missing file.
     """
     if not isinstance(path, str) or not path:
         raise ValueError(f"image {path!r} is not the path of an image file")
     if "://" in path or path.startswith("data:"):
-        raise ValueError(f"image {path[:100]!r} is an address, and none is fetched; download it and give its path")
+        raise ValueError(f"image {path[:100]!r} is a URL, and none is fetched; download it and give its path")
     if root is None:
         raise ValueError(
-            f"image {path!r} is a path, and the hub's rows hold none; set dataset.image_root to its folder"
+            f"image {path!r} is a path, but rows of the hub have no folder; set dataset.image_root to the folder"
         )
     try:
         found = (root / path).resolve()
@@ -200,9 +200,9 @@ def locate(path: Any, root: Path | None) -> Path:
 
 
 def load_image(path: Path, *, what: str) -> Image.Image:
-    """The image in RGB, upright by its EXIF orientation (as `datasets` shows it to the trainers).
+    """The image in RGB, turned upright by its EXIF orientation (as `datasets` shows it to the trainers).
 
-    Raises `UserError` naming the file and `what` it is for if it cannot be read.
+    what: what the image is for. Raises `UserError` that names it and the file if the image cannot be read.
     """
     try:
         return decode_upright(path.read_bytes())[0]
@@ -211,9 +211,9 @@ def load_image(path: Path, *, what: str) -> Image.Image:
 
 
 def decode_upright(data: bytes) -> tuple[Image.Image, bool]:
-    """The image of a file's bytes as upright RGB, and True if the file holds it so already (or in 8-bit grey).
+    """The image of a file's bytes as upright RGB, and True if the file already is upright 8-bit RGB or grey.
 
-    Raises ValueError where it is damaged, animated, of a kind that is not read, too large, too long or a single pixel.
+    Raises ValueError if it is damaged, animated, of an unknown format, too large, too long or a single pixel.
     """
     if not data:
         raise ValueError("is empty (0 bytes)")
@@ -234,17 +234,17 @@ def decode_upright(data: bytes) -> tuple[Image.Image, bool]:
 
 
 def upright_wh(path: str, root: Path) -> tuple[int, int] | None:
-    """Width and height of the upright image, by its header alone; None where it cannot be read.
+    """Width and height of the upright image, from the file's header; None if it cannot be read.
 
-    path, root: as `locate` takes them.
+    path, root: as in `locate`.
     """
     try:
         with Image.open(locate(path, root.resolve()), formats=FORMATS) as header:
             width, height = header.size
-            is_lying = header.getexif().get(_EXIF_ORIENTATION) in _LYING
+            is_transposed = header.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
     except (*_DAMAGE, Image.DecompressionBombError):
         return None
-    return (height, width) if is_lying else (width, height)
+    return (height, width) if is_transposed else (width, height)
 
 
 def _check_size(width: int, height: int) -> None:
@@ -266,19 +266,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy, a fifth of the whole time
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert() would copy: a fifth of the whole time
 
 
 @contextmanager
 def _decoding() -> Iterator[None]:
-    """Turn whatever Pillow raises on a damaged file into a ValueError."""
+    """Turn every exception of Pillow for a damaged file into a ValueError."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes, which are refused here, and of odd metadata
+            warnings.simplefilter("ignore")  # about sizes, which are checked here, and about unusual metadata
             yield
     except Image.DecompressionBombError:
         raise ValueError(f"has too many pixels; at most {MAX_PIXELS:,} are read, so scale it down") from None
     except Image.UnidentifiedImageError:
-        raise ValueError(f"is no image of a kind that is read ({', '.join(FORMATS)})") from None
+        raise ValueError(f"is not an image of a known format ({', '.join(FORMATS)})") from None
     except _DAMAGE as error:
         raise ValueError(f"is damaged ({error})") from None

@@ -1,10 +1,11 @@
-"""Users' own rows, and the published sets of `image, problem, solution`.
+"""Users' own rows, and the published data sets of `image, problem, solution`.
 
     {"image": "dogs/1.jpg", "problem": "Where is …", "solution": "<answer>(10,20),(300,400)</answer>"}
     {"image": "dogs/1.jpg", "category": "dog", "gold": [[12.5, 30, 96, 118]]}
 
-A row names its image (`image` or `image_path`, or a list in `images`) and either holds its task's own columns (`gold`
-in pixels of the upright image), or `solution`, which the task reads in `dataset.frame`; a `problem` is asked verbatim.
+A row names its image (`image` or `image_path`, or a list in `images`). It has either its task's own columns (`gold` in
+pixels of the upright image), or a `solution`, which the task reads in `dataset.frame`. A `problem` is the question,
+verbatim.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from vrft.tasks.rows import Row
 
 
 class Options(CommonOptions):
-    """The keys of `dataset` that this source takes; exactly one of `path` and `hub` is needed.
+    """The keys of `dataset` that only this source has; exactly one of `path` and `hub` is needed.
 
-    path, split: a file, or a folder and which split of it (see `vrft.data.readers.read_path`).
-    hub, revision: a data set on the Hugging Face hub, in place of `path`; nothing else reaches the network.
-    test_path, test_split: where a test set of its own lies; the one that is not given is that of the training rows.
+    path, split: a file, or a folder and one of its splits (see `vrft.data.readers.read_path`).
+    hub, revision: a data set on the Hugging Face hub, in place of `path`. Only this one uses the network.
+    test_path, test_split: a separate test set. If only one is given, the other is that of the training rows.
     """
 
     path: str | None = None
@@ -35,19 +36,19 @@ class Options(CommonOptions):
     test_path: str | None = None
 
     def faults(self) -> list[str]:
-        """What is wrong with the keys together."""
+        """Keys that contradict each other."""
         if (self.path is None) != (self.hub is None):
             return []
         return [f"dataset.path is {self.path!r} and dataset.hub is {self.hub!r}; give exactly one of them"]
 
 
 def build(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, list[Row]]:
-    """The rows as `{"train", "validation", "test"}`. Raises `UserError` that lists all that is wrong with them."""
+    """The rows as `{"train", "validation", "test"}`. Raises `UserError` that lists all their faults."""
     return build_splits(options, own=Options, read=read, task=task, out_dir=out_dir, seed=seed)
 
 
 def read(options: Options, *, is_test: bool, faults: list[str]) -> tuple[Iterator[Located], Path | None]:
-    """The rows of the training or the test source, and the folder that their image paths start from."""
+    """The raw rows of the training or test source, and the folder of relative image paths (None for the hub)."""
     path = (options.test_path if is_test else None) or options.path
     split = (options.test_split if is_test else None) or options.split
     if path is None:

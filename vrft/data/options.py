@@ -1,4 +1,4 @@
-"""The keys of `dataset` as models, one a builder: known keys, types and ranges, what is wrong with them all at once."""
+"""The keys of `dataset` as pydantic models, one per builder. All wrong keys, types and values are reported together."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from vrft.tasks.boxes import FRAMES
 
 
 class DatasetOptions(BaseModel):
-    """Keys of `dataset`: frozen, none unknown; a bool is no number, and a number no text."""
+    """Keys of `dataset`. Unknown keys are refused; a bool is not accepted as a number, nor a number as a text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     def faults(self) -> list[str]:
-        """What is wrong with keys together, each right by itself."""
+        """Keys that contradict each other, each valid by itself: one text per fault."""
         return []
 
 
@@ -42,20 +42,20 @@ Folder = Annotated[str, AfterValidator(_existing_folder)]
 
 
 class CommonOptions(DatasetOptions):
-    """The keys that every source takes whose rows `build_splits` checks and cuts.
+    """The keys of every source whose rows go through `build_splits`.
 
-    image_root: the folder that image paths start from and may not leave; null: the source's own.
-    test_image_root: the same for a test set of its own; null: as for the training rows.
-    frame: what boxes in `problem` and `solution` are written in.
-    columns: `{name here: name in the file}`.
-    max_rows: rows read of each source, from its start.
-    n_validation, n_test: rows set apart from the training source, whole images at a time; of a test set of its own,
-        `n_test` are used (null: all).
-    k_shot: training rows of each class (`category`, a `gold` that is a name, or the labels of its boxes); rows
-        without an object are left out, unless the source has `negatives`.
-    on_bad_row: `stop` shows what is wrong with the rows and builds nothing; `skip` leaves bad rows out, counts them,
-        and lists them in `skipped.json`.
-    n_processes: processes that decode images; null: one a core. The rows do not depend on it.
+    image_root: the folder of relative image paths; no path may leave it; null: the source's own folder.
+    test_image_root: the same for a separate test set; null: as for the training rows.
+    frame: the frame of the boxes in `problem` and `solution`.
+    columns: `{vrft's name: name in the file}`.
+    max_rows: number of rows to read from each source, from its start.
+    n_validation, n_test: rows to take out of the training source, whole images at a time. With a separate test set,
+        `n_test` of its rows are used (null: all).
+    k_shot: training rows per class (`category`, a `gold` that is a name, or the labels of its boxes). Rows without an
+        object are left out, unless the source has `negatives`.
+    on_bad_row: `stop` lists the bad rows and builds nothing. `skip` leaves them out, counts them, and lists them in
+        `skipped.json`.
+    n_processes: processes that decode images; null: one per core. The rows do not depend on it.
     """
 
     image_root: Folder | None = None
@@ -71,11 +71,11 @@ class CommonOptions(DatasetOptions):
 
     @property
     def has_own_test(self) -> bool:
-        """True where the test rows are those of a source of their own: a `test_path` or a `test_split` is given."""
+        """True if the test rows have a source of their own: `test_path` or `test_split` is given."""
         return any(getattr(self, key, None) is not None for key in ("test_path", "test_split"))
 
     def root_of(self, *, is_test: bool) -> str | None:
-        """The folder that the training or the test rows' image paths start from, where it is given."""
+        """The configured folder of the training or test rows' image paths, or None."""
         return (self.test_image_root if is_test else None) or self.image_root
 
 
@@ -83,9 +83,9 @@ Kind = TypeVar("Kind", bound=DatasetOptions)
 
 
 def read_options(options: dict, kind: type[Kind]) -> Kind:
-    """The keys of `dataset`, `builder` aside, as their model. Raises `UserError` that names each wrong key."""
+    """The keys of `dataset`, except `builder`, as a model. Raises `UserError` that names each wrong key."""
     given = {key: value for key, value in options.items() if key != "builder"}
-    raise_all(shape_faults(given, kind, "dataset"), heading="The data set is not well described:")
+    raise_all(shape_faults(given, kind, "dataset"), heading="The config of the data set is wrong:")
     chosen = kind.model_validate(given)
-    raise_all(chosen.faults(), heading="The data set is not well described:")
+    raise_all(chosen.faults(), heading="The config of the data set is wrong:")
     return chosen

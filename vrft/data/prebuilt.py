@@ -1,4 +1,4 @@
-"""Rows that `vrft build` wrote: read as they are, and held against their manifest."""
+"""Rows that `vrft build` wrote, read unchanged and compared with their manifest."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from vrft.tasks.rows import Row, image_paths
 
 
 class Options(DatasetOptions):
-    """path: the folder that `vrft build` made."""
+    """path: the output folder of `vrft build`."""
 
     path: str
 
 
 def build(options: dict, *, task: Task | MixedTask, out_dir: Path, seed: int) -> dict[str, list[Row]]:
-    """The rows of every split as they were built, whatever the seed; `out_dir` is not used.
+    """The rows of every split, as built. `seed` and `out_dir` are not used.
 
-    options: those of `Options`. Raises `UserError` where rows or images are no longer those
-    of its manifest.
+    options: those of `Options`. Raises `UserError` if rows have changed since the build, or images are missing.
     """
     folder = Path(read_options(options, Options).path)
     path = folder / MANIFEST_FILE
@@ -40,7 +39,7 @@ def build(options: dict, *, task: Task | MixedTask, out_dir: Path, seed: int) ->
             )
         else:
             faults += [
-                f"{split}, row {row['row_id']}: not what was built; undo the change, or build the rows again"
+                f"{split}, row {row['row_id']}: changed since the build; undo the change, or build the rows again"
                 for row, entry in zip(rows, listed, strict=True)
                 if Checked(row, entry["images"]).fingerprint != entry["row"]
             ]
@@ -51,5 +50,5 @@ def build(options: dict, *, task: Task | MixedTask, out_dir: Path, seed: int) ->
             for image in row["images"]
             if not Path(image).is_file()
         ]
-    raise_all(faults, heading=f"{folder} is no longer what vrft build made:")
+    raise_all(faults, heading=f"{folder} has changed since vrft build wrote it:")
     return splits

@@ -13,11 +13,11 @@ from vrft.data.class_names import ClassNames, Labelled, read_class_names, read_l
 from vrft.errors import UserError
 
 _DAMAGED_MAT = (OSError, ValueError, TypeError, LookupError, NotImplementedError, EOFError, struct.error, zlib.error)
-"""What scipy raises on damaged files, beside its own error."""
+"""Exceptions of scipy for damaged files, besides its own error."""
 
 
 def flowers(path: Path, split: str | None, classes: ClassNames) -> list[Labelled]:
-    """The images of Oxford Flowers 102; a class is a number, whose name `dataset.classes` has."""
+    """The images of Oxford Flowers 102. Labels are numbers; `dataset.classes` gives the names."""
     part = {"train": "trnid", "val": "valid", "test": "tstid"}.get(split or "train")
     if part is None:
         raise UserError(f"the split is {split!r}; flowers have train, val and test")
@@ -31,7 +31,7 @@ def flowers(path: Path, split: str | None, classes: ClassNames) -> list[Labelled
 
 
 def aircraft(path: Path, split: str | None, classes: ClassNames) -> list[Labelled]:
-    """The images of FGVC-Aircraft, named by variant, family or manufacturer."""
+    """The images of FGVC-Aircraft, with the variant, family or manufacturer as class."""
     inner, level = "data/" if (path / "data").is_dir() else "", classes.options.level
     listed = path / inner / {"variant": "variants", "family": "families", "manufacturer": "manufacturers"}[level]
     if classes.names is None and listed.with_suffix(".txt").is_file():
@@ -63,7 +63,7 @@ def cars(path: Path, split: str | None, classes: ClassNames) -> list[Labelled]:
 
 
 def pets(path: Path, split: str | None, classes: ClassNames) -> list[Labelled]:
-    """The images of Oxford-IIIT Pets, whose class stands in the file's name."""
+    """The images of Oxford-IIIT Pets. The file's name holds the class."""
     file, labelled, of_number = path / "annotations" / f"{split or 'trainval'}.txt", [], {}
     for number, line in enumerate(read_lines(file, key="dataset.split"), 1):
         if line.startswith("#") or not line.strip():

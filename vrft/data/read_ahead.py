@@ -1,4 +1,4 @@
-"""The images of rows to come, decoded by all cores while the rows before them are checked."""
+"""Decodes the images of the next rows on all cores, while earlier rows are checked."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from vrft.data.images import ImageReader, Unread, decode_images
 from vrft.errors import UserError
 
 N_ROWS = 32
-"""Rows whose images are one piece of work; embedded images lie in memory until they are decoded."""
+"""Rows per unit of work. Embedded images stay in memory until they are decoded."""
 N_ALONE = 256
-"""Images that are decoded here before other processes are started, which takes half a second."""
+"""Images that this process decodes before it starts others, which takes half a second."""
 
 Item = TypeVar("Item")
 
@@ -33,9 +33,9 @@ def usable_cores() -> int:
 def read_ahead(
     items: Iterable[Item], images: ImageReader, *, values: Callable[[Item], Iterable[Any]], n_processes: int
 ) -> Iterator[Item]:
-    """The items as given; when one comes, `images` has read those of its `values` that are images.
+    """Yield the items in their order. When an item is yielded, `images` has read the images among its `values`.
 
-    At most `3 * n_processes` pieces of work wait. Raises `UserError` if a process is killed.
+    At most `3 * n_processes` units of work are queued. Raises `UserError` if a process is killed.
     """
     items, waiting, n_images, pool = iter(items), deque(), 0, None
     try:
@@ -52,8 +52,8 @@ def read_ahead(
             yield from _finished(images, *waiting.popleft())
     except BrokenProcessPool:
         raise UserError(
-            "A process that decoded images was killed, most likely for want of memory; give fewer of them in "
-            "dataset.n_processes. The same command resumes after the images that were checked."
+            "A process that decoded images was killed, probably because memory ran out; lower dataset.n_processes. "
+            "The same command resumes after the images that were checked."
         ) from None
     finally:
         if pool is not None:
@@ -71,7 +71,7 @@ def _start(n_processes: int) -> ProcessPoolExecutor:
 
 
 def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent, and end when it is gone: one that is killed cannot end its children."""
+    """Ignore Ctrl-C, which the parent handles. Exit when the parent is gone: if killed, it cannot stop its children."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

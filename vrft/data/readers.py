@@ -1,4 +1,4 @@
-"""Where users' rows lie: JSON, JSON lines, parquet, folders of them, data sets saved by `datasets`, and the hub."""
+"""Readers of users' rows: JSON, JSON lines, parquet, folders of them, data sets saved by `datasets`, and the hub."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ FILE_KINDS = (".jsonl", ".json", ".parquet")
 _SAVED_BY_DATASETS = ("dataset_dict.json", "dataset_info.json", "state.json")
 
 Located = tuple[str, int, dict[str, Any]]
-"""A row as it stands: the name of its file, its number there from 1 (JSON lines: its line), and its columns."""
+"""A raw row: the name of its file, its number in the file from 1 (JSON lines: its line), and its columns."""
 
 
 def read_hub(name: str, *, split: str, revision: str | None) -> Iterator[Located]:
-    """The rows of a data set on the hub; alone uses the network. Raises `UserError` if it cannot be had."""
+    """The rows of a data set on the hub; only this uses the network. Raises `UserError` if they cannot be loaded."""
     import datasets
 
     try:
         dataset = datasets.load_dataset(name, split=split, revision=revision)
-    except (OSError, ValueError, RuntimeError) as error:  # the last where a script would have to be run
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: it needs a loading script
         raise UserError(
             f"dataset.hub={name} (split {split}, revision {revision or 'newest'}) cannot be loaded: {error}\n"
             "Check the name, the split and the network; or download it and give its folder as dataset.path."
@@ -36,8 +36,8 @@ def read_hub(name: str, *, split: str, revision: str | None) -> Iterator[Located
 def read_path(path: Path, *, key: str, split: str, faults: list[str]) -> Iterator[Located]:
     """The rows of a file, or of one split of a folder. Lines that cannot be read are appended to `faults`.
 
-    A folder is one that `datasets` saved, or holds SPLIT.jsonl, .json or .parquet, or SPLIT-*.parquet (also below
-    `data/`, as in a download from the hub). Raises `UserError` naming the config's `key` where there is none of these.
+    A folder was saved by `datasets`, or has SPLIT.jsonl, .json or .parquet, or SPLIT-*.parquet (also below `data/`, as
+    in a download from the hub). Raises `UserError` that names the config's `key` if none of these is there.
     """
     if not path.exists():
         raise UserError(f"{key} is {str(path)!r}: there is no such file or folder")
@@ -81,9 +81,9 @@ def _read_json(file: Path, faults: list[str], *, key: str) -> Iterator[Located]:
 
 
 def read_json(path: Path, *, key: str, object_hook: Callable[[dict], Any] | None = None) -> Any:
-    """The content of a JSON file in UTF-8, or of one that is compressed and ends in .gz.
+    """The content of a JSON file in UTF-8, also if it is compressed (.gz).
 
-    Raises `UserError` naming the file and the config's `key`.
+    Raises `UserError` that names the file and the config's `key`.
     """
     try:
         return json.loads(_text_of(path), object_hook=object_hook)
@@ -128,7 +128,7 @@ def _read_saved(path: Path, *, key: str, split: str) -> Iterator[Located]:
 
 
 def _read_dataset(dataset, name: str) -> Iterator[Located]:
-    """The rows as stored: images stay `{"bytes", "path"}`, so that a damaged one is named, not raised."""
+    """The rows as stored. Images stay `{"bytes", "path"}`: decoding them here would raise on a damaged one."""
     stored = dataset.with_format("arrow")
     for start in range(0, len(stored), 32):
         for offset, row in enumerate(stored[start : start + 32].to_pylist(), 1):

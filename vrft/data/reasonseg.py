@@ -1,10 +1,10 @@
-"""ReasonSeg, as LISA published it: NAME.jpg beside NAME.json in LabelMe's form, one row a text.
+"""ReasonSeg, as LISA published it: NAME.jpg beside NAME.json in LabelMe's form. Each text gives one row.
 
     {"text": ["what one drinks from"], "is_sentence": true, "shapes": [{"label": "target", "points": [[3, 4], …]}, …]}
 
 A row has `phrase`, `gold` (the bounding box of all target polygons, in pixels), `is_sentence`, and for masks
-`target_polygons` and `ignore_polygons`, lists of [[x, y], …] as in the file. Shapes called `flag` count for nothing;
-those with `ignore` in their name are no part of the mask or of its background, as in LISA (arXiv:2308.00692).
+`target_polygons` and `ignore_polygons`, lists of [[x, y], …] as in the file. Shapes with the label `flag` are skipped.
+Shapes with `ignore` in their label belong neither to the mask nor to its background, as in LISA (arXiv:2308.00692).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 class Options(CommonOptions):
-    """The keys of `dataset` that this source has of its own.
+    """The keys of `dataset` that only this source has.
 
-    path: the folder of the pairs, or one with a folder for each split.
-    split, test_split: the folders to train and to test on, where PATH has such; null: PATH itself, and no test set.
-    test_path: a test set of its own in another place.
+    path: the folder of the pairs, or a folder with one subfolder per split.
+    split, test_split: the subfolders for training and for the test; null: PATH itself, and no separate test set.
+    test_path: the folder of a separate test set.
     """
 
     path: str
@@ -40,13 +40,13 @@ class Options(CommonOptions):
 
 
 def build(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, list[Row]]:
-    """The rows of every split (see `vrft.data.assemble`). Raises `UserError` for a task whose answer is no place."""
+    """The rows of every split (see `vrft.data.assemble`). Raises `UserError` for a task without a box or point."""
     refuse_other_tasks(task, source="ReasonSeg")
     return build_splits(options, own=Options, read=read, task=task, out_dir=out_dir, seed=seed)
 
 
 def refuse_other_tasks(task: Task, *, source: str) -> None:
-    """Raise `UserError` for a task that rows of a phrase and one box do not fit."""
+    """Raise `UserError` for a task that does not take rows of a phrase and one box."""
     if getattr(task, "answer_kind", "mixed") not in ("box", "point", ""):
         raise UserError(
             f"task={task.name} has no rows in {source}; right are grounding, reasoning_grounding and pointing"
@@ -54,9 +54,9 @@ def refuse_other_tasks(task: Task, *, source: str) -> None:
 
 
 def read(options: Options, *, is_test: bool, faults: list[str]) -> tuple[Iterator[Located], Path]:
-    """The rows of the training or the test source as they stand, and the folder that their image paths start from.
+    """The raw rows of the training or test source, and the folder of relative image paths.
 
-    What is wrong with a pair is appended to `faults`. Raises `UserError` for a folder without any.
+    Each bad pair adds a text to `faults`. Raises `UserError` for a folder without pairs.
     """
     path = Path((options.test_path if is_test else None) or options.path)
     split = (options.test_split if is_test else None) or options.split
@@ -97,9 +97,9 @@ def _rows(
 
 
 def read_label_file(file: Path, *, image_wh: Sequence[int] | None) -> tuple[dict[str, Any], list[str]]:
-    """The columns that all rows of a file share, and its texts. image_wh: None leaves the box as it is.
+    """The columns that all rows of a file share, and its texts. image_wh: None leaves the box unclipped.
 
-    Raises ValueError saying what is wrong with the file.
+    Raises ValueError that says what is wrong with the file.
     """
     label = _json_object(file)
     texts = [label["text"]] if isinstance(label.get("text"), str) else label.get("text")
@@ -128,7 +128,7 @@ def read_label_file(file: Path, *, image_wh: Sequence[int] | None) -> tuple[dict
 
 
 def clip_by_a_pixel(xyxy: list[float], image_wh: Sequence[int] | None) -> list[float]:
-    """The box without what rounding put at most one pixel outside; one that lies further out stays as it is.
+    """The box, clipped if it extends past the image by at most one pixel (rounding). A larger excess stays.
 
     >>> clip_by_a_pixel([-0.5, 2, 64.75, 50], (64, 48))
     [0, 2, 64, 50]
@@ -153,7 +153,7 @@ def _images_by_stem(folder: Path, faults: list[str]) -> dict[str, Path]:
 
 
 def _json_object(file: Path) -> dict[str, Any]:
-    """The object of a file in UTF-8, or in the Windows code page that old files were saved in."""
+    """The object of a JSON file in UTF-8, or in the Windows code page of old files."""
     data = file.read_bytes()
     for encoding in ("utf-8-sig", "cp1252", "latin-1"):
         try:
@@ -171,7 +171,7 @@ def _json_object(file: Path) -> dict[str, Any]:
 
 
 def _kind(shape: Any, number: int) -> str:
-    """`target`, `ignore` or `flag`, by the label of a shape."""
+    """`target`, `ignore` or `flag`, from the label of a shape."""
     name = shape.get("label") if isinstance(shape, dict) else None
     if isinstance(name, str):
         name = name.strip().lower()
@@ -194,7 +194,7 @@ def _polygon(shape: dict[str, Any], number: int) -> list[list[float]]:
 
 
 def shown(value: Any) -> str:
-    """A value for a message; what may be nested without end is called by its type."""
+    """A value for a message. A container is named by its type only, because it may be nested without end."""
     if value is None or isinstance(value, str | bool | float) or (isinstance(value, int) and abs(value) < 10**18):
         return repr(value)[:100]
     return f"a {type(value).__name__}"

@@ -1,10 +1,10 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: one row a sentence, its box from the COCO annotations beside it.
+"""RefCOCO, RefCOCO+ and RefCOCOg: one row per sentence, with its box from COCO annotations.
 
-    refs(unc).p      a pickled list of {ref_id, ann_id, image_id, split, sentences: [{sent, raw}], …}; or it as JSON
+    refs(unc).p      a pickled list of {ref_id, ann_id, image_id, split, sentences: [{sent, raw}], …}; or as JSON
     instances.json   images {id, width, height, file_name} and annotations {id, image_id, bbox: [x, y, width, height]}
 
-A pickle can run code when it is read, so this one may hold nothing but containers, numbers and texts: one that names
-anything else is refused with that name. Images are those of the annotations; a ref's own `file_name` is no file.
+A pickle can run code when it is read. So only containers, numbers and texts are accepted: a pickle that names anything
+else is refused, with that name. Images are those of the annotations; a ref's own `file_name` is no file.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _BROKEN_PICKLE = (
     MemoryError,
     RecursionError,
 )
-"""What the unpickler raises on damaged data, beside its own error."""
+"""Exceptions of the unpickler for damaged data, and its own error."""
 
 
 class Options(CommonOptions):
-    """The keys of `dataset` that this source has of its own.
+    """The keys of `dataset` that only this source has.
 
-    path: refs(unc).p, or such a list as JSON. instances: the COCO annotations; null: instances.json beside it.
-    split, test_split: which of the refs to train and to test on (train, val, testA, testB, test); a null `test_split`
-        is no test set of its own. test_path: other refs for it.
-    text: which text of a sentence is the phrase: `sent`, in lower case without marks, or `raw`.
+    path: refs(unc).p, or such a list as JSON. instances: the COCO annotations; null: instances.json in path's folder.
+    split, test_split: the refs for training and for the test (train, val, testA, testB, test); test_split null: no
+        separate test set. test_path: another file of refs for the test.
+    text: the form of a sentence that becomes the phrase: `sent` (lower case, no punctuation) or `raw`.
     """
 
     path: str
@@ -58,16 +58,15 @@ class Options(CommonOptions):
 
 
 def build(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, list[Row]]:
-    """The rows of every split (see `vrft.data.assemble`). Raises `UserError` for a task whose answer is no place."""
+    """The rows of every split (see `vrft.data.assemble`). Raises `UserError` for a task without a box or point."""
     refuse_other_tasks(task, source="RefCOCO")
     return build_splits(options, own=Options, read=read, task=task, out_dir=out_dir, seed=seed)
 
 
 def read(options: Options, *, is_test: bool, faults: list[str]) -> tuple[Iterator[Located], Path]:
-    """The rows of the training or the test source as they stand, and the folder that their image paths start from.
+    """The raw rows of the training or test source, and the folder of relative image paths.
 
-    What is wrong with a ref is appended to `faults`. Raises `UserError` for files that cannot be read, or a split that
-    is not there.
+    Each bad ref adds a text to `faults`. Raises `UserError` for files that cannot be read, or an unknown split.
     """
     key = "dataset.test_path" if is_test and options.test_path else "dataset.path"
     path = Path((options.test_path if is_test else None) or options.path)
@@ -95,7 +94,7 @@ def _rows(
             columns = _columns(ref, pictures, boxes)
             sentences = _sentences(ref, text)
             if ref["ref_id"] in seen:
-                raise ValueError("its ref_id stands in a row above; it must be unique")
+                raise ValueError("an earlier row has its ref_id too; it must be unique")
         except ValueError as error:
             faults.append(f"{where}: {error}")
             continue
@@ -105,7 +104,7 @@ def _rows(
 
 
 def _columns(ref: dict, pictures: dict, boxes: dict) -> dict[str, Any]:
-    """What all sentences of a ref share. Raises ValueError for one that does not fit the annotations."""
+    """The columns that all rows of a ref share. Raises ValueError for a ref that does not fit the annotations."""
     ann_id, image_id = _whole(ref, "ann_id"), _whole(ref, "image_id")
     if not isinstance(ref.get("split"), str):
         raise ValueError(f"split is {shown(ref.get('split'))}; train, val, testA, testB or test is right")
@@ -145,8 +144,8 @@ def _whole(ref: Any, key: str) -> int:
     return value
 
 
-class _ContainersAlone(pickle.Unpickler):
-    """Reads containers, numbers and texts, and refuses whatever would need an import."""
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads containers, numbers and texts. Refuses everything that needs an import."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"it names {module}.{name}, which could run code")
@@ -156,7 +155,7 @@ class _ContainersAlone(pickle.Unpickler):
 
 
 def read_refs(path: Path, *, key: str) -> list:
-    """The refs of a pickle, or of a JSON file. Raises `UserError` where there is no list of them."""
+    """The refs of a pickle or a JSON file. Raises `UserError` if it holds no list of them."""
     refs = read_json(path, key=key) if path.suffix == ".json" else _unpickle(path, key=key)
     if not isinstance(refs, list) or not refs:
         raise UserError(f"{path} holds {shown(refs) if refs else 'nothing'}; a list of refs is right")
@@ -170,16 +169,16 @@ def _unpickle(path: Path, *, key: str) -> Any:
         raise UserError(f"{key} is {str(path)!r}, which cannot be read ({error.strerror})") from None
     try:
         try:
-            return _ContainersAlone(io.BytesIO(data), encoding="utf-8").load()
-        except UnicodeDecodeError:  # texts of Python 2 in the code page of who wrote them
-            return _ContainersAlone(io.BytesIO(data), encoding="latin-1").load()
+            return _PlainUnpickler(io.BytesIO(data), encoding="utf-8").load()
+        except UnicodeDecodeError:  # texts of Python 2, in the code page of their author
+            return _PlainUnpickler(io.BytesIO(data), encoding="latin-1").load()
     except _BROKEN_PICKLE as error:
         reason = str(error)[:200] or type(error).__name__
         raise UserError(f"{path} is not a pickle of containers, numbers and texts alone: {reason}") from None
 
 
 def _read_instances(path: Path) -> tuple[dict[int, dict], dict[int, dict]]:
-    """The images and the annotations of a COCO file by id; what else is wrong with one is said of the refs to it."""
+    """The images and the annotations of a COCO file by id. Only ids are checked; the refs' checks find other faults."""
     lists, faults = ("images", "annotations"), []
     sections = read_sections(path, key="dataset.instances", sections=lists, may_be_empty=lists)
     pictures, boxes = (

@@ -1,4 +1,4 @@
-"""Splits that share no image, and few-shot draws: by seed, whatever the order of rows."""
+"""Splits that share no image, and few-shot draws. They depend on the seed, not on the order of rows."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ MANIFEST_FILE = "manifest.json"
 
 
 class Checked(NamedTuple):
-    """A row that can be used, and the content hashes of its images."""
+    """A valid row, and the content hashes of its images."""
 
     row: Row
     contents: list[str]
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256, as a hex string, over what the row says and shows, wherever its images lie and whatever its id."""
-        said = {name: value for name, value in self.row.items() if name not in ("row_id", "images")}
-        return hashlib.sha256(json.dumps([said, self.contents], sort_keys=True).encode()).hexdigest()
+        """SHA-256 (hex) over the row's columns and image contents. It does not depend on image paths or the row id."""
+        columns = {name: value for name, value in self.row.items() if name not in ("row_id", "images")}
+        return hashlib.sha256(json.dumps([columns, self.contents], sort_keys=True).encode()).hexdigest()
 
 
 def cut(checked: Sequence[Checked], n_rows: int, *, seed: int) -> tuple[list[Checked], list[Checked]]:
-    """`(part, rest)`: whole images, drawn by seed until they have `n_rows` rows; both in the order given.
+    """`(part, rest)`: whole images are drawn by seed until part has `n_rows` rows; both keep the given order.
 
-    Rows that share an image, also by way of a third row, stay together, so that part and rest have no image in common.
-    The draw depends on the images' content, not on their order.
+    Rows that share an image, directly or through other rows, stay together: part and rest have no image in common. The
+    draw depends on the images' content, not on their order.
     """
     groups: dict[str, list[int]] = {}
     for index, group in enumerate(image_groups([contents for _, contents in checked])):
@@ -46,7 +46,7 @@ def cut(checked: Sequence[Checked], n_rows: int, *, seed: int) -> tuple[list[Che
 
 
 def image_groups(contents: Iterable[Sequence[str]]) -> list[str]:
-    """One name for each row, equal where rows share an image, also by way of other rows.
+    """One name per row, equal for rows that share an image, directly or through other rows.
 
     >>> image_groups([["a", "b"], ["c"], ["b", "c"], ["d"]])
     ['a', 'a', 'a', 'd']
@@ -66,11 +66,12 @@ def image_groups(contents: Iterable[Sequence[str]]) -> list[str]:
 
 
 def few_shot(checked: Sequence[Checked], k_shot: int, *, seed: int, negatives: float = 0.0) -> list[Checked]:
-    """`k_shot` rows of each class, in the order given: the first in an order that the seed and the rows' content give.
+    """`k_shot` rows of each class, in the given order.
 
-    So fewer shots are always among more shots. A class is a gold that is a name, the category of a row with an object,
-    or each label of a row's boxes. negatives: so many rows without an object for each shot of their category.
-    Raises `UserError` where a class has fewer rows.
+    They are the first in an order by seed and row content, so fewer shots are a subset of more shots. A class is a gold
+    that is a name, the category of a row with an object, or each label of a row's boxes.
+    negatives: rows without an object per shot of their category.
+    Raises `UserError` if a class has fewer rows.
     """
     classes: dict[str, list[int]] = {}
     without: dict[str, list[int]] = {}
@@ -83,7 +84,7 @@ def few_shot(checked: Sequence[Checked], k_shot: int, *, seed: int, negatives: f
     raise_all(short, heading=f"dataset.k_shot={k_shot}, and these classes have fewer training rows:")
 
     def first(indices: list[int], n_rows: int) -> list[int]:
-        """The first rows in the order that the seed gives."""
+        """The first rows in the seed's order."""
         order = sorted(
             indices, key=lambda index: (_draw(checked[index].fingerprint, seed), checked[index].row["row_id"])
         )
@@ -96,7 +97,7 @@ def few_shot(checked: Sequence[Checked], k_shot: int, *, seed: int, negatives: f
 
 
 def classes_of(row: Row, k_shot: int) -> set[str]:
-    """The classes that a row is a shot of; none without an object. Raises `UserError` for a row that can have none."""
+    """The classes of which a row is a shot; none without an object. Raises `UserError` for a row without any class."""
     gold = row["gold"]
     if isinstance(gold, str):
         return {gold}
@@ -111,9 +112,9 @@ def classes_of(row: Row, k_shot: int) -> set[str]:
 
 
 def mix(rows: Sequence[Row], weights: Mapping[str, float], *, seed: int) -> list[Row]:
-    """As many rows as given, each task's in proportion to its weight among the tasks that have rows, in random order.
+    """As many rows as given, in random order. A task's share is its weight, relative to the tasks that have rows.
 
-    A task with fewer rows than its share repeats all of them before any a second time; one with more is drawn from.
+    A task with fewer rows than its share repeats all of them before any a second time. One with more is subsampled.
 
     >>> rows = [{"row_id": str(n), "task": "counting" if n else "pointing"} for n in range(6)]
     >>> sorted(row["row_id"] for row in mix(rows, {"counting": 1.0, "pointing": 2.0}, seed=0))[:4]
@@ -141,9 +142,9 @@ def write_manifest(
     notes: Mapping[str, Any],
     n_skipped: int,
 ) -> None:
-    """Write `manifest.json`: options, seed, counts, and of each row its id, its fingerprint and its images' content.
+    """Write `manifest.json`: options, seed, counts, and the id, fingerprint and image contents of each row.
 
-    One line a row and no paths but those of the options, so that two builds are compared by comparing bytes.
+    It has one line per row, and no paths except those of the options: two builds can be compared byte by byte.
     """
     head = {
         "options": dict(options),
@@ -168,5 +169,5 @@ def write_manifest(
 
 
 def _draw(text: str, seed: int) -> str:
-    """A sort key that puts texts in random order, the same on every machine."""
+    """A sort key for a random order of texts, the same on every machine."""
     return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()

@@ -1,1 +1,1 @@
-"""Evaluation: completions are generated once (`generate`) and judged afterwards without a model (`score`)."""
+"""Evaluation: `completions` generates completions once; `score` scores them later, without a model."""

@@ -1,9 +1,9 @@
-"""AP and AR of resampled images, from matches that an official evaluator made once.
+"""Bootstrap samples of AP and AR over images, from matches that the official evaluator makes once.
 
-A resample only accumulates the matches again, all resamples of a class at a time; that of every image once is the
-official figure. COCO and LVIS differ in how boxes are matched and what is ignored, not in how matches are accumulated.
+A resample only accumulates the matches again, for all resamples of a class at a time. The resample with every image
+once gives the official figure. COCO and LVIS differ in how they match and ignore boxes, not in how they accumulate.
 
-Legend: `A` areas, `T` IoU thresholds, `R` resamples, `I` images, `K` classes; of one class: `M` images with it, `D`
+Legend: `A` areas, `T` IoU thresholds, `R` resamples, `I` images, `K` classes. For one class: `M` images with it, `D`
 detections by falling score, `P` true positives among them.
 """
 
@@ -14,17 +14,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_N_NUMBERS_AT_ONCE = 4_000_000  # of one temporary array: 32 MB
+_N_NUMBERS_AT_ONCE = 4_000_000  # size of a temporary array: 32 MB
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What an official figure is the mean of, over the classes that have gold.
+    """The definition of an official figure. It is a mean over the classes with gold.
 
     kind: `precision` (interpolated, the mean over the recall thresholds) or `recall`.
-    area: of the boxes that count. iou: the one IoU threshold; None for the mean over all.
-    most: how many detections of a class count in an image, the most confident; None for all that were matched.
-    frequency: the LVIS group of the classes; None for all.
+    area: the size group of the boxes that count. iou: one IoU threshold; None: the mean over all thresholds.
+    most: maximum number of detections per image and class, the most confident first; None: all that were matched.
+    frequency: the LVIS group of the classes; None: all classes.
     """
 
     kind: str
@@ -63,10 +63,10 @@ LVIS_FIGURES = {
 class ClassMatches:
     """The official matches of one class.
 
-    images: (M,) indexes of the images that hold a gold box or a detection of the class.
-    image: (D,) of each detection, where its image stands in `images`. rank: (D,) its place in its image, from 0.
-    is_true, is_false: (A, T, D) True where the detection is a true or a false positive; neither where it is ignored.
-    n_gold: (A, M) gold boxes that count.
+    images: (M,) indexes of the images with a gold box or a detection of the class.
+    image: (D,) position in `images` of each detection's image. rank: (D,) rank of a detection in its image, from 0.
+    is_true, is_false: (A, T, D) True for a true or a false positive; both are False for an ignored detection.
+    n_gold: (A, M) number of gold boxes that count.
     """
 
     images: np.ndarray
@@ -79,7 +79,7 @@ class ClassMatches:
 
 @dataclass(frozen=True)
 class Matches:
-    """The official matches of all classes, and the axes of what is computed from them."""
+    """The official matches of all classes, and the axes of the figures."""
 
     classes: list[ClassMatches]
     n_images: int
@@ -107,7 +107,7 @@ def lvis_matches(evaluator) -> Matches:
 
 
 def draw_counts(n_images: int, *, n_resamples: int, seed: int = 0) -> np.ndarray:
-    """How often each image occurs when as many as there are are drawn with replacement, (n_resamples, n_images)."""
+    """(n_resamples, n_images): how often each image occurs when `n_images` are drawn with replacement."""
     generator = np.random.default_rng(seed)
     drawn = [generator.integers(n_images, size=n_images) for _ in range(n_resamples)]
     return np.array([np.bincount(images, minlength=n_images) for images in drawn], float).reshape(-1, n_images)
@@ -116,7 +116,8 @@ def draw_counts(n_images: int, *, n_resamples: int, seed: int = 0) -> np.ndarray
 def class_samples(matches: Matches, counts: np.ndarray, figures: Mapping[str, Figure]) -> dict[str, np.ndarray]:
     """Each figure of each class, (K, R), for images that occur `counts` (R, I) times; NaN without gold.
 
-    Copies of an image stand beside each other. Figures of a frequency group are left out: they are means of others.
+    Copies of an image are ranked next to each other. Figures of a frequency group are left out: they are means of
+    other figures.
     """
     figures = {name: figure for name, figure in figures.items() if figure.frequency is None}
     samples = {name: np.full((len(matches.classes), len(counts)), np.nan) for name in figures}
@@ -134,7 +135,7 @@ def class_samples(matches: Matches, counts: np.ndarray, figures: Mapping[str, Fi
 def mean_samples(
     samples: Mapping[str, np.ndarray], figures: Mapping[str, Figure], frequencies: Sequence[str] = ()
 ) -> dict[str, np.ndarray]:
-    """Each figure, (R,): the mean of `class_samples` over the classes that have gold; NaN where none has.
+    """Each figure, (R,): the mean of `class_samples` over the classes with gold; NaN if no class has gold.
 
     frequencies: the LVIS group of each class.
     """
@@ -146,7 +147,7 @@ def mean_samples(
 
 
 def percentile_interval(samples: np.ndarray) -> list[float] | None:
-    """The 95 % percentile interval of bootstrap values, or None where there are none."""
+    """The 95 % percentile interval of bootstrap values, or None without values."""
     samples = samples[~np.isnan(samples)]
     return [float(bound) for bound in np.percentile(samples, [2.5, 97.5])] if len(samples) else None
 
@@ -154,7 +155,7 @@ def percentile_interval(samples: np.ndarray) -> list[float] | None:
 def _matches_by_class(
     entries: Sequence, keys: tuple[str, ...], n_classes: int, n_areas: int, n_images: int
 ) -> list[ClassMatches]:
-    """The evaluators' lists run over classes, then areas, then images; None for an image without the class."""
+    """entries: the evaluator's list by class, then area, then image; None for an image without the class."""
     matches = []
     for k in range(n_classes):
         first = k * n_areas * n_images
@@ -215,8 +216,8 @@ def _precision(
 ) -> np.ndarray:
     """Interpolated precision (mean over recall thresholds) of one class and area, (R, T).
 
-    Precision falls between true positives, so the official staircase needs only the points at them: each serves the
-    recall thresholds between the true positive before it and itself.
+    Precision falls between true positives, so the official staircase needs only the points at true positives. Each
+    point serves the recall thresholds between the previous true positive and itself.
     """
     precision = np.zeros((len(weights), len(is_true)))
     for t, (true, false) in enumerate(zip(is_true, is_false, strict=True)):
@@ -241,13 +242,13 @@ def _mean_of_known(values: np.ndarray) -> np.ndarray:
     return np.divide(total, n_known, out=np.full(total.shape, np.nan), where=n_known > 0)
 
 
-_DRAWS_AT_ONCE = 4_000_000  # row indices held in memory: 32 MB
+_DRAWS_AT_ONCE = 4_000_000  # row indices in memory: 32 MB
 
 
 def mean_with_interval(values: Sequence[float], *, n_resamples: int = 1000, seed: int = 0) -> dict:
-    """`{"value", "n", "interval"}`: the mean, how many values it has, and its 95 % percentile bootstrap interval.
+    """`{"value", "n", "interval"}`: the mean, the number of values, and the 95 % percentile bootstrap interval.
 
-    Rows are resampled with replacement (Efron 1979). The value of no rows is None.
+    Rows are resampled with replacement (Efron 1979). Without rows, value and interval are None.
 
     >>> mean_with_interval([1.0, 1.0, 1.0])
     {'value': 1.0, 'n': 3, 'interval': [1.0, 1.0]}

@@ -1,4 +1,4 @@
-"""Result files of COCO and LVIS against their annotations: figures with intervals, by class, and what was left out."""
+"""Scores results files of COCO and LVIS: figures with intervals, figures by class, and counts of what is left out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vrft.tasks.rows import Row
 
 
 def score_coco_file(annotations: Path, detections: Sequence[Path], **options: Any) -> dict:
-    """As `score_coco_detections`, of an annotation file and one or several results files.
+    """As `score_coco_detections`, for an annotation file and one or several results files.
 
     Raises `UserError` that lists what is wrong with them.
     """
@@ -35,7 +35,7 @@ def score_coco_file(annotations: Path, detections: Sequence[Path], **options: An
 
 
 def score_lvis_file(annotations: Path, detections: Sequence[Path], **options: Any) -> dict:
-    """As `score_lvis_detections`, of an annotation file and one or several results files."""
+    """As `score_lvis_detections`, for an annotation file and one or several results files."""
     return _score_file(score_lvis_detections, annotations, detections, is_federated=True, **options)
 
 
@@ -59,9 +59,9 @@ def score_coco_detections(
 ) -> dict:
     """`{"metrics", "per_class", "absent_classes", "counts"}`: COCO's twelve figures of boxes.
 
-    truth, found: as `read_truth` and `read_detections` give them. asked: which questions count, see `only_asked`.
-    classes: names, or a file of them, to which figures are restricted. A class without gold (crowds aside) is listed as
-    absent and is in no mean. Images are resampled for the intervals.
+    truth, found: from `read_truth` and `read_detections`. asked: which questions count, see `only_asked`.
+    classes: names, or a file of names; only these classes are scored. A class without gold (crowds are not gold) is
+    listed as absent, and is in no mean. The intervals resample images.
     """
     counts = count_detections(found, truth, most=COCO_LIMIT, is_per_class=True)
     counts["crowd_annotations"] = sum(bool(one.get("iscrowd")) for one in truth.dataset["annotations"])
@@ -83,8 +83,8 @@ def score_lvis_detections(
 ) -> dict:
     """As `score_coco_detections`: LVIS's thirteen figures of boxes under its federated rule.
 
-    Only categories that are annotated in an image or listed as absent from it count there; detections of others are
-    left out, and counted. Where a category is not annotated exhaustively, a box that matches nothing is ignored.
+    In an image only the categories count that are annotated there or listed as absent. Detections of other categories
+    are left out, and counted. If a category is not annotated exhaustively, a box without a match is ignored.
     """
     counts = count_detections(found, truth, most=LVIS_LIMIT, is_per_class=False)
     verified = truth.present | {
@@ -99,7 +99,7 @@ def score_lvis_detections(
 
 
 def score_coco_rows(rows: Sequence[Row], found: Sequence[Sequence[tuple]], *, n_resamples: int = 1000) -> dict:
-    """As `score_coco_detections`, of vrft's own rows. found: as in `average_precision`. None without gold."""
+    """As `score_coco_detections`, for vrft's own rows. found: as in `average_precision`. None without gold."""
     dataset, detections = as_coco(rows, found)
     asked = asked_names(rows)
     for category in dataset["categories"]:
@@ -116,7 +116,7 @@ def score_coco_rows(rows: Sequence[Row], found: Sequence[Sequence[tuple]], *, n_
 
 
 def _chosen(classes: str | Sequence[str] | None, truth: Truth) -> list:
-    """The ids of the chosen classes by rising id, of all where none are chosen."""
+    """The ids of the chosen classes, ascending; classes=None: of all classes."""
     if classes is None:
         return sorted(truth.class_names)
     source = f"classes={classes}" if isinstance(classes, str) else "classes"

@@ -1,4 +1,4 @@
-"""What ranks the boxes of an answer for average precision: written confidences, token probabilities, or agreement."""
+"""Confidences that rank boxes for average precision: as written, from token probabilities, or from agreement."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _SAME_IOU = 0.5
 def rank_by(
     protocol: Mapping, parsed: Parsed, completions: Sequence[Mapping], row: Row, *, task: Task, frame: Frame
 ) -> Parsed:
-    """The completion with its boxes' confidences as `score_source` has them; one without boxes stays as it is.
+    """The completion, with the confidences of its boxes from the protocol's `score_source`. Without boxes, unchanged.
 
     `written`: as the model wrote them.
-    `token_probability`: the geometric mean of the probabilities of the tokens that write the box.
-    `agreement`: the share of the other samples whose answers have a box with the same label at an IoU of 0.5 or more.
-    completions: the row's, sample 0 first, which is the one that was parsed. Raises ValueError, saying what is missing,
-    where they do not hold what the source needs.
+    `token_probability`: the geometric mean of the probabilities of the box's tokens.
+    `agreement`: the share of the other samples that have a box with the same label at an IoU of at least 0.5.
+    completions: those of the row; the first is sample 0, which `parsed` comes from. Raises ValueError that says what
+    the completions lack for the source.
     """
     source = protocol.get("score_source") or "written"
     if source == "written":
@@ -36,7 +36,7 @@ def rank_by(
     else:
         if len(completions) != 1 + protocol["n_samples"]:
             raise ValueError(
-                f"it has {len(completions) - 1} samples beside sample 0; protocol.score_source=agreement with "
+                f"it has {len(completions) - 1} samples besides sample 0; protocol.score_source=agreement with "
                 f"protocol.n_samples={protocol['n_samples']} needs as many"
             )
         others = [task.parse(one["text"], row, frame).answer or [] for one in completions[1:]]
@@ -49,7 +49,7 @@ def _token_probabilities(parsed: Parsed, completion: Mapping, row: Row, *, task:
     if not parsed.answer:
         return []
     text = completion["text"]
-    n_opened = len(parsed.text) - len(text)  # the <think> that the prompt may have written
+    n_opened = len(parsed.text) - len(text)  # length of the <think> that the prompt may contain
     begin, end = answer_span(parsed.text)
     written: dict[tuple, float] = {}
     for first, last in box_spans(parsed.text[begin:end]):
@@ -62,10 +62,10 @@ def _token_probabilities(parsed: Parsed, completion: Mapping, row: Row, *, task:
 
 
 def mean_probability(token_logprobs: Sequence[Sequence[float]], first: int, last: int) -> float:
-    """The geometric mean of the probabilities of the tokens that write the characters from `first` up to `last`.
+    """The geometric mean of the probabilities of the tokens of the characters from `first` to before `last`.
 
-    token_logprobs: `[where the token's characters end, its log probability]` of each token in turn; one that ends where
-        the one before ended writes the same character.
+    token_logprobs: `[end of the token in the text, its log probability]`, in order. A token with the same end as the
+        token before it is part of the same character.
 
     >>> round(mean_probability([[2, -0.1], [4, -1.0], [6, -3.0], [9, -0.1]], 2, 5), 6)  # e ** -2
     0.135335

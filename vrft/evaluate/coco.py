@@ -25,7 +25,7 @@ from vrft.tasks.answers import normal_name
 from vrft.tasks.rows import Row
 
 NAMES = ("AP", "AP50", "AP75", "AR100")
-"""The figures that are reported of rows."""
+"""The figures that are reported for rows."""
 
 
 def evaluate_boxes(
@@ -34,10 +34,10 @@ def evaluate_boxes(
     """The official evaluator of boxes after its `evaluate` and `accumulate`, without its prints.
 
     ground_truth: a COCO annotation file's content (`images`, `annotations` with ids from 1, `categories`).
-    detections: a COCO result file's content (`image_id`, `category_id`, `bbox` as xywh, `score`); may be empty. Of
-    equally scored detections the earlier one counts as the more confident.
-    category_ids: of the categories that are evaluated; None for all.
-    Raises ValueError for a score that is not finite (the official code takes it in silence), and for an unknown image.
+    detections: a COCO results file's content (`image_id`, `category_id`, `bbox` as xywh, `score`); may be empty. With
+    equal scores, the earlier detection ranks first.
+    category_ids: the categories to evaluate; None: all.
+    Raises ValueError for a score that is not finite (the official code accepts it silently), and for an unknown image.
     """
     image_ids = {image["id"] for image in ground_truth["images"]}
     for number, detection in enumerate(detections):
@@ -58,7 +58,7 @@ def evaluate_boxes(
 
 
 def official_figures(evaluator: COCOeval) -> dict[str, float | None]:
-    """The twelve official figures by name, each in [0, 1]; None where there is no gold box to find."""
+    """The twelve official figures by name, each in [0, 1]; None if there is no gold box for it."""
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator.summarize()
     return {name: _known(value) for name, value in zip(COCO_FIGURES, evaluator.stats, strict=True)}
@@ -67,12 +67,12 @@ def official_figures(evaluator: COCOeval) -> dict[str, float | None]:
 def average_precision(
     rows: Sequence[Row], found: Sequence[Sequence[tuple]], *, n_resamples: int = 1000, seed: int = 0
 ) -> dict[str, dict]:
-    """`{name: {"value", "n", "interval"}}` for each of `NAMES`; n counts images, and images are resampled.
+    """`{name: {"value", "n", "interval"}}` for each of `NAMES`; n is the number of images, and images are resampled.
 
-    rows: detection rows, each one question for a category in an image, or for several with labels; every row's image
-        counts, with or without gold.
-    found: per row its boxes as `(xyxy, confidence)`, in labelled rows `(xyxy, confidence, label)`, in pixels of the
-        original image; empty for none or unreadable.
+    rows: detection rows. Each asks for one category in an image, or with labels for several. Every row's image counts,
+        with or without gold.
+    found: the boxes of each row as `(xyxy, confidence)`, in labelled rows `(xyxy, confidence, label)`, in pixels of the
+        original image; empty without boxes or if unreadable.
     Without any gold box the values are None.
     """
     n_images, figures, samples = _figures_and_samples(rows, found, n_resamples=n_resamples, seed=seed)
@@ -84,7 +84,7 @@ def average_precision(
 def average_precision_change(
     rows: Sequence[Row], before: Sequence, after: Sequence, *, n_resamples: int = 1000, seed: int = 0
 ) -> dict[str, dict]:
-    """As `average_precision`, for the figure of `after` minus that of `before`; both see the same resampled images."""
+    """As `average_precision`, for the figure of `after` minus that of `before`; both use the same resampled images."""
     n_images, old, old_samples = _figures_and_samples(rows, before, n_resamples=n_resamples, seed=seed)
     _, new, new_samples = _figures_and_samples(rows, after, n_resamples=n_resamples, seed=seed)
     return {
@@ -100,7 +100,7 @@ def average_precision_change(
 def _figures_and_samples(
     rows: Sequence[Row], found: Sequence, *, n_resamples: int, seed: int
 ) -> tuple[int, dict, dict]:
-    """How many images there are, the official figures, and their bootstrap values; without gold None and no values."""
+    """The number of images, the official figures, and their bootstrap values. Without gold: None and no values."""
     ground_truth, detections = as_coco(rows, found)
     n_images = len(ground_truth["images"])
     if not ground_truth["annotations"]:
@@ -113,12 +113,12 @@ def _figures_and_samples(
 
 
 def asked_names(rows: Sequence[Row]) -> dict[str, str]:
-    """The categories that detection rows ask for, as they write them, by normal name."""
+    """The categories that detection rows ask for: `{normal name: name in the row}`."""
     return {normal_name(name): name for row in rows for name in row.get("categories", [row.get("category", "object")])}
 
 
 def asked_boxes(rows: Sequence[Row], found: Sequence[Sequence[tuple]], *, asked: str | None) -> list[Sequence[tuple]]:
-    """The boxes that count: with `present` those of a category that is in the row's gold, else all."""
+    """The boxes that count. asked: `present` keeps only boxes of categories in the row's gold; else all count."""
     if asked != "present":
         return list(found)
     kept = []
@@ -134,7 +134,7 @@ def asked_boxes(rows: Sequence[Row], found: Sequence[Sequence[tuple]], *, asked:
 def as_coco(rows: Sequence[Row], found: Sequence[Sequence[tuple]]) -> tuple[dict, list[dict]]:
     """Ground truth and results in COCO's form, in the order of the rows.
 
-    A question that repeats a category of the same image (as rows without `category` do) counts as a further image.
+    A question that repeats a category for the same image (rows without `category` do) counts as another image.
     """
     images, categories, asked = {}, {}, {}
     ground_truth = {"images": [], "annotations": [], "categories": []}
@@ -162,7 +162,7 @@ def as_coco(rows: Sequence[Row], found: Sequence[Sequence[tuple]]) -> tuple[dict
 
 
 def _xywh(xyxy: Sequence[float]) -> list[float]:
-    """A box as COCO writes it; an inverted one keeps no area: of a negative area it would be ignored."""
+    """A box in COCO's form. An inverted box gets area 0: with a negative area, COCO would ignore it."""
     x1, y1, x2, y2 = (float(value) for value in xyxy)
     return [x1, y1, max(x2 - x1, 0.0), max(y2 - y1, 0.0)]
 
@@ -172,15 +172,15 @@ def _known(value: float) -> float | None:
 
 
 COCO_LIMIT, LVIS_LIMIT = 100, 300
-"""How many detections count: of an image and class in COCO, of an image in LVIS."""
+"""Maximum number of detections that count: per image and class in COCO, per image in LVIS."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an official scorer says.
+    """The result of an official scorer.
 
-    figures: each in [0, 1], by name; None without gold.
-    by_class: `{figure: (K,)}` over the classes by rising id, the figures of groups aside; NaN without gold.
+    figures: by name, each in [0, 1]; None without gold.
+    by_class: `{figure: (K,)}` over the classes by rising id, without figures of frequency groups; NaN without gold.
     matches: for resampling.
     """
 
@@ -190,7 +190,7 @@ class Evaluation:
 
 
 def evaluate_coco(dataset: dict, detections: Sequence[dict], category_ids: Collection) -> Evaluation:
-    """COCO's figures of boxes, over these categories."""
+    """COCO's figures of boxes over these categories."""
     evaluator = evaluate_boxes(dataset, detections, category_ids=category_ids)
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
     by_class = figures_by_class(precision, recall, COCO_FIGURES, evaluator.params.areaRngLbl, evaluator.params.maxDets)
@@ -200,9 +200,10 @@ def evaluate_coco(dataset: dict, detections: Sequence[dict], category_ids: Colle
 def figures_by_class(
     precision: np.ndarray, recall: np.ndarray, figures: Mapping[str, Figure], areas: Sequence[str], limits: list[int]
 ) -> dict[str, np.ndarray]:
-    """The official tables, precision (T, recall thresholds, K, A, limits) and recall (T, K, A, limits), by class.
+    """Figures by class, from the official tables.
 
-    A class without gold, which they mark by -1, becomes NaN.
+    precision: (T, recall thresholds, K, A, limits). recall: (T, K, A, limits).
+    limits: the maximum numbers of detections. Classes without gold, which have -1 in the tables, become NaN.
     """
     values = {}
     for name, figure in figures.items():

@@ -1,4 +1,4 @@
-"""`vrft score completions=…`: vrft's own completions, by the rows that they answer or the annotations behind these."""
+"""`vrft score completions=…`: scores vrft's own completions by their rows, or by the annotations of the rows."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from vrft.tasks.rows import Row
 
 
 def score_own(config: Mapping, mask_of: Callable | None) -> tuple[dict, list[dict] | None]:
-    """The figures, and the boxes as a results file where annotations judge them.
+    """The figures, and with annotations also the boxes as a results file (else None).
 
-    Completions are read and judged as in training and evaluation. config: of the verb score, without faults.
+    Completions are parsed and scored as in training and evaluation. config: of the verb score, already checked.
     mask_of: makes masks of predicted boxes. Raises `UserError` that lists what is wrong with the files.
     """
     protocol, task = config["protocol"], load_task(**config["task"], trust_code=config["trust_code"])
@@ -32,13 +32,13 @@ def score_own(config: Mapping, mask_of: Callable | None) -> tuple[dict, list[dic
     completions = _checked_lines(completions_path, faults, _check_completion)
     faults = faults or row_faults(protocol, rows)
     raise_all(faults, heading=f"rows={rows_path} and completions={completions_path} cannot be scored:")
-    is_own_measure = protocol["scorer"] in ("coco", "lvis", "masks")  # beside the means of the task's metrics
+    has_own_figures = protocol["scorer"] in ("coco", "lvis", "masks")  # added below to the task's metrics
     scored, metrics = score_completions(
         rows,
         completions,
         task=task,
         frame_for_row=lambda row: _frame(config["frame"], row),
-        protocol={**protocol, "scorer": "rows"} if is_own_measure else protocol,
+        protocol={**protocol, "scorer": "rows"} if has_own_figures else protocol,
         judge=RewardFunction(task, config["reward"], trust_code=config["trust_code"], root=rows_path.parent),
     )
     found = None
@@ -57,9 +57,9 @@ def score_own(config: Mapping, mask_of: Callable | None) -> tuple[dict, list[dic
 
 
 def _score_by_annotations(config: Mapping, rows: Sequence[Row], answers: Sequence) -> tuple[dict, list[dict]]:
-    """The official figures over the images that were asked about, and the classes unless others are chosen.
+    """The official figures over the images of the rows, and over their classes unless `classes` is given.
 
-    Gold that no row asked for cannot be found: it counts as missed, and is counted; `coco_asked` leaves it out.
+    Gold that no row asks for counts as missed, and is counted; `coco_asked` leaves it out.
     """
     from vrft.evaluate.detections import asked_pairs, detections_of
     from vrft.evaluate.truth import read_truth
@@ -83,17 +83,17 @@ def _score_by_annotations(config: Mapping, rows: Sequence[Row], answers: Sequenc
         result = score_coco_detections(
             truth, found, asked=protocol.get("asked") or "all", exist_map=exist_map, **options
         )
-    judged = {*result["per_class"], *result["absent_classes"]}
-    judged_ids = {number for number, name in whole.class_names.items() if name in judged}
+    scored = {*result["per_class"], *result["absent_classes"]}
+    scored_ids = {number for number, name in whole.class_names.items() if name in scored}
     gold = [(one["image_id"], one["category_id"]) for one in truth.dataset["annotations"] if not one.get("iscrowd")]
     counts = {
         "detections_with_an_unknown_label": n_unknown,
         "annotated_images_not_asked": len(whole.image_ids) - len(truth.image_ids),
         "classes_not_asked": len(whole.class_names.keys() - asked_ids),
-        "gold_boxes_not_asked": sum(pair not in pairs for pair in gold if pair[1] in judged_ids),
+        "gold_boxes_not_asked": sum(pair not in pairs for pair in gold if pair[1] in scored_ids),
     }
     if protocol.get("asked") == "all":
-        counts["questions_not_asked"] = len(truth.image_ids) * len(judged_ids) - sum(n in judged_ids for _, n in pairs)
+        counts["questions_not_asked"] = len(truth.image_ids) * len(scored_ids) - sum(n in scored_ids for _, n in pairs)
     return {**result, "counts": {**result["counts"], **counts}}, found
 
 
@@ -111,9 +111,9 @@ def _score_masks(config: Mapping, rows: Sequence[Row], answers: Sequence, mask_o
 
 
 def _means_by_class(rows: Sequence[Row], scored: Sequence[Mapping], *, n_resamples: int) -> dict:
-    """The means of the task's metrics for each class: a gold that is a name, or the category that was asked for.
+    """The means of the task's metrics by class: a gold that is a name, or the category of the question.
 
-    Of a mixture each task has its own classes.
+    In a mixture each task has its own classes.
     """
     by_class: dict[str, list[Mapping]] = {}
     for row, one in zip(rows, scored, strict=True):
@@ -130,7 +130,7 @@ def _means_by_class(rows: Sequence[Row], scored: Sequence[Mapping], *, n_resampl
 
 
 def _checked_lines(path: Path, faults: list[str], check: Callable[[Row], None]) -> list[Row]:
-    """The lines of a file that pass the check; what is wrong with the others is appended to `faults`."""
+    """The lines of a file that pass the check. Each other line adds a text to `faults`."""
     if not path.is_file():
         faults.append(f"{path}: there is no such file; JSON lines are needed")
         return []
@@ -148,7 +148,7 @@ def _checked_lines(path: Path, faults: list[str], check: Callable[[Row], None]) 
 
 def _check_row(row: Row, task, frame: str) -> None:
     if not isinstance(row.get("row_id"), str):
-        raise ValueError(f"row_id is {row.get('row_id')!r}; a text is needed, the one that its completion names")
+        raise ValueError(f"row_id is {row.get('row_id')!r}; a text is needed, as in its completion")
     for key in ("image_wh", "seen_wh") if frame == "seen_pixels" else ("image_wh",):
         sides = row.get(key)
         if not isinstance(sides, list) or len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):

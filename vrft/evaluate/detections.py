@@ -1,4 +1,4 @@
-"""COCO and LVIS result files, read and checked against their ground truth, and what a protocol leaves out of them."""
+"""Results files of COCO and LVIS: read, checked against the ground truth, and filtered by the protocol."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _FORM = "[{image_id, category_id, bbox: [x, y, width, height], score}, …]"
 
 
 def read_detections(paths: Sequence[Path], truth: Truth) -> tuple[list[dict], int]:
-    """The detections of one results file or of several, in their order, and how many images are in several files.
+    """The detections of one or several results files, in order, and the number of images that are in several files.
 
-    Each is `{image_id, category_id, bbox, score}`; an empty list is allowed, and duplicates stay. Raises `UserError`
-    that lists what is wrong, by file and number from 0: a score that is not finite, a box of no size, an unknown image
-    or category, a file all of whose detections other files hold too, and a file that is given twice.
+    Each is `{image_id, category_id, bbox, score}`. An empty list is allowed; duplicates stay. Raises `UserError` that
+    lists what is wrong, by file and number from 0: a score that is not finite, a box of negative size, an unknown image
+    or category, a file whose detections are all in other files too, and a file that is given twice.
     """
     times = Counter(path.resolve() for path in paths)
     faults = [f"{path.name} is given {n} times; once is right" for path, n in times.items() if n > 1]
@@ -44,7 +44,7 @@ def read_detections(paths: Sequence[Path], truth: Truth) -> tuple[list[dict], in
             detections.append({key: one[key] for key in ("image_id", "category_id", "bbox", "score")})
     has_own = {file for files in files_of.values() if len(files) == 1 for file in files}
     repeated = {file for files in files_of.values() for file in files} - has_own
-    faults += [f"{paths[file]}: all its detections stand in other files too; each must be given once"
+    faults += [f"{paths[file]}: all its detections are in other files too; each must be given once"
                for file in sorted(repeated)]  # fmt: skip
     raise_all(faults, heading=f"detections={', '.join(map(str, paths))} cannot be scored:")
     images_of = Counter(image for image, _ in {(one[0], file) for one, files in files_of.items() for file in files})
@@ -52,10 +52,10 @@ def read_detections(paths: Sequence[Path], truth: Truth) -> tuple[list[dict], in
 
 
 def count_detections(detections: Sequence[Mapping], truth: Truth, *, most: int, is_per_class: bool) -> dict[str, int]:
-    """What there is to know of a list of detections beside its figures.
+    """Counts that describe a list of detections.
 
-    `duplicate_detections` have image, class, box and score of an earlier one: they stay. `detections_beyond_limit` are
-    those that the scorer drops: it takes the `most` surest of an image, or of an image and class if `is_per_class`.
+    `duplicate_detections` have image, class, box and score of an earlier one; they stay. `detections_beyond_limit` are
+    dropped by the scorer: it uses the `most` most confident per image, or per image and class if `is_per_class`.
     """
     kinds = Counter(map(_identity, detections))
     keys = ("image_id", "category_id") if is_per_class else ("image_id",)
@@ -75,11 +75,11 @@ def count_detections(detections: Sequence[Mapping], truth: Truth, *, most: int, 
 def only_asked(
     detections: Sequence[dict], truth: Truth, *, asked: str, exist_map: Mapping[Any, Collection] | None = None
 ) -> list[dict]:
-    """The detections that answer a question of the protocol; of the gold nothing is left out.
+    """The detections that answer a question of the protocol. Gold is not filtered.
 
-    asked: `all` (every category in every image), `rows` (what rows ask for, and nothing else is here), `present` (those
-        with an annotation in the image, crowds included), `exist_map` (those that the map lists for the image; none
-        for an image that it lacks).
+    asked: `all` (every category in every image), `rows` (the detections are only those that rows ask for), `present`
+        (categories with an annotation in the image, crowds included), `exist_map` (categories that the map lists for
+        the image; none for an image that it lacks).
     exist_map: `{image id: category ids}`, see `read_exist_map`.
     """
     if asked in ("all", "rows"):
@@ -92,13 +92,13 @@ def only_asked(
 
 
 def read_exist_map(path: Path, truth: Truth) -> tuple[dict[Any, set], dict[str, int]]:
-    """`{image id: category ids}` of the questions that count, and how far the map and the annotations agree.
+    """`{image id: category ids}` of the questions that count, and counts of images that only one side has.
 
-    The file (.json or .json.gz) holds `{image id as text: [category name]}`: what a baseline model believed to be
-    present, and so all that the published evaluation asked for. A detection of a category that was not asked for in its
-    image does not count; a gold box does, asked for or not, so that whoever is not asked cannot find it. Images that
-    the annotations lack are counted: a subset may be scored by the map of the whole. Raises `UserError` for unknown
-    category names, and for another form.
+    The file (.json or .json.gz) holds `{image id as text: [category name]}`: the categories that a baseline model
+    predicted to be present. The published evaluation asked only for these. A detection of another category does not
+    count. A gold box always counts, so an object that is not asked for is missed. The map may have images that the
+    annotations lack: a subset may be scored with the map of the whole set. Raises `UserError` for unknown category
+    names, and for another format.
     """
     content = read_json(path, key="exist_map")
     if not isinstance(content, dict) or not all(
@@ -125,10 +125,9 @@ def read_exist_map(path: Path, truth: Truth) -> tuple[dict[Any, set], dict[str, 
 
 
 def asked_pairs(rows: Sequence[Row], truth: Truth) -> list[set[tuple]]:
-    """The `(image id, category id)` that each row asks for, by its `image_id`, and `category_id` or `categories`.
+    """The `(image id, category id)` pairs of each row, from its `image_id`, and `category_id` or `categories`.
 
-    Raises `UserError` that names the rows whose image or category the annotations do not have, or have under another
-    name.
+    Raises `UserError` that names the rows whose image or category is not in the annotations, or has another name there.
     """
     image_ids, names, ids = truth.image_ids, truth.class_names, _ids_by_name(truth)
     faults, pairs = [], []
@@ -144,7 +143,9 @@ def asked_pairs(rows: Sequence[Row], truth: Truth) -> list[set[tuple]]:
             faults.append(f"row {row['row_id']}: category_id is {row.get('category_id')!r}")
         elif normal_name(names[row["category_id"]]) != normal_name(row.get("category", "")):
             here, there = row.get("category"), names[row["category_id"]]
-            faults.append(f"row {row['row_id']}: category_id {row['category_id']} is {here!r} here and {there!r} there")
+            faults.append(
+                f"row {row['row_id']}: category_id {row['category_id']} is {here!r} here, but {there!r} there"
+            )
         else:
             own = {(row["image_id"], row["category_id"])}
         pairs.append(own)
@@ -153,9 +154,9 @@ def asked_pairs(rows: Sequence[Row], truth: Truth) -> list[set[tuple]]:
 
 
 def detections_of(rows: Sequence[Row], answers: Sequence[Sequence[tuple]], truth: Truth) -> tuple[list[dict], int]:
-    """Answers in the form of a results file, and how many boxes were left out as their label is no class.
+    """Answers in the form of a results file, and the number of boxes left out because their label is no class.
 
-    rows: such as `asked_pairs` takes. answers: per row its boxes `(xyxy, confidence, label)` in pixels.
+    rows: as in `asked_pairs`. answers: the boxes of each row, `(xyxy, confidence, label)` in pixels.
     """
     ids, detections, n_unknown = _ids_by_name(truth), [], 0
     for row, boxes in zip(rows, answers, strict=True):
@@ -171,14 +172,14 @@ def detections_of(rows: Sequence[Row], answers: Sequence[Sequence[tuple]], truth
 
 
 def _ids_by_name(truth: Truth) -> dict[str, Any]:
-    """Category ids by name, and by normal name where no two classes share it."""
+    """Category ids by name, and by normal name if only one class has it."""
     alike = Counter(map(normal_name, truth.class_names.values()))
     normal = {normal_name(name): n for n, name in truth.class_names.items() if alike[normal_name(name)] == 1}
     return normal | {name: number for number, name in truth.class_names.items()}
 
 
 def _is_in(value: Any, known: Collection) -> bool:
-    """True if the value is an id that is known; never raises on what JSON can hold."""
+    """True if the value is a known id. Never raises for a JSON value."""
     return isinstance(value, int | float | str) and not isinstance(value, bool) and value in known
 
 
@@ -196,7 +197,7 @@ def _detection_faults(one: Any, image_ids: Collection, category_ids: Collection,
         return
     for key, known in (("image_id", image_ids), ("category_id", category_ids)):
         if not _is_in(one[key], known):
-            yield f"{key} is {str(one[key])[:60]!r}, which {source} does not have; the id of one of its own is needed"
+            yield f"{key} is {str(one[key])[:60]!r}, which {source} does not have; an id from there is needed"
     if not is_number(one["score"]):
         yield f"score is {str(one['score'])[:60]!r}; a finite number is needed"
     if fault := xywh_fault(one["bbox"]):

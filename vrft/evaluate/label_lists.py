@@ -1,8 +1,8 @@
-"""Lists of class labels and predictions: accuracy, strictly and by the published method's own rule.
+"""Scores lists of class labels and predictions: exact accuracy, and accuracy by the published method's rule.
 
-Two forms are read. JSON lines: `{"image": …, "label": name, "prediction": name or null}`, null being an unreadable
-answer. The original's `.pth`: a list of `{image path: {label, pred_class, …}}` with the number of the class and those
-predicted for it, the surest first; what the numbers mean its list of class names says (`classes=…`, one name a line).
+Two formats are read. JSON lines: `{"image": …, "label": name, "prediction": name or null}`; null: unreadable. The
+original's `.pth`: a list of `{image path: {label, pred_class, …}}` with the number of the class, and the predicted
+numbers, the most confident first. A list of class names (`classes=…`, one name a line) gives the numbers names.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _LINE = '{"image": path, "label": name, "prediction": name or null}'
 
 @dataclass(frozen=True)
 class Answer:
-    """One image: its class, the predicted one (None: unreadable), and whether they are the same.
+    """One image: its class, the predicted class (None: unreadable), and whether they are the same.
 
-    label, prediction: names, or the numbers of the classes as text where no names are given.
+    label, prediction: names, or class numbers as text if no names are given.
     """
 
     image: str
@@ -34,11 +34,11 @@ class Answer:
 
 
 def score_label_file(path: Path, *, classes: str | Sequence[str] | None = None, n_resamples: int = 1000) -> dict:
-    """`{"metrics", "per_class", "absent_classes", "counts"}`: `accuracy`, and beside it `accuracy_substring`.
+    """`{"metrics", "per_class", "absent_classes", "counts"}`, with the metrics `accuracy` and `accuracy_substring`.
 
-    `accuracy`: names equal but for case, blanks, underscores and hyphens (`vrft.tasks.answers.normal_name`); of
-    numbers, the same number. `accuracy_substring`: see `is_substring_match`; not there for numbers without names.
-    classes: the names of all classes, or a file of them, by which those without an image are listed as absent.
+    `accuracy`: the names are equal, ignoring case, blanks, underscores and hyphens (`vrft.tasks.answers.normal_name`);
+    for numbers, the same number. `accuracy_substring`: see `is_substring_match`; left out for numbers without names.
+    classes: the names of all classes, or a file of names. Classes without an image are listed as absent.
     Raises `UserError` that lists what is wrong with the file, by line or entry.
     """
     names = None if classes is None else read_class_names(classes, key="classes")
@@ -70,8 +70,8 @@ def score_label_file(path: Path, *, classes: str | Sequence[str] | None = None, 
 
 
 def is_substring_match(label: str, prediction: str | None) -> bool:
-    """True if the published evaluation would call the prediction right: without blanks and underscores and in lower
-    case, either name contains the other. An empty prediction, or a list of all names, is always right by it.
+    """True if the published evaluation counts the prediction as right: one of the two names contains the other, in
+    lower case without blanks and underscores. An empty prediction, or a list of all names, always counts as right.
 
     >>> is_substring_match("Maine Coon", "maine_coon cat"), is_substring_match("Persian", "Siamese")
     (True, False)
@@ -94,7 +94,7 @@ def _read_lines(path: Path, names: list[str] | None) -> list[Answer]:
             label, prediction = row["label"], row["prediction"]
             is_right = prediction is not None and normal_name(label) == normal_name(prediction)
             answers.append(Answer(row["image"], label, prediction, is_right))
-    return _all_right(answers, faults, path)
+    return _checked(answers, faults, path)
 
 
 def _line_faults(row: dict, names: list[str] | None) -> Iterator[str]:
@@ -124,10 +124,10 @@ def _read_numbers(path: Path, names: list[str] | None) -> list[Answer]:
         if not wrong:
             written = [names[one] if names else str(one) for one in (label, prediction)]
             answers.append(Answer(image, *written, is_right=label == prediction))
-    return _all_right(answers, faults, path)
+    return _checked(answers, faults, path)
 
 
-def _all_right(answers: list[Answer], faults: list[str], path: Path) -> list[Answer]:
+def _checked(answers: list[Answer], faults: list[str], path: Path) -> list[Answer]:
     raise_all(faults, heading=f"cases={path} cannot be scored:")
     if not answers:
         raise UserError(f"cases={path} holds no case; at least one is needed")

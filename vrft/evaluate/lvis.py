@@ -1,4 +1,4 @@
-"""Box AP and AR of LVIS by the official `lvis`, and what that package needs to run quietly today."""
+"""Box AP and AR of LVIS by the official package `lvis`, with the workarounds that it needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vrft.evaluate.opencv import import_opencv
 
 
 def evaluate_lvis(dataset: dict, detections: Sequence[dict], category_ids: Collection) -> Evaluation:
-    """LVIS's figures of boxes, over these categories; the 300 surest of an image are taken of all categories."""
+    """LVIS's figures of boxes over these categories. The limit of 300 detections per image is over all categories."""
     evaluator = _lvis_evaluator(import_lvis(), dataset, detections)
     evaluator.params.cat_ids = sorted(category_ids)
     evaluator.run()
@@ -35,7 +35,7 @@ def _lvis_evaluator(lvis, dataset: dict, detections: Sequence[dict]):
             return path
 
     gold = Given(copy.deepcopy(dataset))
-    # The official reader of results fails for an empty list: one box stands in until the reader is done.
+    # The official reader of results fails for an empty list: it gets a placeholder box, which is removed afterwards.
     box = {"image_id": dataset["images"][0]["id"], "category_id": dataset["categories"][0]["id"], "score": 0.0}
     found = lvis.LVISResults(gold, [dict(one) for one in detections] or [box | {"bbox": [0, 0, 1, 1]}])
     if not detections:
@@ -45,10 +45,10 @@ def _lvis_evaluator(lvis, dataset: dict, detections: Sequence[dict]):
 
 
 def import_lvis() -> types.ModuleType:
-    """The package `lvis`, quiet and on any numpy. Raises `UserError` where it or its OpenCV cannot be imported.
+    """The package `lvis`, without log output, for any numpy. Raises `UserError` if it or OpenCV cannot be imported.
 
-    Release 0.5.3 asks numpy for `float`, which numpy 1.24 dropped: it is given back, as the builtin that it was. It
-    configures the root logger when it is imported, which is undone, and warns of what is checked already.
+    Release 0.5.3 uses `numpy.float`, which numpy 1.24 removed: the builtin `float` is put in its place. On import the
+    package configures the root logger, which is undone. It warns of faults that are checked before: it is silenced.
     """
     import_opencv("the package lvis, the official scorer of LVIS,")
     root = logging.getLogger()

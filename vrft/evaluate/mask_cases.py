@@ -1,9 +1,9 @@
-"""Cases of reasoning segmentation: polygons and a prediction in pixels of the image, what is wrong with one, its mask.
+"""Cases of reasoning segmentation: their checks and their predicted masks. Coordinates are pixels of the image.
 
     {height, width, shapes: [{label, points: [[x, y], …]}], pred_box or pred_mask}
 
-`pred_box` is `[x1, y1, x2, y2]`, filled as a mask; `pred_mask` is COCO run lengths `{size: [height, width], counts}`;
-null is no prediction, an empty mask.
+`pred_box` is `[x1, y1, x2, y2]`; its mask is the filled box. `pred_mask` is COCO run lengths `{size: [height, width],
+counts}`. Null means no prediction: an empty mask.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from vrft.tasks.boxes import clip_to_image
 from vrft.tasks.rows import Row
 
 CASE = "{height, width, shapes: [{label, points}, …], pred_box: [x1, y1, x2, y2] or pred_mask: {size, counts}}"
-_MOST_PIXELS, _FARTHEST = 100_000_000, 1_000_000
+_MAX_PIXELS, _MAX_COORDINATE = 100_000_000, 1_000_000
 _COMPRESSED = re.compile("(?:[P-o]{0,5}[0-O])+")
-"""Numbers of up to six characters of five bits; all but a number's last also carry the bit that says "more"."""
+"""Numbers of up to six characters with five bits each. In all but a number's last character a sixth bit is set."""
 
 
 def mask_case(row: Row, xyxy: Sequence[float] | None) -> dict[str, Any]:
-    """The case of a row of ReasonSeg and the box that was answered; None: unreadable."""
+    """The case of a ReasonSeg row and the answered box. xyxy: pixels of the image; None: unreadable."""
     width, height = row["image_wh"]
     polygons = {"target": row["target_polygons"], "ignore": row.get("ignore_polygons") or []}
     shapes = [{"label": label, "points": points} for label, own in polygons.items() for points in own]
@@ -41,7 +41,7 @@ def prediction_of(case: Mapping) -> Any:
 
 
 def clipped_box(case: Mapping) -> list[float] | None:
-    """The predicted box without what lies outside the image; None without one, or where nothing is left of it."""
+    """The predicted box, clipped to the image; None if there is no box, or nothing is left of it."""
     if case.get("pred_box") is None:
         return None
     x1, y1, x2, y2 = clip_to_image(case["pred_box"], (case["width"], case["height"]))
@@ -49,10 +49,10 @@ def clipped_box(case: Mapping) -> list[float] | None:
 
 
 def predicted_mask(case: Mapping) -> np.ndarray:
-    """The prediction of a case that was checked, (height, width), True inside.
+    """The predicted mask of a checked case, (height, width), True inside.
 
-    A box covers the pixels whose centres it covers: of whole numbers, those from x1 up to but without x2. Parts outside
-    the image are cut off, and an inverted box covers nothing. Raises ValueError for run lengths that cannot be decoded.
+    A box covers each pixel whose centre is in it: for whole numbers, the pixels x1 to x2 - 1. Parts outside the image
+    are cut off. An inverted box covers nothing. Raises ValueError for run lengths that cannot be decoded.
     """
     height, width = case["height"], case["width"]
     mask, prediction = np.zeros((height, width), bool), prediction_of(case)
@@ -66,10 +66,10 @@ def predicted_mask(case: Mapping) -> np.ndarray:
 
 
 def _decoded(lengths: Mapping) -> np.ndarray:
-    """The mask of COCO's run lengths, a list or the compressed text. Raises ValueError for other than its own pixels.
+    """The mask of COCO run lengths, a list or compressed text. Raises ValueError if they do not cover the mask exactly.
 
-    `pycocotools` refuses counts of too many pixels, but leaves those that the counts do not reach as the memory has
-    them, and reads past the end of a text whose last number is cut. So both are looked for here.
+    `pycocotools` refuses counts of too many pixels. But with too few, it leaves pixels uninitialized, and it reads past
+    the end of a text whose last number is cut. Both are checked here.
     """
     (height, width), counts = lengths["size"], lengths["counts"]
     if isinstance(counts, list):
@@ -77,7 +77,7 @@ def _decoded(lengths: Mapping) -> np.ndarray:
             raise ValueError(f"its counts are of {sum(counts)} pixels, the case's mask is {height} × {width}")
         return masks.decode(masks.frPyObjects(dict(lengths), height, width)).astype(bool)
     if not _COMPRESSED.fullmatch(counts):
-        raise ValueError(f"{counts[:20]!r} is no compressed text of COCO's")
+        raise ValueError(f"{counts[:20]!r} is not COCO's compressed text")
     if _fits(counts, height * width - 1):
         raise ValueError(f"its counts are of fewer pixels than the case's mask, {height} × {width}")
     return masks.decode(dict(lengths)).astype(bool)
@@ -92,6 +92,7 @@ def _fits(counts: str, n_pixels: int) -> bool:
 
 
 def case_faults(case: Any) -> Iterator[str]:
+    """Yield what is wrong with a case, except run lengths that cannot be decoded (see `predicted_mask`)."""
     if not isinstance(case, dict):
         yield f"{str(case)[:60]!r} found; an object is needed: {CASE}"
         return
@@ -102,8 +103,8 @@ def case_faults(case: Any) -> Iterator[str]:
         yield f"{', '.join(missing)} missing; the keys are {', '.join(map(str, case))}; needed: {CASE}"
         return
     sides = [case["height"], case["width"]]
-    if not all(type(side) is int and side > 0 for side in sides) or sides[0] * sides[1] > _MOST_PIXELS:
-        yield f"height and width are {sides}; whole numbers are needed, of at most {_MOST_PIXELS} pixels together"
+    if not all(type(side) is int and side > 0 for side in sides) or sides[0] * sides[1] > _MAX_PIXELS:
+        yield f"height and width are {sides}; whole numbers are needed, of at most {_MAX_PIXELS} pixels together"
     if not isinstance(case["shapes"], list):
         yield f"shapes is {str(case['shapes'])[:60]}; a list of {{label, points}} is needed"
     else:
@@ -135,8 +136,8 @@ def _prediction_faults(case: Mapping, sides: list) -> Iterator[str]:
     if not is_plain and not (isinstance(counts, str) and counts.isascii()):
         yield f"pred_mask is {str(lengths)[:60]}; {{size: [height, width], counts: text or list}} is needed"
     elif lengths.get("size") != sides:
-        yield f"pred_mask.size is {lengths.get('size')}; the case's own [height, width] {sides} is needed"
+        yield f"pred_mask.size is {lengths.get('size')}; the case's [height, width] {sides} is needed"
 
 
 def _is_coordinate(value: Any) -> bool:
-    return is_number(value) and abs(value) <= _FARTHEST
+    return is_number(value) and abs(value) <= _MAX_COORDINATE

@@ -1,11 +1,11 @@
-"""ReasonSeg masks as LISA judges them: gIoU and cIoU of predicted boxes or masks against polygons.
+"""Scores ReasonSeg masks as LISA does: gIoU and cIoU of predicted boxes or masks against polygons.
 
-`mask_cases` says what a case is. LISA's rules (Lai et al. 2024, arXiv 2308.00692, and its public data loader): points
-are cut to whole pixels, OpenCV fills each polygon and paints its outline, larger polygons first, so that a smaller one
-shows where both lie. Labels with `ignore` in them mark pixels that count for neither side, `flag` is skipped, all
-others are the target. gIoU is the mean of the cases' IoUs, 1 where there is nothing to find and nothing found; cIoU is
-the sum of intersections over that of unions. LISA adds 1e-5 to each union for the one, 1e-10 to their sum for the
-other; so does this.
+`mask_cases` defines a case. LISA's rules (Lai et al. 2024, arXiv 2308.00692, and its public data loader): coordinates
+are truncated to whole pixels. OpenCV fills each polygon and draws its outline, larger polygons first, so a smaller one
+covers a larger one. A label with `ignore` in it marks pixels that do not count. The label `flag` is skipped. All other
+labels are the target. gIoU is the mean IoU of the cases; a case without target and prediction has IoU 1. cIoU is the
+sum of intersections divided by the sum of unions. As in LISA, 1e-5 is added to each union for gIoU, and 1e-10 to their
+sum for cIoU.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _TARGET, _IGNORED = 1, 255
 def score_mask_file(
     path: Path, *, polygons: str = "all", n_resamples: int = 1000, mask_of: MaskOf | None = None
 ) -> dict:
-    """`{"metrics", "per_class", "absent_classes", "counts", "cases"}`: gIoU, cIoU, and each case's pixels.
+    """`{"metrics", "per_class", "absent_classes", "counts", "cases"}`: gIoU, cIoU, and the pixel counts of each case.
 
-    polygons: `all`, see the module, or `first`: the first target polygon alone is the target, and nothing is ignored.
-    mask_of: makes a mask of each predicted box, which is else filled.
+    polygons: `all` (see the module), or `first`: only the first target polygon is the target, and nothing is ignored.
+    mask_of: makes a mask of each predicted box; None: the box is filled.
     Raises `UserError` that lists what is wrong with the file, by case.
     """
     cases = read_json(path, key="cases")
@@ -62,9 +62,9 @@ def score_cases(
     source: str = "cases",
     root: Path = Path(),
 ) -> dict:
-    """As `score_mask_file`, of cases without `case_faults`; root: the folder that image paths start from.
+    """As `score_mask_file`, for cases without `case_faults`. root: the folder of relative image paths.
 
-    What can be wrong with run lengths and images is found before any mask is made.
+    Run lengths and images are checked before any mask is made.
     """
     opencv = import_opencv("the painting of polygons")
     faults = []
@@ -76,23 +76,23 @@ def score_cases(
         except ValueError as error:
             faults.append(f"{source}, case {number}: pred_mask cannot be decoded ({error}); COCO run lengths needed")
     raise_all(faults, heading=f"{source} cannot be scored:")
-    verdicts = []
+    results = []
     for number, case in enumerate(tqdm(cases, desc="masks", unit=" cases", disable=None if mask_of else True)):
         painted = paint(case["shapes"], (case["width"], case["height"]), polygons=polygons, opencv=opencv)
-        verdicts.append({"id": case.get("id", number), **overlap(painted, _mask(case, mask_of, root))})
+        results.append({"id": case.get("id", number), **overlap(painted, _mask(case, mask_of, root))})
     counts = {
         "cases": len(cases),
         "cases_without_prediction": sum(prediction_of(case) is None for case in cases),
-        "cases_without_target": sum(one["target_px"] == 0 for one in verdicts),
-        "cases_with_ignored_pixels": sum(one["ignore_px"] > 0 for one in verdicts),
+        "cases_without_target": sum(one["target_px"] == 0 for one in results),
+        "cases_with_ignored_pixels": sum(one["ignore_px"] > 0 for one in results),
     }
-    metrics = {"gIoU": mean_with_interval([one["iou"] for one in verdicts], n_resamples=n_resamples)}
-    metrics["cIoU"] = cumulative_iou(verdicts, n_resamples=n_resamples)
-    return {"metrics": metrics, "per_class": {}, "absent_classes": [], "counts": counts, "cases": verdicts}
+    metrics = {"gIoU": mean_with_interval([one["iou"] for one in results], n_resamples=n_resamples)}
+    metrics["cIoU"] = cumulative_iou(results, n_resamples=n_resamples)
+    return {"metrics": metrics, "per_class": {}, "absent_classes": [], "counts": counts, "cases": results}
 
 
 def _mask(case: Mapping, mask_of: MaskOf | None, root: Path) -> np.ndarray:
-    """(height, width) True inside: of a predicted box what `mask_of` makes of it, else as `predicted_mask`."""
+    """(height, width), True inside: from `mask_of` for a predicted box, else from `predicted_mask`."""
     box = clipped_box(case)
     if mask_of is None or box is None:
         return predicted_mask(case)
@@ -112,7 +112,7 @@ def _mask(case: Mapping, mask_of: MaskOf | None, root: Path) -> np.ndarray:
 
 
 def paint(shapes: Sequence[Mapping], image_wh: tuple[int, int], *, polygons: str, opencv) -> np.ndarray:
-    """The ground truth (height, width): 1 for the target, 255 for ignored pixels, else 0."""
+    """The ground truth, (height, width): 1 in the target, 255 in ignored pixels, else 0. polygons: `all` or `first`."""
     mask = np.zeros(image_wh[::-1], np.uint8)
     if polygons == "first":
         targets = [shape for shape in shapes if _value(shape["label"]) == _TARGET]
@@ -131,7 +131,7 @@ def paint(shapes: Sequence[Mapping], image_wh: tuple[int, int], *, polygons: str
 
 
 def overlap(painted: np.ndarray, predicted: np.ndarray) -> dict[str, int | float]:
-    """`{"target_px", "ignore_px", "intersection", "union", "iou"}` of a painted truth and a predicted mask."""
+    """`{"target_px", "ignore_px", "intersection", "union", "iou"}` of painted ground truth and predicted mask."""
     target, ignored = painted == _TARGET, painted == _IGNORED
     intersection = int((target & predicted).sum())
     union = int((target | (predicted & ~ignored)).sum())
@@ -140,29 +140,29 @@ def overlap(painted: np.ndarray, predicted: np.ndarray) -> dict[str, int | float
     return {**n_pixels, "intersection": intersection, "union": union, "iou": iou}
 
 
-def cumulative_iou(verdicts: Sequence[Mapping], *, n_resamples: int = 1000, seed: int = 0) -> dict:
-    """`{"value", "n", "interval"}` of cIoU; cases are resampled. Without any pixel at all the value is 0, as in LISA.
+def cumulative_iou(results: Sequence[Mapping], *, n_resamples: int = 1000, seed: int = 0) -> dict:
+    """`{"value", "n", "interval"}` of cIoU; cases are resampled. Without any pixel the value is 0, as in LISA.
 
     >>> cumulative_iou([{"intersection": 1, "union": 2}, {"intersection": 2, "union": 2}], n_resamples=1)["n"]
     2
     """
-    if not verdicts:
+    if not results:
         return {"value": None, "n": 0, "interval": None}
-    values = _cumulative_ious(verdicts, n_resamples, seed)
-    return {"value": float(values[0]), "n": len(verdicts), "interval": percentile_interval(values[1:])}
+    values = _cumulative_ious(results, n_resamples, seed)
+    return {"value": float(values[0]), "n": len(results), "interval": percentile_interval(values[1:])}
 
 
 def cumulative_iou_change(
     before: Sequence[Mapping], after: Sequence[Mapping], *, n_resamples: int = 1000, seed: int = 0
 ) -> dict:
-    """As `cumulative_iou`, of `after` minus `before`, the verdicts on the same cases; both see the same resamples."""
+    """As `cumulative_iou`, for `after` minus `before` on the same cases; both use the same resamples."""
     gains = _cumulative_ious(after, n_resamples, seed) - _cumulative_ious(before, n_resamples, seed)
     return {"value": float(gains[0]), "n": len(before), "interval": percentile_interval(gains[1:])}
 
 
-def _cumulative_ious(verdicts: Sequence[Mapping], n_resamples: int, seed: int) -> np.ndarray:
+def _cumulative_ious(results: Sequence[Mapping], n_resamples: int, seed: int) -> np.ndarray:
     """(1 + n_resamples,): cIoU of all cases once, then of cases drawn with replacement."""
-    pixels = np.array([[one["intersection"], one["union"]] for one in verdicts], float)
+    pixels = np.array([[one["intersection"], one["union"]] for one in results], float)
     generator = np.random.default_rng(seed)
     drawn = (generator.integers(len(pixels), size=len(pixels)) for _ in range(n_resamples))
     sums = [pixels.sum(axis=0), *(pixels[cases].sum(axis=0) for cases in drawn)]
@@ -170,7 +170,7 @@ def _cumulative_ious(verdicts: Sequence[Mapping], n_resamples: int, seed: int) -
 
 
 def _value(label: str) -> int | None:
-    """How a polygon of this label is painted; None for one that is skipped."""
+    """The pixel value of a label; None for a label that is skipped."""
     label = label.lower()
     return None if label == "flag" else _IGNORED if "ignore" in label else _TARGET
 

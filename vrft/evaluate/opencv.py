@@ -1,4 +1,4 @@
-"""OpenCV, which cannot be loaded on machines without a screen's libraries: the message says what to install."""
+"""Imports OpenCV. It cannot be loaded on machines without display libraries; the message says what to install."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from vrft.errors import UserError
 
 
 def import_opencv(what: str) -> types.ModuleType:
-    """`cv2`. Raises `UserError` where it cannot be loaded, naming `what` needs it and what to install."""
+    """`cv2`. what: the feature that needs it. Raises `UserError` that names it, and what to install."""
     try:
         return importlib.import_module("cv2")
     except ImportError as error:
         raise UserError(
             f"{what} needs OpenCV, which cannot be loaded here: {error}. Install what is missing (on Debian and "
-            "Ubuntu: apt-get install libgl1 libglib2.0-0), or the build that needs no screen: pip uninstall "
+            "Ubuntu: apt-get install libgl1 libglib2.0-0), or the build without a display: pip uninstall "
             "opencv-python, then pip install opencv-python-headless"
         ) from None

@@ -18,10 +18,10 @@ def metric_change(
     asked: str | None = None,
     n_resamples: int = 1000,
 ) -> dict | None:
-    """`{"value", "n", "interval"}` of `after` minus `before`; None for a metric that scored rows do not hold.
+    """`{"value", "n", "interval"}` of `after` minus `before`; None if the scored rows lack the metric.
 
-    before, after: scored rows (see `vrft.evaluate.score`) in the order of `rows`. Both sides see the same resamples, so
-    that what is common to both, such as hard questions, does not widen the interval. asked: the protocol's (see
+    before, after: scored rows (see `vrft.evaluate.score`) in the order of `rows`. Both sides use the same resamples, so
+    what they have in common, such as hard questions, does not widen the interval. asked: of the protocol (see
     `asked_boxes`).
     """
     from vrft.evaluate.coco import NAMES, asked_boxes, average_precision_change

@@ -1,9 +1,9 @@
-"""Protocols: named, versioned ways to judge the completions of a set of rows.
+"""Protocols: named, versioned ways to score the completions of a set of rows.
 
-A protocol's config is `{name, version, scorer, n_resamples}`, and what else its scorer must know. The scorer `lvis`
-judges files of predictions only (`vrft score`), `coco`, `masks` and `classification` both. A scorer of rows takes the
-rows, their parsed completions and the protocol, and returns `{metric: {"value", "n", "interval"}}` and what it says of
-each row alone; `primary_metrics` are those by which results are compared.
+A protocol's config is `{name, version, scorer, n_resamples}` and the options of its scorer. The scorer `lvis` scores
+only files of predictions (`vrft score`); `coco`, `masks` and `classification` score files and rows. A scorer of rows
+takes the rows, their parsed completions and the protocol. It returns `{metric: {"value", "n", "interval"}}`, and a dict
+of further fields for each row. Results are compared by their `primary_metrics`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Scored = tuple[dict[str, dict], list[dict]]
 
 
 def score_rows(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, protocol: Mapping) -> Scored:
-    """The mean of each of the task's metrics over the rows to which it applies."""
+    """The mean of each metric of the task, over the rows to which it applies."""
     metrics, n_resamples = {}, protocol["n_resamples"]
     for name, metric in task.metrics.items():
         values = [metric(one, row) for one, row in zip(parsed, rows, strict=True)]
@@ -30,7 +30,7 @@ def score_rows(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, pro
 
 
 def score_coco(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, protocol: Mapping) -> Scored:
-    """The official COCO figures over all rows' images, then the means of the task's metrics."""
+    """The official COCO figures over the images of all rows, then the means of the task's metrics."""
     from vrft.evaluate.coco import asked_boxes, average_precision
 
     found = asked_boxes(rows, [one.answer or [] for one in parsed], asked=protocol.get("asked"))
@@ -40,9 +40,9 @@ def score_coco(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, pro
 
 
 def score_masks(rows: Sequence[Row], parsed: Sequence[Parsed], *, task: Task, protocol: Mapping) -> Scored:
-    """gIoU and cIoU of the answers' boxes, filled, with the rows' polygons, then the means of the task's metrics.
+    """gIoU and cIoU of the answered boxes, filled, against the rows' polygons, then the means of the task's metrics.
 
-    Of each row the pixels, under `mask`.
+    Each row's field `mask` holds its pixel counts.
     """
     from vrft.evaluate.mask_cases import mask_case
     from vrft.evaluate.masks import score_cases
@@ -61,14 +61,14 @@ SCORERS: dict[str, Callable[..., Scored]] = {
 
 
 def ranking_faults(protocol: Mapping) -> list[str]:
-    """What is wrong with `score_source` and what it needs."""
+    """What is wrong with `score_source` and the keys that it needs."""
     source = protocol.get("score_source") or "written"
     if source == "written":
         return []
     if protocol["scorer"] not in ("coco", "lvis"):
         name = protocol["name"]
         return [
-            f"protocol.score_source is {source}, which ranks boxes for AP, and protocol={name} has none; leave it out"
+            f"protocol.score_source is {source}, which ranks boxes for AP, but protocol={name} has no AP; leave it out"
         ]
     needed = ("n_samples", "temperature") if source == "agreement" else ()
     return [
@@ -79,7 +79,7 @@ def ranking_faults(protocol: Mapping) -> list[str]:
 
 
 def row_faults(protocol: Mapping, rows: Sequence[Row]) -> list[str]:
-    """What the rows lack to be judged by the protocol."""
+    """What the rows lack for the protocol."""
     if protocol["scorer"] != "masks":
         return []
     from vrft.evaluate.mask_cases import case_faults, mask_case
@@ -95,7 +95,7 @@ def row_faults(protocol: Mapping, rows: Sequence[Row]) -> list[str]:
 
 
 def questions_not_asked(rows: Sequence[Row], protocol: Mapping) -> int:
-    """How many pairs of an image and a category no row asks for, where the protocol wants every one."""
+    """The number of (image, category) pairs that no row asks for, if the protocol needs all of them; else 0."""
     if protocol["scorer"] != "coco" or protocol.get("asked") != "all":
         return 0
     pairs = {
@@ -107,13 +107,13 @@ def questions_not_asked(rows: Sequence[Row], protocol: Mapping) -> int:
 
 
 def primary_metrics(protocol: Mapping, task: Task | MixedTask) -> tuple[str, ...]:
-    """The metrics by which results are compared, the first being the one that validation maximises."""
+    """The metrics by which results are compared. Validation maximises the first."""
     own = {"coco": ("AP", "pick_rate"), "masks": ("gIoU", "cIoU")}
     return own.get(protocol["scorer"], task.primary_metrics)
 
 
 def protocol_key(protocol: Mapping) -> str:
-    """The protocol as it stands in results, with what ranks the boxes if that is not the usual.
+    """The protocol's name in results, with `score_source` unless that is `written`.
 
     >>> protocol_key({"name": "grounding", "version": 1})
     'grounding_v1'
@@ -128,16 +128,16 @@ def protocol_key(protocol: Mapping) -> str:
 
 
 def scorer_for(protocol: Mapping, task: Task) -> Callable[..., Scored]:
-    """The scorer that the protocol names. Raises `UserError` if it is unknown, or cannot judge the task."""
+    """The scorer that the protocol names. Raises `UserError` if it is unknown, or does not fit the task."""
     name = protocol["scorer"]
     if name not in SCORERS:
         raise UserError(
-            f"protocol.scorer is {name!r}; known scorers of completions: {', '.join(SCORERS)} (lvis judges files of "
+            f"protocol.scorer is {name!r}; known scorers of completions: {', '.join(SCORERS)} (lvis scores files of "
             "predictions: vrft score)"
         )
     if name not in task.protocol_scorers:
         raise UserError(
-            f"protocol={protocol['name']} judges by the scorer {name!r}, which does not fit task={task.name}; "
+            f"protocol={protocol['name']} uses the scorer {name!r}, which does not fit task={task.name}; "
             f"this task takes: {', '.join(task.protocol_scorers)}"
         )
     return SCORERS[name]

@@ -1,7 +1,7 @@
-"""Completions kept batch by batch while they are generated, so that a killed evaluation resumes where it stopped.
+"""Saves completed batches during an evaluation, so that a killed evaluation can resume.
 
-Every process appends to a file of its own, one line a batch; batches are fixed before they are dealt out, so a resumed
-evaluation, also on another number of processes, ends with the same bytes.
+Each process appends to its own file, one line per batch. Batches are made before they are assigned to processes, so a
+resumed evaluation writes the same bytes, also with another number of processes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vrft.errors import UserError
 
 
 class OtherEvaluationError(UserError):
-    """The kept batches are of another model, other data or another config. names: what of the fingerprint differs."""
+    """The saved batches are of another model, data set or config. names: the entries of the fingerprint that differ."""
 
     def __init__(self, message: str, names: Sequence[str] = ()) -> None:
         super().__init__(message)
@@ -24,33 +24,34 @@ class OtherEvaluationError(UserError):
 
 
 class KeptBatches:
-    """The batches that are done, in a folder.
+    """The completed batches of an evaluation, saved in a folder. done: `{batch index: completions}`.
 
-    fingerprint: what the completions depend on, by name (config, data, model); batches kept under another are refused.
+    fingerprint: hashes of what the completions depend on, by name (config, data, model). Batches with another
+    fingerprint are refused.
     """
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, str | None]) -> None:
-        """Read what all processes have kept. Raises `OtherEvaluationError`, or `UserError` for a damaged file."""
+        """Read the batches of all processes. Raises `OtherEvaluationError`, or `UserError` for a damaged file."""
         self.folder, self.fingerprint = Path(folder), dict(fingerprint)
         self.done: dict[int, list[dict]] = {}
         for path in sorted(self.folder.glob("rank_*.jsonl")):
             for number, line in enumerate(_whole_lines(path), 1):
                 try:
                     entry = json.loads(line)
-                    begun, index, completions = entry["fingerprint"], entry["batch"], entry["completions"]
+                    saved, index, completions = entry["fingerprint"], entry["batch"], entry["completions"]
                 except (ValueError, KeyError, TypeError):
                     raise UserError(
-                        f"{path}, line {number} is damaged; delete the file to generate its part anew"
+                        f"{path}, line {number} is damaged; delete the file to generate its batches again"
                     ) from None
-                self._check(begun)
+                self._check(saved)
                 self.done[index] = completions
 
     def add(self, index: int, completions: Sequence[dict], *, rank: int) -> None:
-        """Keep one batch, on the disk before this returns."""
+        """Save one batch. It is on the disk when this returns."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"rank_{rank:03d}.jsonl"
         if path.is_file() and (size := sum(map(len, _whole_lines(path)))) < path.stat().st_size:
-            os.truncate(path, size)  # a line that was being written when the process was killed
+            os.truncate(path, size)  # remove a line that a kill has cut
         entry = {"fingerprint": self.fingerprint, "batch": index, "completions": list(completions)}
         with path.open("ab") as file:
             file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
@@ -58,25 +59,24 @@ class KeptBatches:
             os.fsync(file.fileno())
 
     def remove(self) -> None:
-        """Delete what was kept, once it stands in its final file."""
+        """Delete the saved batches, after the final file is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _check(self, begun: Mapping) -> None:
+    def _check(self, saved: Mapping) -> None:
         other = [
-            f"{name}: {begun.get(name)} then, {value} now"
+            f"{name}: {saved.get(name)} then, {value} now"
             for name, value in self.fingerprint.items()
-            if begun.get(name) != value
+            if saved.get(name) != value
         ]
         if other:
             raise OtherEvaluationError(
-                f"{self.folder} was started with another {', '.join(line.partition(':')[0] for line in other)} "
-                f"({'; '.join(other)}), so its completions cannot be reused; delete it, or go back to what it "
-                "was started with",
+                f"{self.folder} was created with another {', '.join(line.partition(':')[0] for line in other)} "
+                f"({'; '.join(other)}), so it cannot be resumed; delete it, or use what it was created with",
                 [line.partition(":")[0] for line in other],
             )
 
 
 def _whole_lines(path: Path) -> list[bytes]:
-    """The lines that end with a line end."""
+    """The lines with a line end. A last line without it was cut by a kill."""
     *whole, _ = path.read_bytes().split(b"\n")
     return [line + b"\n" for line in whole]

@@ -1,4 +1,4 @@
-"""Judging completions: no model, no accelerator; the same task that trained reads and scores them."""
+"""Scores completions. The task of the training parses and scores them; no model or accelerator is needed."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def score_completions(
 ) -> tuple[list[dict], dict[str, dict]]:
     """One scored row per row, in their order, and the protocol's metrics as `{name: {"value", "n", "interval"}}`.
 
-    completions: sample 0 of each row, which is judged, and its further samples if there are any; in any order.
-    protocol: `{name, version, scorer, n_resamples}`, and of boxes `score_source` (see `vrft.evaluate.box_ranking`).
-    judge: what a completion earns, with the confidences that it wrote.
-    Beside the scorer's metrics there are the mean `reward`, the mean `n_tokens`, and the shares of completions that are
-    `truncated`, `unreadable`, and unreadable for each reason (`unreadable/no_box`).
-    Raises `UserError` if a row has no completion or a sample twice, or a completion no row, or lacks what the
-    protocol's `score_source` needs.
+    completions: sample 0 of each row, which is scored, and its further samples if there are any; in any order.
+    protocol: `{name, version, scorer, n_resamples}`, and for boxes `score_source` (see `vrft.evaluate.box_ranking`).
+    judge: the reward function; it always uses the written confidences.
+    Besides the scorer's metrics there are the mean `reward`, the mean `n_tokens`, and the shares of completions that
+    are `truncated`, `unreadable`, and unreadable for each reason (`unreadable/no_box`).
+    Raises `UserError` if a row has no completion or a sample twice, or a completion has no row, or lacks what
+    `score_source` needs.
     """
     scorer = scorer_for(protocol, task)
     by_row = _completions_by_row(rows, completions)
@@ -49,7 +49,9 @@ def score_completions(
             continue
         parsed.append(one)
         scored.append(_scored_row(row, one, judge(written, row), task))
-    raise_all(faults, heading="the completions lack what ranks their boxes; evaluate again with this protocol:")
+    raise_all(
+        faults, heading="the completions lack what protocol.score_source needs; evaluate again with this protocol:"
+    )
     metrics, details = scorer(rows, parsed, task=task, protocol=protocol)
     for one, own in zip(scored, details, strict=True):
         one.update(own)
@@ -58,12 +60,12 @@ def score_completions(
 
 
 def answered_boxes(scored: Mapping) -> list[tuple]:
-    """The boxes of a scored row of detection, `(xyxy, confidence, label)` each; none where it was unreadable."""
+    """The boxes of a scored row of detection, `(xyxy, confidence, label)` each; none if it was unreadable."""
     return [(box["xyxy"], box["confidence"], box["label"]) for box in scored["answer"] or []]
 
 
 def answer_as_json(answer: Any) -> Any:
-    """An answer as JSON holds it: records as objects, tuples as lists.
+    """An answer in JSON types: a named tuple becomes an object, a tuple a list.
 
     >>> answer_as_json(((0.0, 1.0), "seven"))
     [[0.0, 1.0], 'seven']
@@ -75,15 +77,15 @@ def answer_as_json(answer: Any) -> Any:
     return answer
 
 
-def _scored_row(row: Row, parsed: Parsed, verdict: dict, task: Task) -> dict:
+def _scored_row(row: Row, parsed: Parsed, reward: dict, task: Task) -> dict:
     return {
         "row_id": row["row_id"],
         "text": parsed.text,
         "is_truncated": parsed.is_truncated,
         "answer": answer_as_json(parsed.answer),
         "reason": parsed.reason,
-        "terms": verdict["terms"],
-        "total": verdict["total"],
+        "terms": reward["terms"],
+        "total": reward["total"],
         "metrics": {name: metric(parsed, row) for name, metric in task.metrics.items()},
     }
 
@@ -102,7 +104,7 @@ def _health_metrics(
 
 
 def _completions_by_row(rows: Sequence[Row], completions: Sequence[Mapping]) -> list[list[Mapping]]:
-    """The completions of each row in the order of their samples, by the order of the rows."""
+    """The completions of each row, in the order of the rows and of their samples."""
     found: dict[str, list[Mapping]] = {row["row_id"]: [] for row in rows}
     times = Counter(row["row_id"] for row in rows)
     faults = [f"row_id {row_id!r}: {n} rows; it must be unique" for row_id, n in times.items() if n > 1]
@@ -110,7 +112,7 @@ def _completions_by_row(rows: Sequence[Row], completions: Sequence[Mapping]) -> 
         if completion["row_id"] in found:
             found[completion["row_id"]].append(completion)
         else:
-            faults.append(f"row_id {completion['row_id']!r}: a completion of no row")
+            faults.append(f"row_id {completion['row_id']!r}: a completion without a row")
     for row_id, own in found.items():
         own.sort(key=lambda completion: completion["sample"])
         samples = [completion["sample"] for completion in own]

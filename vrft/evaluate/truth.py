@@ -1,4 +1,4 @@
-"""The ground truth that results are scored against: the boxes of a COCO or LVIS annotation file, in COCO's form."""
+"""Ground truth for scoring: the boxes of a COCO or LVIS annotation file, in COCO's form."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ FREQUENCIES = ("r", "c", "f")
 class Truth:
     """The ground truth of an annotation file.
 
-    dataset: what the scorers read of it, in COCO's form. Annotations are numbered anew from 1: the official code takes
-        the id 0 for "not matched".
+    dataset: the parts that scorers read, in COCO's form. Annotations get new ids from 1: in the official code the id 0
+        means "not matched".
     source: the file's name, for messages.
     """
 
@@ -40,22 +40,22 @@ class Truth:
         return {(one["image_id"], one["category_id"]) for one in self.dataset["annotations"]}
 
     def of_images(self, image_ids: Collection) -> Truth:
-        """The ground truth of these images alone; all classes stay."""
+        """The ground truth of these images only; all classes stay."""
         images = [one for one in self.dataset["images"] if one["id"] in image_ids]
         annotations = [one for one in self.dataset["annotations"] if one["image_id"] in image_ids]
         return Truth({**self.dataset, "images": images, "annotations": annotations}, self.source)
 
     def of_pairs(self, pairs: Collection[tuple]) -> Truth:
-        """The ground truth of these `(image id, category id)` alone; all images and classes stay."""
+        """The ground truth of these `(image id, category id)` pairs only; all images and classes stay."""
         kept = [one for one in self.dataset["annotations"] if (one["image_id"], one["category_id"]) in pairs]
         return Truth({**self.dataset, "annotations": kept}, self.source)
 
     def ids_of(self, names: Iterable[str], source: str) -> list:
-        """The ids of these class names. Raises `UserError` naming the unknown ones; `source` says where they stand."""
+        """The ids of these class names. source: of the names, for messages. Raises `UserError` for unknown names."""
         names = list(names)
         by_name = {name: number for number, name in self.class_names.items()}
         faults = [
-            f"{name!r} is no class of {self.source}; {suggestion(name, by_name)}its names are needed, letter by letter"
+            f"{name!r} is no class of {self.source}; {suggestion(name, by_name)}exact names are needed"
             for name in dict.fromkeys(names)
             if name not in by_name
         ]
@@ -64,10 +64,10 @@ class Truth:
 
 
 def read_truth(path: Path, *, is_federated: bool) -> Truth:
-    """The ground truth of an annotation file. Raises `UserError` that lists all that is wrong with it.
+    """The ground truth of an annotation file. Raises `UserError` that lists all its faults.
 
-    is_federated: True for LVIS, whose images say which categories were looked for, and whose categories how frequent
-        they are (v0.5 and v1).
+    is_federated: True for LVIS (v0.5 and v1). Its images list the categories that annotators looked for, and its
+        categories have a frequency.
     """
     faults: list[str] = []
     entries = read_entries(
@@ -79,7 +79,7 @@ def read_truth(path: Path, *, is_federated: bool) -> Truth:
         category_faults=_frequency_faults if is_federated else lambda _: (),
         annotation_faults=_area_faults,
     )
-    raise_all(faults, heading=f"annotations={path} cannot be scored against:")
+    raise_all(faults, heading=f"annotations={path} cannot be used as ground truth:")
     return Truth(_needed(entries, is_federated=is_federated), path.name)
 
 
@@ -95,7 +95,7 @@ def _area_faults(annotation: Mapping, _: Mapping) -> Iterator[str]:
 
 
 def _needed(entries: Entries, *, is_federated: bool) -> dict[str, list[dict]]:
-    """The parts of an annotation file that a scorer of boxes reads. LVIS knows no crowds."""
+    """The parts of an annotation file that a scorer of boxes reads. LVIS has no crowds."""
     parts = {
         "images": (entries.images.values(), ("id", "neg_category_ids", "not_exhaustive_category_ids")),
         "categories": (entries.categories.values(), ("id", "name", "frequency")),

@@ -1,4 +1,4 @@
-"""Loading a model and its processor from a folder or a hub name, with every setting stated and checked."""
+"""Loads a model and its processor from a folder or a hub name, and checks that each setting took effect."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from vrft.models.families import Family, part_of
 def load_processor(
     path: str, *, min_pixels: int, max_pixels: int, revision: str | None = None, trust_remote_code: bool = False
 ) -> ProcessorMixin:
-    """The processor, padding on the left, resizing every image to between `min_pixels` and `max_pixels` (areas).
+    """The processor. It pads on the left, and resizes each image to an area from `min_pixels` to `max_pixels`.
 
-    Raises `UserError` where the folder holds no processor, or where the limits did not arrive in the image processor.
+    Raises `UserError` if no processor can be loaded, or its image processor does not take these limits.
     """
     require_folder(path)
     try:
@@ -44,8 +44,8 @@ def load_processor(
     size = processor.image_processor.size
     if (size["shortest_edge"], size["longest_edge"]) != (min_pixels, max_pixels):
         raise UserError(
-            f"model.path={path}: the image processor keeps size {dict(size)} although memory.min_pixels={min_pixels} "
-            f"and memory.max_pixels={max_pixels} were asked for; it does not take these limits"
+            f"model.path={path}: the image processor has size {dict(size)}, but memory.min_pixels={min_pixels} and "
+            f"memory.max_pixels={max_pixels} are set; it does not take these limits"
         )
     return processor
 
@@ -61,14 +61,14 @@ def load_model(
     trust_remote_code: bool = False,
     quantization: str | None = None,
 ) -> PreTrainedModel:
-    """The model on `device`, in evaluation mode; an adapter's folder gives its base model with the adapter in place.
+    """The model on `device`, in evaluation mode. An adapter's folder gives its base model with the adapter.
 
-    quantization: `nf4` for a language model in 4 bits, computed in `dtype`; the rest stays whole.
-    Raises `UserError` if the folder holds none that can be loaded, or one of another family.
+    quantization: `nf4` stores the language model in 4 bits and computes in `dtype`; the other parts stay in `dtype`.
+    Raises `UserError` if no model can be loaded, or it is of another family.
     """
     require_folder(path)
     if adapter := read_adapter(Path(path)):
-        revision = adapter.get("revision")  # of the base
+        revision = adapter.get("revision")  # of the base model
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             path,
@@ -84,13 +84,13 @@ def load_model(
     if family is not None and model.config.model_type != family.model_type:
         raise UserError(
             f"model.family is {family.name}, but the weights at model.path={path} are a {model.config.model_type}, "
-            "which may speak of boxes in another frame; choose the matching model=…"
+            "which may write boxes in another frame; choose the matching model=…"
         )
     return model if quantization else model.to(device)
 
 
 def _in_four_bits(dtype: str, device: str) -> dict:
-    """What `from_pretrained` needs for it: QLoRA's own setting (Dettmers et al. 2023), double quantization included."""
+    """Arguments of `from_pretrained` for 4 bits: QLoRA's setting (Dettmers et al. 2023), with double quantization."""
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -109,7 +109,7 @@ def freeze_parts(model: PreTrainedModel, parts: Sequence[str], family: Family) -
 
 
 def require_folder(path: str) -> None:
-    """Raise `UserError` where a local path is no model's folder; anything else is left to the hub."""
+    """Raise `UserError` if a local path is not a model's folder. Other paths are names on the hub."""
     folder = Path(path)
     if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise UserError(

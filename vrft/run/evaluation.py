@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from vrft.config.schema import Protocol
 from vrft.errors import phase
-from vrft.evaluate.completions import generate_completions
+from vrft.evaluate.completions import Sampling, generate_completions
 from vrft.evaluate.resume import KeptBatches, OtherEvaluationError
 from vrft.evaluate.score import score_completions
 from vrft.files import manifest_hash, write_text_atomically
@@ -53,10 +53,20 @@ def evaluate_splits(
 
 
 @phase("evaluation")
-def completions_of(experiment: RunContext, model, rows: Sequence[Row], *, progress: str | None, **options) -> list:
+def completions_of(
+    experiment: RunContext,
+    model,
+    rows: Sequence[Row],
+    *,
+    progress: str | None,
+    kept: KeptBatches | None = None,
+    synced_gpus: bool = False,
+    **sampling,
+) -> list:
     """The completions of the rows by all processes together, in the order of the rows and of their samples.
 
-    progress: what the main process's bar says; None for no bar. options: of `generate_completions`.
+    progress: the label of the main process's progress bar; None: no bar. kept, synced_gpus: see
+    `generate_completions`. sampling: fields of `Sampling` beside those that `memory` sets.
     """
     memory, processes = experiment.config.memory, experiment.processes
     shown = progress if processes.is_main_process else None
@@ -67,13 +77,13 @@ def completions_of(experiment: RunContext, model, rows: Sequence[Row], *, progre
         frame_for_row=experiment.frame_for_row,
         model=model,
         processor=experiment.processor,
-        max_new_tokens=memory.max_completion_length,
-        batch_size=memory.evaluation_batch_size,
+        sampling=Sampling(memory.max_completion_length, memory.evaluation_batch_size, **sampling),
         rank=processes.process_index,
         world_size=processes.num_processes,
         progress=shown,
+        kept=kept,
+        synced_gpus=synced_gpus,
         on_batch=lambda row_ids: experiment.status.say(doing=shown or "evaluate", rows=row_ids),
-        **options,
     )
     order = {row["row_id"]: index for index, row in enumerate(rows)}
     return sorted(gather_object(share), key=lambda one: (order[one["row_id"]], one["sample"]))

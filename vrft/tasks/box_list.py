@@ -1,4 +1,4 @@
-"""What the detection tasks share: a list of boxes with confidences as the answer, its terms and its metrics."""
+"""The base of the detection tasks, whose answer is a list of boxes with confidences: its terms and metrics."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Detection(NamedTuple):
 class Matched(NamedTuple):
     """The predictions of one answer matched with the gold boxes of its row; boxes in pixels of the original image.
 
-    pred_xyxy: (n_pred, 4). confidences: (n_pred,). gold_xyxy: (n_gold, 4). may_match: (n_pred, n_gold), True where the
-    labels agree; None where labels do not matter. iou: (n_pred,) with the gold box given to each prediction, 0 without
+    pred_xyxy: (n_pred, 4). confidences: (n_pred,). gold_xyxy: (n_gold, 4). may_match: (n_pred, n_gold), True if the
+    labels agree; None if labels are ignored. iou: (n_pred,), of each prediction with its assigned gold box; 0 without
     a match.
     """
 
@@ -72,11 +72,11 @@ _TERMS = {
 
 @dataclass(frozen=True)
 class BoxListTask(Task):
-    """All boxes of what is asked for; subclasses say how it is asked.
+    """Find all boxes of one or several categories; subclasses word the question.
 
     labelled: False asks for one category (column `category`, str; `gold`, a list of [x1, y1, x2, y2] in pixels of the
         original image, empty if there is none). True asks for several at once (column `categories`, list of str;
-        `gold`, a list of {"label": one of them, "xyxy": [x1, y1, x2, y2]}), and each box of an answer has its label.
+        `gold`, a list of {"label": one of them, "xyxy": [x1, y1, x2, y2]}), and each box of an answer has a label.
     Optional columns: `distractors`, and with labels `aliases` ({label: [other names for it]}).
     """
 
@@ -137,11 +137,11 @@ class BoxListTask(Task):
             require_texts(aliases, label)
 
     def asked(self, text: str) -> Row:
-        """As `Task.asked`; with labels the categories, set apart by commas."""
+        """As `Task.asked`; with labels, the categories, separated by commas."""
         return {"categories": [name.strip() for name in text.split(",")]} if self.labelled else super().asked(text)
 
     def wanted(self, row: Row) -> str:
-        """The categories asked for, as a question names them."""
+        """The categories of the row, as a question names them."""
         if self.labelled:
             return "the categories " + ", ".join(f"'{name}'" for name in row["categories"])
         return f"the category '{row['category']}'"
@@ -154,7 +154,7 @@ class BoxListTask(Task):
         return write_boxes([Detection(xyxy, 1.0, label) for xyxy, label in labelled_boxes(gold)], frame)
 
     def parse(self, text: str, row: Row, frame: Frame, *, is_truncated: bool = False) -> Parsed:
-        """As `Task.parse`; a label that is another name of one asked for is replaced by it, also for the scorers."""
+        """As `Task.parse`. An alias of an asked label is replaced by the label, for rewards and scorers."""
         parsed = super().parse(text, row, frame, is_truncated=is_truncated)
         aliases = row.get("aliases")
         if not self.labelled or not aliases or not parsed.answer:
@@ -164,12 +164,13 @@ class BoxListTask(Task):
         return replace(parsed, answer=answer)
 
     def read(self, block: str, frame: Frame) -> tuple[list[Detection] | None, str | None]:
-        """Boxes cut to the image, in the order written; of boxes in the same place with the same label only the
-        first."""
+        """Boxes clipped to the image, in the written order. Of equal boxes with the same label only the first stays."""
         boxes, reason = read_boxes(block, with_labels=self.labelled)
         if boxes is None:
             return None, reason
-        flat = from_frame([value for box in boxes for value in box.xyxy], frame)  # at once: numpy's calls cost more
+        flat = from_frame(
+            [value for box in boxes for value in box.xyxy], frame
+        )  # all at once: a numpy call per box is slower
         detections: dict[tuple, Detection] = {}
         for box, xyxy in zip(boxes, clip_to_image(np.reshape(flat, (-1, 4)), frame.image_wh), strict=True):
             place, label = tuple(xyxy), box.label and normal_name(box.label)
@@ -177,7 +178,7 @@ class BoxListTask(Task):
         return list(detections.values()), None
 
     def read_gold(self, block: str, frame: Frame) -> tuple[list | None, str | None]:
-        """Boxes as they are, not cut to the image; of equal boxes only the first."""
+        """Boxes, not clipped to the image; of equal boxes only the first stays."""
         boxes, reason = read_boxes(block, with_labels=self.labelled)
         if boxes is None:
             return None, reason
@@ -205,7 +206,7 @@ class BoxListTask(Task):
         return float(np.mean(matched.confidences) - np.mean(matched.iou))
 
     def may_match(self, answer: list[Detection], row: Row, options: RewardOptions) -> np.ndarray | None:
-        """(n_pred, n_gold) True where the labels agree; None where labels do not matter."""
+        """(n_pred, n_gold), True if the labels agree; None if labels are ignored."""
         if not self.labelled or not options.label_aware:
             return None
         golds = [normal_name(label) for _, label in labelled_boxes(row["gold"])]
@@ -219,7 +220,7 @@ class BoxListTask(Task):
 
 
 def write_boxes(detections: Sequence[Detection], frame: Frame) -> str:
-    """The inside of an answer block; labels are written where they are not empty."""
+    """The content of an answer block. Empty labels are not written."""
     boxes = []
     for xyxy, confidence, label in detections:
         quote = '"' if "'" in label else "'"
@@ -229,9 +230,9 @@ def write_boxes(detections: Sequence[Detection], frame: Frame) -> str:
 
 
 def pick_rate(parsed: Parsed, row: Row) -> float | None:
-    """1.0 if the most confident box lies nearest (by IoU) to an object that was asked for, not to a distractor.
+    """1.0 if the most confident box has a larger IoU with some gold box than with every distractor, else 0.0.
 
-    0.0 if it touches no object at all or there is no box; None where the row has no gold or no distractors.
+    Also 0.0 without a box. None if the row has no gold or no distractors.
     """
     if not row["gold"] or not row.get("distractors"):
         return None

@@ -1,4 +1,4 @@
-"""What a completion earns under a reward preset."""
+"""The reward of a completion under a reward preset."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from vrft.tasks.user_code import guarded_term, load_user_code
 class RewardFunction:
     """The weighted sum of a task's reward terms under a preset; call it with a parsed completion and its row.
 
-    faults: how often each term of the user's own failed and paid 0 (`reward.options.on_fault=zero`).
+    faults: how often each user-defined term failed and gave 0 (`reward.options.on_fault=zero`).
     """
 
     def __init__(
         self, task: Task | MixedTask, reward: Mapping, *, trust_code: Sequence[str] = (), root: Path | None = None
     ) -> None:
-        """reward: `{weights, weights_for, options}` as in `conf/reward/`. root: the folder that image paths start from.
+        """reward: `{weights, weights_for, options}` as in `conf/reward/`. root: the folder of relative image paths.
 
-        Raises `UserError` if the preset has no term for a task, or a term of the user's own cannot be loaded.
+        Raises `UserError` if the preset has no term for a task, or a user-defined term cannot be loaded.
         """
         self.task, self.faults = task, Counter()
         self.options = options = RewardOptions(**reward.get("options") or {})
@@ -46,15 +46,15 @@ class RewardFunction:
         self._answer_terms = {one.name: one.answer_terms(options) for one in tasks}
 
     def weights(self, row: Row) -> dict[str, float]:
-        """The weight of each term that judges this row."""
+        """The weight of each term that applies to this row."""
         return self._weights[self.task.for_row(row).name]
 
     def __call__(self, parsed: Parsed, row: Row) -> dict:
-        """`{"terms": {name: value in [0, 1]}, "total": float}`: terms unweighted, the total their weighted sum."""
+        """`{"terms": {name: value in [0, 1]}, "total": float}`: terms are unweighted; total is their weighted sum."""
         task = self.task.for_row(row)
         name, values = task.name, self._values(task, parsed, row)
         for term, value in values.items():
-            if not 0 <= value <= 1:  # of a task of the user's own; ours are tested
+            if not 0 <= value <= 1:  # by a user-defined task; built-in tasks are tested
                 raise UserError(
                     f"the term {term} of task={name} is {value} on row {row.get('row_id', '?')}; "
                     "a number in [0, 1] is needed"
@@ -63,7 +63,7 @@ class RewardFunction:
 
     def _values(self, task: Task, parsed: Parsed, row: Row) -> dict[str, float]:
         terms = self._terms[task.name]
-        # The matching of boxes is most of the work: the terms of one answer share it.
+        # Matching boxes is most of the work. All terms of one answer share the match.
         of_answer = {} if parsed.answer is None else terms.keys() & self._answer_terms[task.name]
         measured = task.measure(parsed.answer, row, self.options) if of_answer else None
         return {
@@ -73,18 +73,18 @@ class RewardFunction:
 
     @property
     def columns(self) -> list[tuple[str, float]]:
-        """Every term with every weight that it has for some task, in order."""
+        """Each (term, weight) pair that some task has, once, in order."""
         return list(dict.fromkeys(pair for weights in self._weights.values() for pair in weights.items()))
 
 
 def weights_for(task: Task, reward: Mapping) -> dict[str, float]:
-    """The preset's weights of the terms that the task has, those of the user's own included, in the task's order."""
+    """The preset's weights of the task's terms, in the task's order, and then of user-defined terms."""
     given = {**reward["weights"], **(reward.get("weights_for") or {}).get(task.name, {})}
     return {name: given[name] for name in [*task.term_names, *filter(is_own, given)] if name in given}
 
 
 def is_own(term: str) -> bool:
-    """True if the term is code of the user's own, named by its dotted path."""
+    """True if the term is user code, named by its dotted path."""
     return "." in term
 
 

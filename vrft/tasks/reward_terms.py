@@ -1,7 +1,6 @@
-"""Reward terms: pure functions of answers and golds, each in [0, 1].
+"""Reward terms: pure functions of answers and golds, each in [0, 1]. The config gives the weights.
 
-The terms follow the published method (Visual-RFT, arXiv 2503.01785, section 3.2) where their docstrings say so; the
-config gives the weights.
+"Published" in a docstring: the term follows Visual-RFT (arXiv 2503.01785, section 3.2).
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 @dataclass(frozen=True)
 class RewardOptions:
-    """How terms judge.
+    """Options of the terms.
 
-    matching: of predicted and gold boxes, `greedy` by falling confidence, or `hungarian` (the largest sum of IoU).
-    iou_threshold: a match must exceed it, in [0, 1); 0 is soft matching, where any overlap is a match.
-    label_aware: True if a box with a wrong label matches nothing.
-    length_limit: characters of a completion up to which the term `length` pays in full.
-    on_fault: what happens when a term of the user's own fails: `stop` ends the run, `zero` pays 0 and counts it.
-    timeout_s: seconds that one call of the user's own term may take.
+    matching: of predicted and gold boxes: `greedy` by falling confidence, or `hungarian` (the largest sum of IoU).
+    iou_threshold: in [0, 1); the IoU of a match must exceed it. With 0, any overlap is a match (soft matching).
+    label_aware: True: a box with a wrong label matches nothing.
+    length_limit: number of characters up to which the term `length` is 1.
+    on_fault: if a user-defined term fails: `stop` ends the run, `zero` gives 0 and counts the failure.
+    timeout_s: seconds that one call of a user-defined term may take.
     """
 
     matching: str = "greedy"
@@ -60,11 +59,10 @@ def match_boxes(
     *,
     may_match: np.ndarray | None = None,
 ) -> np.ndarray:
-    """IoU of each prediction (n, 4) with the gold box (m, 4) given to it, shape (n,); 0 for a prediction without a
-    match.
+    """IoU of each prediction (n, 4) with the gold box (m, 4) assigned to it, shape (n,); 0 without a match.
 
-    Each gold box is given once, and only to a prediction whose IoU exceeds the threshold.
-    may_match: (n, m), True where prediction and gold may match (their labels agree); None: everywhere.
+    Each gold box is assigned at most once, and only to a prediction whose IoU exceeds the threshold.
+    may_match: (n, m), True if prediction and gold may match (their labels agree); None: all may.
 
     >>> match_boxes([[0, 0, 2, 2], [0, 0, 2, 2]], [0.5, 0.9], [[0, 0, 2, 2]], RewardOptions()).tolist()
     [0.0, 1.0]
@@ -91,16 +89,15 @@ def match_boxes(
 
 
 def detection_iou(matched_iou: np.ndarray, n_gold: int) -> float:
-    """Sum of the matches' IoU over max(n_gold, n_pred), in [0, 1]; 1 when there is nothing to find and nothing was
-    found. Published."""
+    """Sum of the matches' IoU, divided by max(n_gold, n_pred), in [0, 1]; 1 without gold and predictions. Published."""
     n_most = max(n_gold, len(matched_iou))
     return float(matched_iou.sum() / n_most) if n_most else 1.0
 
 
 def detection_giou(pred_xyxy: Sequence, gold_xyxy: Sequence, may_match: np.ndarray | None = None) -> float:
-    """Sum of (GIoU + 1) / 2 over the best one-to-one pairs, over max(n_gold, n_pred), in [0, 1].
+    """Sum of (GIoU + 1) / 2 of the best one-to-one pairs, divided by max(n_gold, n_pred), in [0, 1].
 
-    Unlike IoU it tells apart boxes that miss. Without boxes as `detection_iou`.
+    Unlike IoU, it also ranks boxes that miss. Without boxes: as `detection_iou`.
     """
     n_most = max(len(gold_xyxy), len(pred_xyxy))
     if not len(gold_xyxy) or not len(pred_xyxy):
@@ -112,10 +109,10 @@ def detection_giou(pred_xyxy: Sequence, gold_xyxy: Sequence, may_match: np.ndarr
 
 
 def detection_confidence(matched_iou: np.ndarray, confidences: Sequence[float], n_gold: int) -> float:
-    """Mean over predictions of the confidence where matched and one minus it where not, in [0, 1]. Published.
+    """Mean over predictions, in [0, 1]: the confidence of a match, one minus the confidence of a miss. Published.
 
-    Without predictions: 1 when there is nothing to find, else 0. Not a proper score: it pays most for 0 and 1, and a
-    box of confidence 0 that matches nothing earns as much as a sure hit. `calibration` mends both.
+    Without predictions: 1 if there is no gold, else 0. It is not a proper score: confidences of 0 and 1 give the most,
+    and a miss of confidence 0 gives as much as a match of confidence 1. `calibration` fixes both.
     """
     if not len(matched_iou):
         return float(n_gold == 0)
@@ -124,12 +121,12 @@ def detection_confidence(matched_iou: np.ndarray, confidences: Sequence[float], 
 
 
 def calibration(matched_iou: np.ndarray, confidences: Sequence[float], n_gold: int) -> float:
-    """A proper score of the confidences c, in [0, 1], in which a box of confidence 0 changes nothing.
+    """A proper score of the confidences c, in [0, 1]. A box of confidence 0 does not change it.
 
-    Each match adds 2c - c², each other box takes c² away: the Brier score 1 - (c - hit)² less what silence would earn,
-    so that a box earns most, in expectation, where c is the probability that it hits. The sum over n_gold lies at most
-    at 1; it is moved from [-1, 1] to [0, 1], and cut at 0, where a further sure miss costs nothing more (`iou` pays for
-    it). With nothing to find: 1 less the sum of c².
+    Each match adds 2c - c²; each other box subtracts c². This is the Brier score 1 - (c - hit)² minus its value at
+    c = 0, so the expected score is largest if c is the probability of a match. The sum divided by n_gold is at most 1.
+    It is moved from [-1, 1] to [0, 1] and clipped at 0, where further confident misses cost nothing (`iou` punishes
+    them). Without gold: 1 minus the sum of c².
 
     >>> calibration(np.array([0.8, 0.0]), [1.0, 0.0], 1), calibration(np.array([0.8, 0.0]), [1.0, 1.0], 1)
     (1.0, 0.5)
@@ -141,22 +138,22 @@ def calibration(matched_iou: np.ndarray, confidences: Sequence[float], n_gold: i
 
 
 def precision(n_matched: int, n_pred: int, n_gold: int) -> float:
-    """Share of the predictions that match, in [0, 1]; without predictions 1 if there is nothing to find, else 0."""
+    """Share of the predictions that match, in [0, 1]; without predictions: 1 if there is no gold, else 0."""
     return n_matched / n_pred if n_pred else float(n_gold == 0)
 
 
 def recall(n_matched: int, n_pred: int, n_gold: int) -> float:
-    """Share of the golds that are matched, in [0, 1]; with nothing to find 1 if nothing was predicted, else 0."""
+    """Share of the golds that are matched, in [0, 1]; without gold: 1 if there is no prediction, else 0."""
     return n_matched / n_gold if n_gold else float(n_pred == 0)
 
 
 def f1(n_matched: int, n_pred: int, n_gold: int) -> float:
-    """Harmonic mean of precision and recall, in [0, 1]; 1 when there is nothing to find and nothing was predicted."""
+    """Harmonic mean of precision and recall, in [0, 1]; 1 without gold and predictions."""
     return 2 * n_matched / (n_pred + n_gold) if n_pred + n_gold else 1.0
 
 
 def count_closeness(n_pred: int, n_gold: int) -> float:
-    """One minus the count's error as a share of the larger count, in [0, 1]; 1 for equal counts, also 0 and 0.
+    """One minus the error of the count, divided by the larger count, in [0, 1]; 1 for equal counts, also 0 and 0.
 
     >>> count_closeness(3, 4), count_closeness(0, 4), count_closeness(0, 0)
     (0.75, 0.0, 1.0)
@@ -170,31 +167,32 @@ def box_iou(pred_xyxy: Sequence[float], gold_xyxy: Sequence[float]) -> float:
 
 
 def box_giou(pred_xyxy: Sequence[float], gold_xyxy: Sequence[float]) -> float:
-    """Generalised IoU of two boxes moved from [-1, 1] to [0, 1]; the published term is twice this."""
+    """Generalised IoU of two boxes, moved from [-1, 1] to [0, 1]; the published term is twice this."""
     return float((giou_matrix([pred_xyxy], [gold_xyxy])[0, 0] + 1) / 2)
 
 
 def point_in_box(point_xy: Sequence[float], xyxy: Sequence[float]) -> float:
-    """1.0 if the point lies in the box or on its edge, else 0.0."""
+    """1.0 if the point is in the box or on its edge, else 0.0."""
     (x, y), (x1, y1, x2, y2) = point_xy, xyxy
     return float(x1 <= x <= x2 and y1 <= y <= y2)
 
 
 def point_closeness(point_xy: Sequence[float], xyxy: Sequence[float], image_wh: Sequence[int]) -> float:
-    """1 in the box, falling with the distance to it to 0 at the image's diagonal, in [0, 1]."""
+    """In [0, 1]: 1 in the box, falling with the distance to the box, 0 at a distance of the image's diagonal."""
     (x, y), (x1, y1, x2, y2) = point_xy, xyxy
     distance = np.hypot(max(x1 - x, 0.0, x - x2), max(y1 - y, 0.0, y - y2))
     return float(max(0.0, 1 - distance / np.hypot(*image_wh)))
 
 
 def same_name(pred: str, golds: Sequence[str]) -> float:
-    """1.0 if the name is one of the golds (case, blanks, underscores, hyphens and marks around aside), else 0.0."""
+    """1.0 if the name is one of the golds, ignoring case, blanks, underscores, hyphens, outer punctuation; else 0.0."""
     return float(normal_name(pred) in {normal_name(gold) for gold in golds})
 
 
 def well_formed(text: str, *, has_thought: bool) -> float:
-    """1.0 if the whole completion is one `<think>` block, blanks, and one `<answer>` block (only the latter without a
-    thought), else 0.0. Published.
+    """1.0 if the whole completion is one `<think>` block, blanks, and one `<answer>` block, else 0.0. Published.
+
+    has_thought: False: only the `<answer>` block.
 
     >>> well_formed("<think>a</think> <answer>b</answer>", has_thought=True)
     1.0
@@ -220,11 +218,11 @@ def within_length(text: str, limit: int) -> float:
 
 
 def without_repetition(text: str) -> float:
-    """The share of the text's runs of four words that are not repeats, in (0, 1]; 1 for fewer than four words.
+    """The share of distinct 4-grams among all 4-grams of words, in (0, 1]; 1 for fewer than four words.
 
     >>> without_repetition("the dog is here"), round(without_repetition("no " * 23), 2)
     (1.0, 0.05)
     """
     words = text.lower().split()
-    n_runs = len(words) - _N_GRAM + 1
-    return len(set(zip(*(words[start:] for start in range(_N_GRAM)), strict=False))) / n_runs if n_runs > 0 else 1.0
+    n_all = len(words) - _N_GRAM + 1
+    return len(set(zip(*(words[start:] for start in range(_N_GRAM)), strict=False))) / n_all if n_all > 0 else 1.0

@@ -134,7 +134,10 @@ print(codes, sorted({{"torch", "transformers", "datasets", "trl"}} & set(sys.mod
             f"protocol=coco_all {own('detection')} protocol.score_source=token_probability",
             ["row_id 'a': it has no token_logprobs", "evaluate again"],
         ),
-        (f"protocol=coco_all {own('detection')} protocol.score_source=agreement", ["it has 0 samples beside sample 0"]),
+        (
+            f"protocol=coco_all {own('detection')} protocol.score_source=agreement",
+            ["it has 0 samples besides sample 0"],
+        ),
         (f"protocol=grounding {own('grounding')} +protocol.score_source=agreement", ["ranks boxes for AP"]),
         (
             f"protocol=grounding rows=twice.jsonl {own('grounding').split(maxsplit=2)[2]} task=grounding",

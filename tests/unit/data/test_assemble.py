@@ -182,8 +182,8 @@ def test_a_manifest_holds_what_a_row_says_and_shows(data):
     manifest = written(data)
     with Image.open(data / "0.png") as image:
         content = hashlib.sha256(b"(16, 16)" + image.convert("RGB").tobytes()).hexdigest()
-    said = {name: row[name] for name in ("category", "gold", "image_wh")}
-    digest = hashlib.sha256(json.dumps([said, [content]], sort_keys=True).encode()).hexdigest()
+    columns = {name: row[name] for name in ("category", "gold", "image_wh")}
+    digest = hashlib.sha256(json.dumps([columns, [content]], sort_keys=True).encode()).hexdigest()
     assert manifest["splits"] == {
         "train": [{"row_id": "7", "row": digest, "images": [content]}],
         "validation": [],
@@ -233,7 +233,7 @@ def test_what_was_read_is_not_decoded_again(many, tmp_path, n_processes):
     os.utime(copy / "3.png", ns=(state.st_atime_ns, state.st_mtime_ns))
     assert built(copy, rows, n_processes=n_processes) == before
     os.utime(copy / "3.png", ns=(state.st_atime_ns, state.st_mtime_ns + 1))
-    with pytest.raises(UserError, match=r"row 4: image '3\.png' is no image"):
+    with pytest.raises(UserError, match=r"row 4: image '3\.png' is not an image"):
         built(copy, rows, n_processes=n_processes)
 
 
@@ -269,7 +269,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_build_goes_on_and_leaves_no_process(tmp_path):
+def test_a_killed_build_resumes_and_leaves_no_process(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     for seed in range(40):
@@ -313,7 +313,7 @@ def _members(session: int) -> list[str]:
     return found
 
 
-def test_a_process_that_is_killed_is_told(many, tmp_path):
+def test_a_killed_process_is_named(many, tmp_path):
     folder, _ = many
 
     def names():
@@ -324,9 +324,7 @@ def test_a_process_that_is_killed_is_told(many, tmp_path):
             yield f"{n}.png"
 
     images = ImageReader(root=folder, out_dir=tmp_path)
-    with pytest.raises(
-        UserError, match=r"was killed, most likely for want of memory; give fewer of them in dataset\.n_"
-    ):
+    with pytest.raises(UserError, match=r"was killed, probably because memory ran out; lower dataset\.n_"):
         list(read_ahead(names(), images, values=lambda name: [name], n_processes=2))
 
 

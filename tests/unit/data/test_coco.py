@@ -91,14 +91,14 @@ def test_a_row_for_each_image_and_category(folder):
     }
 
 
-def test_what_was_passed_over_is_told_and_kept(folder, capsys):
+def test_what_is_left_out_is_printed_and_recorded(folder, capsys):
     built(write(folder, small_file()))
     notes = json.loads((folder.parent / "out" / "manifest.json").read_text())["notes"]
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     for count, words in ((1, "were cut to it"), (1, "without area"), (1, "around crowds")):
         [note] = [note for note in notes if words in note]
         assert notes[note] == count
-        assert f"dataset: {count} {note}" in told
+        assert f"dataset: {count} {note}" in printed
 
 
 def test_labelled_rows_are_one_an_image(folder):
@@ -152,7 +152,7 @@ def test_negatives_depend_on_the_seed_alone(folder):
     usual = built(path, negatives=2)
     for part in ("images", "annotations", "categories"):
         contents[part] = contents[part][::-1]
-    # The boxes of one category stand in the order of the file, which is no part of what is drawn.
+    # The boxes of one category keep the order of the file, which the draw does not depend on.
     swapped = built(write(folder, contents), negatives=2)
     assert [row["row_id"] for row in swapped["train"]] == [row["row_id"] for row in usual["train"]]
     assert [row["row_id"] for row in built(path, negatives=2, seed=1)["train"]] != [
@@ -160,7 +160,7 @@ def test_negatives_depend_on_the_seed_alone(folder):
     ]
 
 
-def test_too_few_absent_categories_are_told(folder, capsys):
+def test_too_few_absent_categories_are_counted(folder, capsys):
     built(write(folder, small_file()), negatives=10)
     assert "dataset: 44 questions without an object could not be drawn" in capsys.readouterr().err
 
@@ -243,7 +243,7 @@ BAD_ENTRIES = [
     (changed("annotations", 0, image_id=...), "image_id is None"),
     (changed("annotations", 0, id="1"), "annotations[0]: id is '1'; a whole number is right"),
     (changed("annotations", 0, id=...), "annotations[0]: id is None"),
-    (changed("annotations", 0, id=2), "annotations[1]: id 2 is that of an earlier entry too"),
+    (changed("annotations", 0, id=2), "annotations[1]: an earlier entry has the id 2 too"),
     (changed("annotations", 0, bbox=[1, 2, -3, 4]), "bbox is [1, 2, -3, 4], of negative size"),
     (changed("annotations", 0, bbox=[1, 2, 3]), "bbox is [1, 2, 3]; four finite numbers"),
     (changed("annotations", 0, bbox=[1, 2, 3, float("nan")]), "four finite numbers"),
@@ -257,13 +257,13 @@ BAD_ENTRIES = [
     (changed("images", 1, height=30.5), "images[1] (id 1): height is 30.5"),
     (changed("images", 1, file_name=...), "file_name is None and coco_url None; one of them must name"),
     (changed("images", 1, id="1"), "images[1]: id is '1'; a whole number is right"),
-    (changed("images", 1, id=2), "images[2]: id 2 is that of an earlier entry"),
-    (changed("images", 1, width=41), "row 1-3: image_wh is [41, 30], but upright the image has [40, 30]"),
+    (changed("images", 1, id=2), "images[2]: an earlier entry has the id 2 too"),
+    (changed("images", 1, width=41), "row 1-3: image_wh is [41, 30], but the upright image has [40, 30]"),
     (changed("images", 1, file_name="../secret.png"), "row 1-3: image '../secret.png'"),
     (changed("images", 1, file_name="gone.png"), "row 1-7: image 'gone.png' is missing"),
     (changed("categories", 0, name=""), "categories[0] (id 3): name is ''"),
-    (changed("categories", 0, name="cow"), "categories[2] (id 9): the name 'cow' is that of category 3 too"),
-    (changed("categories", 0, id=7), "categories[1]: id 7 is that of an earlier entry"),
+    (changed("categories", 0, name="cow"), "categories[2] (id 9): category 3 has the name 'cow' too"),
+    (changed("categories", 0, id=7), "categories[1]: an earlier entry has the id 7 too"),
     ({**small_file(), "annotations": [3]}, "annotations[0]: int found; an object is right"),
 ]  # fmt: skip
 
@@ -340,12 +340,12 @@ def test_base_and_novel_classes_have_their_own_files_and_folders(folder):
 
 
 def federated_file() -> dict:
-    """As LVIS v1 has it: no file_name. Image 1 may have more cats, 6 surely has no cat; of dogs nothing is said."""
+    """As LVIS v1 has it: no file_name. Image 1 may have more cats, 6 surely has no cat; of dogs nothing is known."""
     contents = small_file()
-    said = {1: ([9], [3]), 2: ([3], []), 5: ([3], []), 6: ([3], [])}
+    lists = {1: ([9], [3]), 2: ([3], []), 5: ([3], []), 6: ([3], [])}
     for entry in contents["images"]:
         entry["coco_url"] = f"http://images.cocodataset.org/train2017/{entry['id']}.png"
-        entry["neg_category_ids"], entry["not_exhaustive_category_ids"] = said[entry["id"]]
+        entry["neg_category_ids"], entry["not_exhaustive_category_ids"] = lists[entry["id"]]
         del entry["file_name"]
     contents["annotations"] = [entry for entry in contents["annotations"] if entry["id"] not in (4, 7)]
     return contents

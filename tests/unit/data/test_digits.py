@@ -146,18 +146,18 @@ def test_share_of_scenes_without_the_asked_digit(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "options", "said"),
+    ("task", "options", "message"),
     [
         ("detection", {"shots": 3}, "dataset has no key 'shots'; did you mean k_shot. known: domain, k_shot"),
         ("detection", {"domain": "dark"}, "dataset.domain is 'dark'; clean or dim is needed"),
         ("detection", {"k_shot": 0}, "dataset.k_shot is 0"),
         ("detection", {"n_test": True}, "dataset.n_test is True"),  # a bool is no count
         ("detection", {"negatives": 1.5}, "dataset.negatives is 1.5"),
-        ("detection", {"arithmetic": True}, "goes with task=classification only"),
+        ("detection", {"arithmetic": True}, "works only with task=classification"),
     ],
 )
-def test_a_wrong_option_is_named(tmp_path, task, options, said):
-    with pytest.raises(UserError, match=said):
+def test_a_wrong_option_is_named(tmp_path, task, options, message):
+    with pytest.raises(UserError, match=message):
         built(tmp_path, task, **options)
 
 

@@ -103,11 +103,11 @@ def test_faults_of_folders_are_named_together(animals):
     rows, faults = rows_of(animals)
     assert len(rows) == 6
     for words in (
-        "dog/1.png and dog/1.jpg differ in their endings alone",
+        "dog/1.png and dog/1.jpg differ only in their suffixes",
         "stray.jpg lies in no class folder; right is CLASS/stray.jpg",
         "dog/notes.txt is no image file",
         "the class folder empty is empty",
-        "the class folders 'Maine_Coon' and 'maine coon' are one class",
+        "the class folders 'Maine_Coon' and 'maine coon' are the same class",
     ):
         assert sum(words in fault for fault in faults) == 1, words
     assert len(faults) == 5
@@ -248,7 +248,7 @@ class Payload:
 def test_a_pth_that_would_run_code_is_refused(tmp_path, classes):
     torch = pytest.importorskip("torch")
     torch.save([Payload(tmp_path / "ran")], tmp_path / "list.pth")
-    with pytest.raises(UserError, match=r"names \S*mkdir, which is never run"):
+    with pytest.raises(UserError, match=r"names \S*mkdir, which is code"):
         rows_of(tmp_path / "list.pth", layout="list", classes=classes)
     assert not (tmp_path / "ran").exists()
     pickle.loads(pickle.dumps(Payload(tmp_path / "ran")))

@@ -94,10 +94,10 @@ def jpeg() -> bytes:
     ("content", "words"),
     [
         (b"", r"is empty \(0 bytes\)"),
-        (b"<html>404</html>", "is no image of a kind that is read"),
+        (b"<html>404</html>", "is not an image of a known format"),
         (
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-            "is no image of a kind",
+            "is not an image of a known format",
         ),  # Pillow would start Ghostscript
         (png(picture(0))[:2000], "is damaged"),
         (jpeg()[:1000], "is damaged"),

@@ -118,7 +118,7 @@ def test_a_split_that_shares_images_with_the_training_is_refused(coco):
 BAD_REFS = [
     (3, "ref_id is None"),
     (ref(10, ref_id="10"), "ref_id is '10'; a whole number"),
-    (ref(1), "its ref_id stands in a row above"),
+    (ref(1), "an earlier row has its ref_id too"),
     (ref(11, ann_id=999), "(ref_id 11): ann_id is 999; instances has no such annotation"),
     (ref(12, ann_id=True), "ann_id is True; a whole number"),
     (ref(13, ann_id=102, image_id=99), "image_id is 99; instances has no such image"),
@@ -221,7 +221,7 @@ def test_a_pickle_of_python_2_is_read(tmp_path):
         ('{"images": [{"width": 3}], "annotations": []}', r"instances\.json, images\[0\]: id is None; a whole number"),
         (
             '{"images": [], "annotations": [{"id": 1}, {"id": 1}]}',
-            r"annotations\[1\]: id 1 is that of an earlier entry",
+            r"annotations\[1\]: an earlier entry has the id 1 too",
         ),
     ],
 )

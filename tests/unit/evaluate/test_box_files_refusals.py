@@ -80,7 +80,7 @@ def test_a_wrong_detection_is_refused_by_number(tmp_path, change, words):
         ([{"annotations": RIGHT}], ["holds a dict with annotations", "a list is needed"]),
         ([[{"image_id": 1, "score": 1}]], ["detection 0: category_id, bbox missing", "image_id, score"]),
         ([[[1, 2]]], ["an object is needed"]),
-        ([RIGHT, RIGHT[1:]], ["dt1.json: all its detections stand in other files too"]),
+        ([RIGHT, RIGHT[1:]], ["dt1.json: all its detections are in other files too"]),
     ],
 )
 def test_a_results_file_of_another_form_is_refused(tmp_path, shards, words):
@@ -115,10 +115,10 @@ def test_a_file_that_is_given_twice_is_refused(tmp_path):
         ),
         (broken(annotations={"area": None}), ["annotations[0] (id 0), image_id 1, category_id 1: area is None"]),
         (broken(annotations={"iscrowd": 2}), ["annotations[0] (id 0), image_id 1, category_id 1: iscrowd is 2"]),
-        (broken(annotations={"id": 7}), ["annotations[1]: id 7 is that of an earlier entry too"]),
-        (broken(images={"id": 2}), ["images[1]: id 2 is that of an earlier entry too"]),
+        (broken(annotations={"id": 7}), ["annotations[1]: an earlier entry has the id 7 too"]),
+        (broken(images={"id": 2}), ["images[1]: an earlier entry has the id 2 too"]),
         (broken(images={"id": "a"}), ["images[0]: id is 'a'"]),
-        (broken(categories={"name": "dog"}), ["categories[1] (id 2): the name 'dog' is that of category 1 too"]),
+        (broken(categories={"name": "dog"}), ["categories[1] (id 2): category 1 has the name 'dog' too"]),
     ],
 )
 def test_wrong_annotations_are_refused_by_id(tmp_path, truth, words):

@@ -113,7 +113,7 @@ def test_agreement_is_the_share_of_samples_with_that_box_and_label():
     ranked = rank_by("agreement", parsed, completions, LABELLED, task=task, frame=FRAME)
     assert [(box.label, box.confidence) for box in ranked.answer] == [("dog", 0.5), ("cat", 0.25), ("cat", 0.0)]
     assert [box.confidence for box in parsed.answer] == [0.9, 0.9, 0.9]
-    with pytest.raises(ValueError, match=r"4 samples beside sample 0; .*protocol\.n_samples=8 needs as many"):
+    with pytest.raises(ValueError, match=r"4 samples besides sample 0; .*protocol\.n_samples=8 needs as many"):
         rank_by_protocol(
             {"score_source": "agreement", "n_samples": 8}, parsed, completions, LABELLED, task=task, frame=FRAME
         )

@@ -12,7 +12,7 @@ from PIL import Image
 from vrft.data.images import load_image
 from vrft.errors import UserError
 from vrft.evaluate import completions
-from vrft.evaluate.completions import generate_completions
+from vrft.evaluate.completions import Sampling, generate_completions
 from vrft.evaluate.resume import KeptBatches, OtherEvaluationError
 from vrft.tasks import load_task
 from vrft.tasks.boxes import Frame
@@ -35,8 +35,8 @@ def scene_rows(folder, n_rows):
     return rows
 
 
-def stand_in_model(model, processor, questions, images, *, max_new_tokens, with_logprobs=False, synced_gpus=False):
-    """As `generate_texts`: the completion tells who shares its batch, so a batch that differs would show."""
+def placeholder_model(model, processor, questions, images, *, max_new_tokens, with_logprobs=False, synced_gpus=False):
+    """As `generate_texts`: the completion names the questions of its batch, so another batch shows."""
     batch = sorted(len(question) for question in questions)
     return [
         {"text": f"{len(q)} {i[0].size} {batch}", "n_tokens": 1, "is_truncated": False}
@@ -44,7 +44,7 @@ def stand_in_model(model, processor, questions, images, *, max_new_tokens, with_
     ]
 
 
-def generate_from(rows, folder, **options):
+def generate_from(rows, folder, *, sampling=None, **options):
     return generate_completions(
         rows,
         root=folder,
@@ -52,15 +52,14 @@ def generate_from(rows, folder, **options):
         frame_for_row=frame_for_row,
         model=SimpleNamespace(device=torch.device("cpu")),
         processor=None,
-        max_new_tokens=8,
-        batch_size=3,
+        sampling=Sampling(max_new_tokens=8, batch_size=3, **sampling or {}),
         **options,
     )
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4, 8])
 def test_ranks_together_make_what_one_process_makes(tmp_path, monkeypatch, world_size):
-    monkeypatch.setattr(completions, "generate_texts", stand_in_model)
+    monkeypatch.setattr(completions, "generate_texts", placeholder_model)
     rows = scene_rows(tmp_path, 11)
     alone = generate_from(rows, tmp_path)
     assert [one["row_id"] for one in alone] == [row["row_id"] for row in rows]
@@ -77,13 +76,15 @@ def test_ranks_in_step_make_equally_many_calls_and_no_more_completions(tmp_path,
 
     def counting_model(*asked, synced_gpus, temperature=0.0, **options):
         calls[-1] += synced_gpus
-        return stand_in_model(*asked, **options)
+        return placeholder_model(*asked, **options)
 
     monkeypatch.setattr(completions, "generate_texts", counting_model)
     rows, parts = scene_rows(tmp_path, 11), []
     for rank in range(world_size):
         calls.append(0)
-        parts += generate_from(rows, tmp_path, rank=rank, world_size=world_size, synced_gpus=True, n_samples=1)
+        parts += generate_from(
+            rows, tmp_path, rank=rank, world_size=world_size, synced_gpus=True, sampling={"n_samples": 1}
+        )
     assert calls == [2 * -(-4 // world_size)] * world_size
     assert sorted(one["row_id"] for one in parts) == sorted(2 * [row["row_id"] for row in rows])
 
@@ -95,26 +96,27 @@ def test_samples_are_the_same_from_any_number_of_processes(tmp_path, monkeypatch
         return [{"text": f"{temperature} {one}", "n_tokens": 1, "is_truncated": False} for one in drawn]
 
     monkeypatch.setattr(completions, "generate_texts", drawing_model)
-    rows, options = scene_rows(tmp_path, 11), {"n_samples": 3, "temperature": 0.7, "seed": 5}
+    rows, sampling = scene_rows(tmp_path, 11), {"n_samples": 3, "temperature": 0.7, "seed": 5}
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
-    alone = generate_from(rows, tmp_path, **options)
+    alone = generate_from(rows, tmp_path, sampling=sampling)
     assert torch.equal(torch.random.get_rng_state(), before), "an evaluation leaves the training's draws alone"
     torch.rand(3)
     assert [(one["row_id"], one["sample"]) for one in alone] == [(f"r{n}", s) for n in range(11) for s in range(4)]
     assert len({one["text"] for one in alone if one["sample"]}) == 33, "every sample is drawn anew"
     kept = [KeptBatches(tmp_path / "kept", FINGERPRINT) for _ in range(world_size)]
     parts = [
-        generate_from(rows, tmp_path, rank=r, world_size=world_size, kept=kept[r], **options) for r in range(world_size)
+        generate_from(rows, tmp_path, rank=r, world_size=world_size, kept=kept[r], sampling=sampling)
+        for r in range(world_size)
     ]
     together = sorted((one for part in parts for one in part), key=lambda one: (int(one["row_id"][1:]), one["sample"]))
     assert together == alone
-    assert generate_from(rows, tmp_path, kept=KeptBatches(tmp_path / "kept", FINGERPRINT), **options) == alone
-    assert generate_from(rows, tmp_path, **options | {"seed": 6}) != alone
+    assert generate_from(rows, tmp_path, kept=KeptBatches(tmp_path / "kept", FINGERPRINT), sampling=sampling) == alone
+    assert generate_from(rows, tmp_path, sampling=sampling | {"seed": 6}) != alone
 
 
 def test_an_image_that_cannot_be_read_names_row_and_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(completions, "generate_texts", stand_in_model)
+    monkeypatch.setattr(completions, "generate_texts", placeholder_model)
     rows = scene_rows(tmp_path, 2)
     (tmp_path / "1.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"row 'r1': the image .*1\.png cannot be read"):
@@ -131,8 +133,8 @@ def test_an_image_lies_as_its_orientation_says(tmp_path):
     assert load_image(tmp_path / "turned.jpg", what="test").size == (20, 30)
 
 
-def test_an_evaluation_killed_at_any_instant_goes_on_to_the_same_completions(tmp_path, monkeypatch):
-    monkeypatch.setattr(completions, "generate_texts", stand_in_model)
+def test_an_evaluation_killed_at_any_instant_resumes_to_the_same_completions(tmp_path, monkeypatch):
+    monkeypatch.setattr(completions, "generate_texts", placeholder_model)
     rows = scene_rows(tmp_path, 23)
     whole = generate_from(rows, tmp_path)
     generator = random.Random(0)
@@ -140,7 +142,7 @@ def test_an_evaluation_killed_at_any_instant_goes_on_to_the_same_completions(tmp
 
     def counting_model(model, processor, questions, images, **options):
         n_generated[-1] += 1
-        return stand_in_model(model, processor, questions, images, **options)
+        return placeholder_model(model, processor, questions, images, **options)
 
     monkeypatch.setattr(completions, "generate_texts", counting_model)
     for number in range(20):
@@ -170,7 +172,7 @@ def test_an_evaluation_killed_at_any_instant_goes_on_to_the_same_completions(tmp
 @pytest.mark.parametrize("name", FINGERPRINT)
 def test_another_model_data_or_config_is_refused(tmp_path, name):
     KeptBatches(tmp_path, FINGERPRINT).add(0, [{"row_id": "r"}], rank=0)
-    with pytest.raises(OtherEvaluationError, match=f"started with another {name} .*: {FINGERPRINT[name]} then, x now"):
+    with pytest.raises(OtherEvaluationError, match=f"created with another {name} .*: {FINGERPRINT[name]} then, x now"):
         KeptBatches(tmp_path, FINGERPRINT | {name: "x"})
 
 

@@ -128,10 +128,13 @@ LENGTHS = {"size": [10, 12], "counts": [120]}
         ),
         ({**GOOD, "pred_box": None, "pred_mask": {**LENGTHS, "counts": "T3"}}, ["of fewer pixels"]),  # 100
         ({**GOOD, "pred_box": None, "pred_mask": {**LENGTHS, "counts": "i3"}}, ["cannot be decoded"]),  # 121
-        ({**GOOD, "pred_box": None, "pred_mask": {**LENGTHS, "counts": ""}}, ["'' is no compressed text"]),
-        ({**GOOD, "pred_box": None, "pred_mask": {**LENGTHS, "counts": "h3h"}}, ["'h3h' is no compressed text"]),
-        ({**GOOD, "pred_box": None, "pred_mask": {**LENGTHS, "counts": "o" * 99}}, ["no compressed text"]),
-        ({**GOOD, "pred_box": None, "pred_mask": {**LENGTHS, "counts": "~"}}, ["no compressed text"]),
+        ({**GOOD, "pred_box": None, "pred_mask": {**LENGTHS, "counts": ""}}, ["'' is not COCO's compressed text"]),
+        (
+            {**GOOD, "pred_box": None, "pred_mask": {**LENGTHS, "counts": "h3h"}},
+            ["'h3h' is not COCO's compressed text"],
+        ),
+        ({**GOOD, "pred_box": None, "pred_mask": {**LENGTHS, "counts": "o" * 99}}, ["not COCO's compressed text"]),
+        ({**GOOD, "pred_box": None, "pred_mask": {**LENGTHS, "counts": "~"}}, ["not COCO's compressed text"]),
     ],
 )
 def test_a_wrong_case_is_refused_by_number(tmp_path, case, words):

@@ -96,7 +96,7 @@ def test_no_rows_have_no_figures(task, scorer):
     [
         ([completion("r0", "a")], "'r1': no completion"),
         ([completion("r0", "a"), completion("r1", "a"), completion("r1", "b")], r"'r1': samples \[0, 0\] are given"),
-        ([completion("r0", "a"), completion("r1", "a"), completion("x", "a")], "'x': a completion of no row"),
+        ([completion("r0", "a"), completion("r1", "a"), completion("x", "a")], "'x': a completion without a row"),
     ],
 )
 def test_completions_that_do_not_fit_the_rows_are_refused(completions, message):

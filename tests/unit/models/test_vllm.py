@@ -28,7 +28,7 @@ from vrft.config.schema import VLLM
 from vrft.config.section import with_values
 from vrft.config.trl_arguments import trainer_arguments
 from vrft.errors import UserError
-from vrft.evaluate.completions import generate_completions
+from vrft.evaluate.completions import Sampling, generate_completions
 from vrft.models import families
 from vrft.models.load import load_processor
 from vrft.models.vllm import VLLMEngine, as_seen, needs_no_resize
@@ -160,9 +160,9 @@ def test_the_engine_answers_as_transformers_does(tmp_path, monkeypatch):
         picture(100, 80, number).save(tmp_path / row["images"][0])
     ask = functools.partial(
         generate_completions, rows, root=tmp_path, task=load_task("grounding"), processor=processor, model=engine,
-        frame_for_row=lambda row: Frame("norm1000", (100, 80), (56, 42)), batch_size=2,
+        frame_for_row=lambda row: Frame("norm1000", (100, 80), (56, 42)),
     )  # fmt: skip
-    first, second = ask(max_new_tokens=40, with_logprobs=True)
+    first, second = ask(sampling=Sampling(40, 2, with_logprobs=True))
     assert (first["text"], first["is_truncated"]) == ("<answer>(20,40),(60,80)</answer>", False)
     assert first["n_tokens"] == len(first["token_logprobs"]) + 1
     assert first["token_logprobs"][-1] == [len(first["text"]), -0.5]
@@ -173,10 +173,11 @@ def test_the_engine_answers_as_transformers_does(tmp_path, monkeypatch):
     ]
     assert (wishes.temperature, wishes.logit_bias, wishes.seed) == (0.0, {5: -100.0}, None)
     assert processor.tokenizer.eos_token_id in wishes.stop_token_ids
-    assert ask(max_new_tokens=2)[1] | {"text": ""} == {
+    assert ask(sampling=Sampling(2, 2))[1] | {"text": ""} == {
         "row_id": "b", "sample": 0, "text": "", "n_tokens": 2, "is_truncated": True
     }  # fmt: skip
-    drawn = [[one.seed for _, one in engine.llm.asked[-2:]] for _ in range(2) if ask(max_new_tokens=40, n_samples=1)]
+    drawing = Sampling(40, 2, n_samples=1)
+    drawn = [[one.seed for _, one in engine.llm.asked[-2:]] for _ in range(2) if ask(sampling=drawing)]
     assert drawn[0] == drawn[1], "the same seeds in every process"
     assert drawn[0][0] != drawn[0][1]
     assert second["text"] == "six plus four is ten"

@@ -1,15 +1,15 @@
-"""The embedded world: handwritten digits in scenes, for every task, with a shifted domain and few-shot splits.
+"""The embedded data set: scenes of handwritten digits for each task, with a shifted domain and few-shot splits.
 
     detection            "seven" -> the boxes of all sevens (none in a tenth of the scenes)
     grounding            "the digit seven" -> its box, among three different digits
     reasoning_grounding  "two plus three minus one" -> the box of the four, among three different digits
     classification       one digit -> its name; with `arithmetic`, "the digit in the image plus three" -> a name
 
-Splits share no glyph. Riddles and arithmetic also split by expression: training and validation rows ask expressions
-that pre-training has seen, `test` asks unseen ones, `seen` asks seen ones. `clean` repeats the test scenes in the
-domain of pre-training. Test scenes depend on the task and the domain alone, never on `k_shot` or the seed. Training
-rows are nested: the 1-shot rows of a seed are the first of its 4-shot rows. Glyphs: Optical Recognition of
-Handwritten Digits (Alpaydin & Kaynak, UCI, CC BY 4.0; see README.md).
+Splits share no glyph. Riddles and arithmetic are also split by expression: training, validation and `seen` rows have
+expressions that pre-training has seen, `test` rows have unseen ones. `clean` repeats the test scenes in the domain of
+pre-training. Test scenes depend only on the task and the domain, never on `k_shot` or the seed. Training rows are
+nested: the 1-shot rows of a seed are the first of its 4-shot rows. Glyphs: Optical Recognition of Handwritten Digits
+(Alpaydin & Kaynak, UCI, CC BY 4.0; see README.md).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vrft.errors import UserError
 from vrft.tasks import Task
 from vrft.tasks.rows import Row
 
-SMALL, LARGE = (18, 30), (20, 44)  # side of a glyph's square in pixels: among others, and alone in its scene
+SMALL, LARGE = (18, 30), (20, 44)  # side of a glyph's square in pixels: with others in a scene, and alone
 KIND_OF_TASK = {
     "detection": "detection",
     "grounding": "grounding",
@@ -46,8 +46,9 @@ def _share(value: float) -> float:
 
 
 class DigitsOptions(DatasetOptions):
-    """domain: `clean` or `dim` (35 % ink). k_shot: training rows a class, of ten. negatives: share of detection scenes
-    without the asked digit (never a class's first training row). arithmetic: classification asks for a sum."""
+    """domain: `clean` or `dim` (35 % ink). k_shot: training rows for each of the ten classes. negatives: share of
+    detection scenes without the asked digit, in [0, 1) (never a class's first training row). arithmetic: True makes
+    classification ask for the result of an expression."""
 
     domain: Literal["clean", "dim"] = "dim"
     k_shot: AtLeastOne = 4
@@ -58,10 +59,10 @@ class DigitsOptions(DatasetOptions):
 
 
 def build(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, list[Row]]:
-    """Return the rows of every split and write their pictures to `out_dir/images`.
+    """Return the rows of every split, and write their images to `out_dir/images`.
 
-    Keys: train, validation, test, and further test sets: `seen` (riddles and arithmetic), `clean` (unless the domain is
-    clean). Raises `UserError` for an unknown option, a value out of range, or a task without digits.
+    Keys: train, validation, test, and further test sets: `seen` (riddles and arithmetic), `clean` (unless that is the
+    domain). Raises `UserError` for an unknown option, a value out of range, or a task without digits.
     """
     settings = read_options({key: value for key, value in options.items() if key != "frame"}, DigitsOptions)
     kind = _kind_for(task, settings)
@@ -127,7 +128,7 @@ def compose_row(
     boxes = list(zip(digits, scene.boxes_xyxy.tolist(), strict=True))
     asked = [xyxy for shown, xyxy in boxes if shown == digit]
     others = [xyxy for shown, xyxy in boxes if shown != digit]
-    # From left to right: of several right orders a model could only guess one.
+    # From left to right: among several right orders a model could only guess.
     row |= {"gold": sorted(asked) if kind == "detection" else asked[0], "distractors": others}
     return row, scene
 
@@ -143,7 +144,7 @@ def _others(taken: tuple[int, ...], count: int, rng: np.random.Generator) -> tup
 
 
 def _detection_digits(asked: int, rng: np.random.Generator, negatives: float) -> tuple[int, ...]:
-    """Return one to three digits: the asked one and others (a fifth of these the asked one again), or only others."""
+    """Return one to three digits: the asked one and others (a fifth of them the asked one again), or only others."""
     is_negative = rng.random() < negatives
     digits = [] if is_negative else [asked]
     for _ in range(int(rng.integers(1, 4)) - len(digits)):
@@ -153,7 +154,7 @@ def _detection_digits(asked: int, rng: np.random.Generator, negatives: float) ->
 
 
 def _riddle_distractors(riddle, rng: np.random.Generator) -> tuple[int, ...]:
-    """Return two different digits beside the answer; in half of the scenes one is an operand or a partial result."""
+    """Return two digits that differ from the answer; in half of the scenes one is an operand or a partial result."""
     answer = riddle.results[-1]
     mentioned = {riddle.first, *(operand for _, operand in riddle.steps), *riddle.results} - {answer}
     lure = (_pick(tuple(sorted(mentioned)), rng),) if mentioned and rng.random() < 0.5 else ()
@@ -176,7 +177,7 @@ class _SceneWriter:
         domain: str | None = None,
         stream: str | None = None,
     ) -> list[Row]:
-        """Return `n_rows` rows, the ten digits in turn; `stream` names the random numbers (by default the split)."""
+        """Return `n_rows` rows that cycle through the ten digits. stream: seeds the random numbers; None: the split."""
         return [
             self.write_row(
                 split,
@@ -222,5 +223,5 @@ def _kind_for(task: Task, settings: DigitsOptions) -> str:
     if task.name not in KIND_OF_TASK:
         raise UserError(f"task={task.name} has no rows in dataset=digits; tasks with digits: {', '.join(KIND_OF_TASK)}")
     if settings.arithmetic and task.name != "classification":
-        raise UserError(f"dataset.arithmetic is true, and task={task.name}; it goes with task=classification only")
+        raise UserError(f"dataset.arithmetic is true, and task={task.name}; it works only with task=classification")
     return "arithmetic" if settings.arithmetic else KIND_OF_TASK[task.name]

@@ -1,7 +1,7 @@
 """Arithmetic riddles over the digits: operands 1 to 9, one or two steps, every partial result a digit from 0 to 9.
 
-There are 81 expressions of one step and 729 of two. Pre-training sees all of one step and 60 % of two ("seen"); the
-other 40 % ("unseen") are kept for tests. The split is a fixed permutation and never changes.
+There are 81 expressions of one step and 729 of two. Pre-training uses all of one step and 60 % of two ("seen"); the
+other 40 % ("unseen") are for tests only. The split is a fixed permutation and never changes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Riddle:
 
     @property
     def operations(self) -> str:
-        """What is done to the first number, in words.
+        """The operations on the first number, in words.
 
         >>> Riddle(2, (("plus", 3), ("minus", 1))).operations
         'plus three minus one'

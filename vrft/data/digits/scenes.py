@@ -1,9 +1,8 @@
-"""Pictures of one to three real handwritten digits, 56 x 56 pixels, with the box of each digit.
+"""Images of one to three real handwritten digits, 56 x 56 pixels, with the box of each digit.
 
 The glyphs are the UCI Optical Recognition of Handwritten Digits (Alpaydin & Kaynak, CC BY 4.0; see README.md). White
-ink lies on a weak colour gradient: red grows with x and green with y, because Qwen2-VL's vision tower has rotary
-positions only and a small one needs an absolute cue. Boxes are xyxy in pixels, continuous edges, tight around the
-visible ink.
+ink is on a weak colour gradient: red grows with x and green with y. Qwen2-VL's vision tower has rotary positions only,
+and a small one needs an absolute cue. Boxes are xyxy in pixels, with continuous edges, tight around the visible ink.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ NOISE_SIGMA = 0.03
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture (56, 56, 3) uint8, the digits in it, and their boxes (n, 4) xyxy in pixels, in the same order."""
+    """An image (56, 56, 3) uint8, the digits in it, and their boxes (n, 4) xyxy in pixels, in the same order."""
 
     pixels: np.ndarray
     digits: tuple[int, ...]
@@ -59,7 +58,7 @@ def draw_scene(
 ) -> Scene:
     """Return a scene of these digits with glyphs from `pool`, each scaled to a square of `sizes` pixels (least, most).
 
-    The domain changes nothing but the strength of the ink: the same generator state gives the same scene in each.
+    The domain changes only the strength of the ink: the same generator state gives the same scene in each domain.
     """
     inks = [_draw_glyph(_pick_glyph(pool, digit, rng), sizes, rng) for digit in digits]
     boxes = [_ink_box(ink) for ink in inks]
@@ -95,7 +94,7 @@ def _ink_box(ink: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _place(inks: list[np.ndarray], boxes: list[tuple], rng: np.random.Generator) -> tuple[list, list, list]:
-    """Return a free top-left corner for each ink box, with the inks and boxes; shrinks them when they do not fit."""
+    """Return a free top-left corner for each ink box, with the inks and boxes. Digits that do not fit are shrunk."""
     while True:
         free_wh = np.array([(SIDE - (x2 - x1) + 1, SIDE - (y2 - y1) + 1) for x1, y1, x2, y2 in boxes])
         for corners in (rng.random((30, len(boxes), 2)) * free_wh).astype(int).tolist():
