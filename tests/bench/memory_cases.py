@@ -13,14 +13,14 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from vrft.config.schema import Config
 from vrft.config.trl_arguments import trainer_arguments
-from vrft.memory.live import LiveBytes
+from vrft.memory.live_bytes import LiveBytes
 from vrft.memory.plan import Plan, make_plan
-from vrft.memory.setup import Setup
+from vrft.memory.training_setup import Setup
 from vrft.models.families import FAMILIES
 from vrft.models.generate import render_prompt
 from vrft.models.load import freeze_parts, load_model, load_processor
 from vrft.train.dataset import training_dataset
-from vrft.train.trainers import SharedPrefixTrainer
+from vrft.train.trl_overrides import SharedPrefixTrainer
 
 sys.path.append(str(Path(__file__).parents[1]))
 from configs import composed

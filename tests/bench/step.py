@@ -49,7 +49,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from trl import GRPOTrainer
 
 from vrft.models import shared_prefix
-from vrft.train.trainers import SharedPrefixTrainer
+from vrft.train.trl_overrides import SharedPrefixTrainer
 
 SIDES = {"stock": GRPOTrainer, "shared": SharedPrefixTrainer}
 TIMED = (Case(665, 64, 8), Case(345, 64, 8), Case(665, 64, 16), Case(665, 64, 8, is_lora=True))

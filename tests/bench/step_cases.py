@@ -15,7 +15,7 @@ from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
 from vrft.train.dataset import training_dataset
-from vrft.train.trainers import SharedPrefixTrainer
+from vrft.train.trl_overrides import SharedPrefixTrainer
 
 sys.path.append(str(Path(__file__).parents[1]))
 from small_models import picture, save_model, small_processor

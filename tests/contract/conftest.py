@@ -7,7 +7,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 
-from vrft.cli.app import SweepFiles
+from vrft.cli.hydra_app import SweepFiles
 from vrft.config.package_files import config_folder
 
 

@@ -12,7 +12,7 @@ from hydra.core.plugins import Plugins
 from torture.harness import prepare
 
 import vrft.run.worker
-from vrft.cli.app import SweepFiles
+from vrft.cli.hydra_app import SweepFiles
 from vrft.config.freeze import freeze
 from vrft.config.package_files import config_folder
 from vrft.run.directory import provenance

@@ -13,7 +13,7 @@ from healthy_run import frozen, lines_of, read_config, sampled_rows, torchrun, w
 
 from vrft.config.schema import Config
 from vrft.run import processes
-from vrft.train.resume import newest_checkpoint
+from vrft.train.checkpoints import newest_checkpoint
 
 OWN_TERM = """
 import time

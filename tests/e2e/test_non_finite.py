@@ -35,7 +35,7 @@ from vrft.config.schema import Config
 from vrft.files import check_whole
 from vrft.report.page import write_report
 from vrft.run import processes, training
-from vrft.train.resume import newest_checkpoint
+from vrft.train.checkpoints import newest_checkpoint
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

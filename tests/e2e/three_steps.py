@@ -24,7 +24,7 @@ from small_models import make_trainer, prompt_rows, reward_by_ids, save_model
 from transformers import AutoModelForImageTextToText
 from trl import GRPOTrainer
 
-from vrft.train.trainers import SharedPrefixTrainer
+from vrft.train.trl_overrides import SharedPrefixTrainer
 
 SIDES = {"stock": GRPOTrainer, "shared": SharedPrefixTrainer}
 

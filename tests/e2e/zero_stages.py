@@ -28,7 +28,7 @@ from small_models import FAMILIES, save_model
 from torture.harness import finish, prepare, set_resume, start
 
 import vrft.train.grpo  # noqa: F401 (imported before processes are forked)
-from vrft.cli.app import SweepFiles
+from vrft.cli.hydra_app import SweepFiles
 from vrft.config.freeze import freeze
 from vrft.config.package_files import config_folder
 from vrft.run.directory import provenance

@@ -34,6 +34,6 @@ def main(arguments: list[str] | None = None) -> int:
     if "--help" in overrides or "-h" in overrides:
         print(verb_help(verb))
         return 0
-    from vrft.cli.app import run_verb  # Hydra and pydantic: not for --help
+    from vrft.cli.hydra_app import run_verb  # Hydra and pydantic: not for --help
 
     return run_verb(verb, overrides)

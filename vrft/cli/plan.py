@@ -12,10 +12,10 @@ from vrft.config.schema import Config
 from vrft.files import write_text_atomically
 from vrft.memory import table
 from vrft.memory.auto import named_gpu, plan_options, search_changes
-from vrft.memory.fit import Change, room
+from vrft.memory.changes import Change, room
 from vrft.memory.plan import make_plan
-from vrft.memory.setup import Setup
 from vrft.memory.table import size
+from vrft.memory.training_setup import Setup
 
 _VARIANTS = (
     ("no checkpointing", {"memory.gradient_checkpointing": False}),

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from vrft.data.annotations import read_sections, with_ids
 from vrft.data.assemble import build_splits
+from vrft.data.coco_files import read_sections, with_ids
 from vrft.data.options import CommonOptions
 from vrft.data.readers import Located, read_json
 from vrft.data.reasonseg import clip_by_a_pixel, refuse_other_tasks, shown

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vrft.data.images import load_image
-from vrft.evaluate.resume import KeptBatches
+from vrft.evaluate.partial_completions import KeptBatches
 from vrft.models.generate import generate_texts
 from vrft.models.vllm import VLLMEngine
 from vrft.tasks.base import Task

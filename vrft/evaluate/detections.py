@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vrft.data.annotations import is_number, xywh_fault
+from vrft.data.coco_files import is_number, xywh_fault
 from vrft.data.readers import read_json
 from vrft.errors import UserError, raise_all, suggestion
 from vrft.evaluate.truth import Truth

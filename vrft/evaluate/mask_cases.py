@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as masks
 
-from vrft.data.annotations import is_number
+from vrft.data.coco_files import is_number
 from vrft.tasks.boxes import clip_to_image
 from vrft.tasks.rows import Row
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vrft.data.annotations import Entries, is_number, read_entries
+from vrft.data.coco_files import Entries, is_number, read_entries
 from vrft.errors import raise_all, suggestion
 
 FREQUENCIES = ("r", "c", "f")

@@ -14,9 +14,9 @@ from tqdm import tqdm
 from vrft.config.package_files import TINY_MODEL
 from vrft.config.schema import Plan
 from vrft.errors import UserError
-from vrft.memory.fit import KNOBS, Change
+from vrft.memory.changes import KNOBS, Change
 from vrft.memory.gpus import gpu_at_hand, gpu_bytes
-from vrft.memory.setup import Setup
+from vrft.memory.training_setup import Setup
 
 _TEMPLATE = 64  # tokens that a chat template puts around a question; Qwen's are 25
 
@@ -36,7 +36,7 @@ def fitting_changes(
     if n_bytes is None:
         print("memory=auto: no GPU here, so nothing is changed; memory.gpu=NAME fits another", file=sys.stderr)
         return []
-    from vrft.memory.fit import room
+    from vrft.memory.changes import room
     from vrft.memory.plan import make_plan  # torch: not where there is no GPU
     from vrft.memory.table import advice, size
 
@@ -102,9 +102,9 @@ def plan_options(
 
 
 def search_changes(setup: Setup, n_bytes: int, options: dict[str, Any]) -> tuple[list[Change] | None, int]:
-    """As `vrft.memory.fit.changes_that_fit`, with a bar: a large model takes seconds a config. Also the smallest peak
-    in bytes among the setups that were tried, or less."""
-    from vrft.memory.fit import changes_that_fit, room
+    """As `vrft.memory.changes.changes_that_fit`, with a bar: a large model takes seconds a config. Also the smallest
+    peak in bytes among the setups that were tried, or less."""
+    from vrft.memory.changes import changes_that_fit, room
     from vrft.memory.plan import peak_or_more  # torch: not where there is no GPU
 
     peaks = []

@@ -20,12 +20,12 @@ from transformers import DynamicCache, PreTrainedModel
 from trl import GRPOTrainer
 
 from vrft.memory.batch import Shapes, batch_on_meta
-from vrft.memory.live import LiveBytes
+from vrft.memory.live_bytes import LiveBytes
 from vrft.memory.meta import on_meta
 from vrft.models.group_cache import GroupCache
 from vrft.models.shared_prefix import without_adapter
 from vrft.train.shared_prefix import Sharing
-from vrft.train.trainers import SharedPrefixTrainer
+from vrft.train.trl_overrides import SharedPrefixTrainer
 
 _ROOM = 64  # tokens by which a shared rollout's cache grows
 _SAMPLING_COPIES = 4  # of the logits in float32, while a token is drawn

@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map
 
 import vrft.models.attention
-from vrft.memory.live import LiveBytes, tensors_in
+from vrft.memory.live_bytes import LiveBytes, tensors_in
 
 _aten = torch.ops.aten
 _INDEXING = {_aten.index.Tensor, _aten._unsafe_index.Tensor, _aten.index_put.default, _aten.index_put_.default}

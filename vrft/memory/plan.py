@@ -15,7 +15,7 @@ from vrft.memory.architectures import architecture, make_model
 from vrft.memory.batch import Shapes, most_prompts
 from vrft.memory.dry_run import rollout_bytes, step_bytes
 from vrft.memory.parts import Counts, Sharding, States, bytes_of_optimizer, states
-from vrft.memory.setup import Setup
+from vrft.memory.training_setup import Setup
 from vrft.models.families import FAMILIES, seen_size
 
 LARGE_IMAGE = (4032, 3024)  # pixels: a photograph, larger than any max_pixels in use

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vrft.memory.fit import Change, room
+from vrft.memory.changes import Change, room
 from vrft.memory.plan import Plan
-from vrft.memory.setup import Setup
+from vrft.memory.training_setup import Setup
 
 _PARTS = (
     ("weights", "weights"),

@@ -19,8 +19,8 @@ from vrft.report.detection import detection_figures
 from vrft.report.draw import EDGE_COLOUR, GOLD_COLOUR, PREDICTED_COLOUR
 from vrft.report.figures import Line, Panel, methods_of, metric_label, panels
 from vrft.report.gallery import make_gallery
+from vrft.report.headline import duration, facts, headline, number, origin, sentences, share, signed
 from vrft.report.run_files import CHECKPOINT_NAMES, RunFiles
-from vrft.report.story import duration, facts, headline, number, origin, sentences, share, signed
 
 
 def write_report(run_dir: Path, others: Sequence[Path] = ()) -> Path:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from vrft.report.headline import number
 from vrft.report.run_files import CHECKPOINT_NAMES
-from vrft.report.story import number
 from vrft.report.sweep import Sweep, averaged, figures_at, measures, rank
 
 _OF_TRAINING = (

@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from vrft.config.schema import Protocol
 from vrft.errors import phase
 from vrft.evaluate.completions import Sampling, generate_completions
-from vrft.evaluate.resume import KeptBatches, OtherEvaluationError
+from vrft.evaluate.partial_completions import KeptBatches, OtherEvaluationError
 from vrft.evaluate.score import score_completions
 from vrft.files import manifest_hash, write_text_atomically
 from vrft.run.context import RunContext

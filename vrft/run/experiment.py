@@ -16,7 +16,7 @@ from vrft.config.section import with_values
 from vrft.errors import ExitCode, UserError
 from vrft.files import write_text_atomically
 from vrft.memory.auto import fitting_changes, turned_knobs
-from vrft.memory.setup import Setup
+from vrft.memory.training_setup import Setup
 from vrft.models.families import FAMILIES, frame_for
 from vrft.models.prompt_settings import setting_drift
 from vrft.report.write import write_reports

@@ -14,8 +14,8 @@ from vrft.config.schema import Config
 from vrft.config.section import with_values
 from vrft.config.vllm_checks import vllm_faults
 from vrft.files import append_lines
-from vrft.memory.fit import BY_MICRO_BATCH, Change, first_changes, weighs_by_micro_batch
-from vrft.memory.setup import Setup
+from vrft.memory.changes import BY_MICRO_BATCH, Change, first_changes, weighs_by_micro_batch
+from vrft.memory.training_setup import Setup
 from vrft.run import health
 from vrft.run.resume import write_config
 

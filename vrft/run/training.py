@@ -52,7 +52,7 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
     `checkpoints/last`. Raises `Interrupted` once a checkpoint is complete.
     """
     from vrft.train.alarms import Alarms, agreed_maximum
-    from vrft.train.checkpoints import previous
+    from vrft.train.best_and_last import previous
 
     config, folder = experiment.config, experiment.run_dir / "checkpoints"
     row, metric = experiment.rows["train"][0], experiment.primary_metrics[0]
@@ -99,7 +99,7 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
 def _run_trainer(experiment: RunContext, trainer, alarms, start: Start, card: dict) -> dict | None:
     """Train to the end and save `checkpoints/last`; returns the alarm that ended the training early, or None."""
     from vrft.train.alarms import report
-    from vrft.train.checkpoints import save_checkpoint
+    from vrft.train.best_and_last import save_checkpoint
     from vrft.train.non_finite import NonFiniteError
 
     try:
@@ -179,7 +179,7 @@ def _validation(experiment: RunContext, start: Start, card: dict):
 
 @phase("loading")
 def _make_trainer(experiment: RunContext, model, arguments: dict, **resumable):
-    """The trainer of `config.trainer`. resumable: callbacks, and arguments of `vrft.train.trainers.Resumable`."""
+    """The trainer of `config.trainer`. resumable: callbacks, and arguments of `vrft.train.trl_overrides.Resumable`."""
     from peft import LoraConfig
     from transformers import PrinterCallback
 
@@ -233,8 +233,8 @@ def start_of(experiment: RunContext) -> Start:
     The main process reads the disk and tells the others: on a network file system another machine may still see the
     files as they were, and processes that disagree on the best checkpoint wait for each other forever.
     """
-    from vrft.train.checkpoints import rewind, rewind_rollouts, settle_best
-    from vrft.train.resume import newest_checkpoint, step_of
+    from vrft.train.best_and_last import rewind, rewind_rollouts, settle_best
+    from vrft.train.checkpoints import newest_checkpoint, step_of
 
     found = [Start()]
     if experiment.config.evaluate.train and experiment.processes.is_main_process:

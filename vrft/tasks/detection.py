@@ -2,6 +2,8 @@
 
 Q: Find every object of the category 'dog' in the image. …
 A: <think>One dog on the left.</think><answer>[{'Position': [40, 120, 300, 460], 'Confidence': 0.90}]</answer>
+
+An answer is read by `vrft.tasks.box_list` with the patterns of `vrft.tasks.answers`.
 """
 
 from __future__ import annotations

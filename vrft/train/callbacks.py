@@ -15,7 +15,7 @@ from trl.models.utils import unwrap_model_for_generation
 from vrft.errors import UserError
 from vrft.files import append_lines
 from vrft.train.alarms import agreed_maximum
-from vrft.train.checkpoints import save_checkpoint
+from vrft.train.best_and_last import save_checkpoint
 
 
 class MetricsFile(TrainerCallback):

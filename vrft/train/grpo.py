@@ -24,7 +24,7 @@ from vrft.tasks.reward import RewardFunction
 from vrft.tasks.reward_terms import without_repetition
 from vrft.tasks.rows import Row
 from vrft.train.dataset import training_dataset
-from vrft.train.trainers import ResumableGRPOMixin, SeenImages, SharedPrefixTrainer
+from vrft.train.trl_overrides import ResumableGRPOMixin, SeenImages, SharedPrefixTrainer
 
 
 class ResumableGRPO(ResumableGRPOMixin, GRPOTrainer):
@@ -67,7 +67,7 @@ def grpo_trainer(
     rollouts: folder to which every completion is written with its terms, one JSON-lines file a step and process.
     revision: of the hub repository that the policy is from, for the KL reference; None for its newest.
     sharing: `auto` to share a prompt among its completions where possible, `on` to raise where not, None for TRL's own.
-    resumable: further arguments of `vrft.train.trainers.Resumable`.
+    resumable: further arguments of `vrft.train.trl_overrides.Resumable`.
     """
     make = ResumableGRPO
     if sharing:

@@ -14,7 +14,7 @@ from vrft.tasks.base import Task
 from vrft.tasks.boxes import Frame
 from vrft.tasks.rows import Row
 from vrft.train.dataset import training_dataset
-from vrft.train.trainers import Resumable
+from vrft.train.trl_overrides import Resumable
 
 
 class ResumableSFT(Resumable, SFTTrainer):
@@ -44,7 +44,7 @@ def sft_trainer(
 
     thought: `gold` (the row's own; a row without one is refused), `empty` (empty think tags), `none` (no think tags) or
     `own` (the row's column `own_completion` as it stands).
-    arguments: fields of `trl.SFTConfig`. resumable: further arguments of `vrft.train.trainers.Resumable`.
+    arguments: fields of `trl.SFTConfig`. resumable: further arguments of `vrft.train.trl_overrides.Resumable`.
     """
     without = [row["row_id"] for row in rows if thought == "gold" and not row.get("thought")]
     if without:

@@ -19,7 +19,7 @@ from wandb_file import read_history, read_run
 from vrft.files import publish
 from vrft.run.health import Status
 from vrft.run.worker import _outcome
-from vrft.train.resume import newest_checkpoint
+from vrft.train.checkpoints import newest_checkpoint
 
 ROOT = Path(__file__).parents[3]
 SECRETS = {

@@ -13,7 +13,7 @@ from vrft.data.images import load_image
 from vrft.errors import UserError
 from vrft.evaluate import completions
 from vrft.evaluate.completions import Sampling, generate_completions
-from vrft.evaluate.resume import KeptBatches, OtherEvaluationError
+from vrft.evaluate.partial_completions import KeptBatches, OtherEvaluationError
 from vrft.tasks import load_task
 from vrft.tasks.boxes import Frame
 

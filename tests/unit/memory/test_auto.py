@@ -11,7 +11,7 @@ from vrft.config.schema import Config
 from vrft.config.section import with_values
 from vrft.errors import UserError
 from vrft.memory import auto as knobs
-from vrft.memory.setup import Setup
+from vrft.memory.training_setup import Setup
 
 QUESTIONS = ("où?", "where is it?")
 SIZES = ([56, 56], [28, 56])

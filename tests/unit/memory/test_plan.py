@@ -12,13 +12,13 @@ from vrft.config.section import with_values
 from vrft.errors import UserError
 from vrft.memory.architectures import PUBLISHED, architecture, make_model
 from vrft.memory.batch import most_prompts
-from vrft.memory.fit import changes_that_fit, first_changes
+from vrft.memory.changes import changes_that_fit, first_changes
 from vrft.memory.four_bits import loaded_bytes, pack
-from vrft.memory.live import LiveBytes
+from vrft.memory.live_bytes import LiveBytes
 from vrft.memory.parts import Counts
 from vrft.memory.plan import image_size, make_plan, text_length
-from vrft.memory.setup import Setup
 from vrft.memory.table import advice, plan_table
+from vrft.memory.training_setup import Setup
 
 TOTALS = {  # parameters, as the published checkpoints have them
     "Qwen/Qwen2-VL-2B-Instruct": 2_208_985_600,

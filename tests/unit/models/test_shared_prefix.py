@@ -14,7 +14,7 @@ from trl import GRPOTrainer
 from vrft.errors import UserError
 from vrft.models.generate import render_prompt
 from vrft.models.shared_prefix import Prompts, pack, rotary_positions
-from vrft.train.trainers import SharedPrefixTrainer
+from vrft.train.trl_overrides import SharedPrefixTrainer
 
 N_COMPLETION = 12
 # Rows of two or three prompts, of unequal group sizes and not in the order of their prompts.

@@ -11,7 +11,7 @@ from configs import composed
 from vrft.config.package_files import TINY_MODEL
 from vrft.config.section import with_values
 from vrft.errors import UserError
-from vrft.evaluate.resume import OtherEvaluationError
+from vrft.evaluate.partial_completions import OtherEvaluationError
 from vrft.files import MANIFEST, publish, write_rows
 from vrft.run.evaluation import _kept_batches
 from vrft.run.resume import begun_with, check_same_config, check_same_hashes, check_same_rows, config_hash

@@ -44,7 +44,7 @@ def test_every_process_has_the_best_metric_that_the_main_one_read(tmp_path, best
     """Another machine's view of the disk may be old, or the folder may be renamed at that moment."""
     sent = []
     monkeypatch.setattr(training, "broadcast_object_list", sent.extend)
-    monkeypatch.setattr("vrft.train.resume.newest_checkpoint", lambda folder: folder / "checkpoint-4")
+    monkeypatch.setattr("vrft.train.checkpoints.newest_checkpoint", lambda folder: folder / "checkpoint-4")
     assert training.start_of(context(tmp_path)).best == 0.7
 
     def receive(found):

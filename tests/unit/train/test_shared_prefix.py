@@ -22,7 +22,7 @@ from vrft.train import dataset as dataset_module
 from vrft.train.dataset import training_dataset
 from vrft.train.prompt_once import PromptOnce
 from vrft.train.shared_prefix import rows_without_effect
-from vrft.train.trainers import SharedPrefixTrainer
+from vrft.train.trl_overrides import SharedPrefixTrainer
 
 
 def paid_for_first_token(completion_ids, **kwargs):

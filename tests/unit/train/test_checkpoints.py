@@ -8,8 +8,8 @@ import pytest
 
 from vrft.errors import UserError
 from vrft.files import publish
-from vrft.train.checkpoints import previous, rewind, rewind_rollouts, settle_best
-from vrft.train.resume import newest_checkpoint, remove_superfluous
+from vrft.train.best_and_last import previous, rewind, rewind_rollouts, settle_best
+from vrft.train.checkpoints import newest_checkpoint, remove_superfluous
 
 
 def checkpoint(parent, step: int, *, is_whole: bool = True):

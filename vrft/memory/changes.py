@@ -13,7 +13,7 @@ from vrft.config.checks import generation_faults, model_faults
 from vrft.config.package_files import config_folder
 from vrft.config.schema import DeepSpeed, Trainer
 from vrft.config.section import S, with_values
-from vrft.memory.setup import Setup
+from vrft.memory.training_setup import Setup
 
 KNOBS = (
     "memory.evaluation_batch_size",

@@ -21,9 +21,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from vrft.data.annotations import Annotations, read_annotations
 from vrft.data.assemble import build_splits
 from vrft.data.class_names import read_class_names
+from vrft.data.coco_files import Annotations, read_annotations
 from vrft.data.options import CommonOptions
 from vrft.data.readers import Located
 from vrft.errors import UserError, raise_all

@@ -2,7 +2,7 @@
 
 Most are private to these libraries and may change in any release. `OVERRIDES` says why each is overridden. A test
 compares the table with the classes, and the signatures with those of the versions below. The work is done by plain
-functions in `resume.py`, `shared_prefix.py` and `non_finite.py`.
+functions in `checkpoints.py`, `shared_prefix.py` and `non_finite.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vrft.errors import phase
 from vrft.models.attention import register_attention
 from vrft.models.shared_prefix import Prompts, without_adapter
 from vrft.models.vllm import as_seen, collapse_image_tokens
-from vrft.train import resume, shared_prefix
+from vrft.train import checkpoints, shared_prefix
 from vrft.train.callbacks import Validation
 from vrft.train.deepspeed_state import named_once, readable_state, recount_steps
 from vrft.train.micro_batches import micro_batches
@@ -141,14 +141,14 @@ class Resumable:
             return  # no step was taken since, and the checkpoint that is there was found whole
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         is_main, wait = self.args.should_save, self.accelerator.wait_for_everyone
-        with resume.staged(folder, is_main=is_main, wait=wait) as self._staging:
+        with checkpoints.staged(folder, is_main=is_main, wait=wait) as self._staging:
             super()._save_checkpoint(model, trial)
-            resume.save_own_state(self, self._staging / folder.name)
+            checkpoints.save_own_state(self, self._staging / folder.name)
         self._staging = None
         self._written.add(folder.name)
         if is_main:
             limit, since = self.args.save_total_limit, self._resumed_step or 0
-            resume.remove_superfluous(folder.parent, limit=limit, resumed_step=since, written=self._written)
+            checkpoints.remove_superfluous(folder.parent, limit=limit, resumed_step=since, written=self._written)
         wait()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
@@ -160,22 +160,22 @@ class Resumable:
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        with readable_state(), resume.tensors_only(resume_from_checkpoint):
+        with readable_state(), checkpoints.tensors_only(resume_from_checkpoint):
             made = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if resume_from_checkpoint:
             recount_steps(self.model_wrapped)
         return made
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with resume.tensors_only(checkpoint):
+        with checkpoints.tensors_only(checkpoint):
             super()._load_rng_state(checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with resume.tensors_only(checkpoint):
+        with checkpoints.tensors_only(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self._resumed_step = resume.step_of(Path(checkpoint))
-            resume.load_own_state(self, Path(checkpoint))
+            self._resumed_step = checkpoints.step_of(Path(checkpoint))
+            checkpoints.load_own_state(self, Path(checkpoint))
 
 
 class SharedPrefixTrainer(GRPOTrainer):

@@ -14,7 +14,7 @@ from trl import GRPOTrainer, SFTTrainer
 from vrft.train.callbacks import Validation
 from vrft.train.grpo import ResumableGRPO, ResumableSharing, ResumableSharingVLLM, ResumableVLLM
 from vrft.train.sft import ResumableSFT
-from vrft.train.trainers import OVERRIDES, VERSIONS, SharedPrefixTrainer
+from vrft.train.trl_overrides import OVERRIDES, VERSIONS, SharedPrefixTrainer
 
 TRAINERS = {
     ResumableGRPO: GRPOTrainer,

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from vrft.data import load_builder
-from vrft.data.annotations import read_annotations
 from vrft.data.class_names import LISTS, read_class_names
+from vrft.data.coco_files import read_annotations
 from vrft.errors import UserError
 from vrft.tasks import load_task
 
