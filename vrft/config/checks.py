@@ -1,4 +1,8 @@
-"""What is wrong with a config whose types and ranges are right: each fault names its key and says what is right."""
+"""What is wrong with a config whose types and ranges are right: each fault names its key and says what is right.
+
+Model, adapter and DeepSpeed stage are checked in `model_checks`, launches in `launch_checks`, vLLM in `vllm_checks`;
+`freeze` collects all faults.
+"""
 
 from __future__ import annotations
 

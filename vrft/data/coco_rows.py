@@ -1,4 +1,4 @@
-"""Rows from COCO annotation files, and from LVIS annotation files, which have the same form.
+"""Rows from COCO and LVIS annotation files, which `coco_files` reads.
 
     detection              a row for each image and category in it: {"category": "dog", "gold": [boxes]}
     detection, labelled    a row for each image: {"categories": ["cat", "dog"], "gold": [{"label": "dog", "xyxy": box}]}

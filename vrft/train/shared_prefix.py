@@ -1,4 +1,4 @@
-"""Each prompt, image included, computed once for its G completions: what the overrides of `SharedPrefixTrainer` call.
+"""Each prompt, image included, computed once for its G completions: called by `trl_overrides.SharedPrefixTrainer`.
 
 Where a batch is computed changes, and what comes out does not: rollouts, log probabilities, loss and gradients are
 those of `trl.GRPOTrainer` to float32 rounding, random draws included. `vrft.models.shared_prefix` describes the packed
