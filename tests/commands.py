@@ -73,7 +73,7 @@ def check_vrft(words: Sequence[str]) -> None:
     if known.schema:
         frozen = freeze_plain(config, getattr(importlib.import_module("vrft.config.verb_schema"), known.schema))
         if verb == "score":
-            assert list(importlib.import_module("vrft.cli.score").config_faults(frozen)) == []
+            assert list(importlib.import_module("vrft.cli.score").config_faults(frozen.plain())) == []
     else:
         freeze(config, device="cuda", overrides=overrides, **{**known.options, "is_remote": True})
 

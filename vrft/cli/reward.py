@@ -60,6 +60,7 @@ def reward_cases(
             row, doubt = row_of(case, task, frame=frame, root=root)
         except ValueError as error:
             raise ValueError(f"case {number}: {error}") from None
+        row.setdefault("row_id", f"case {number}")
         if doubt:
             warnings.warn(f"case {number}: {doubt}", stacklevel=2)
         verdicts.append(verdict_on(case, row, task, judge=judge, frame=frame))
@@ -93,7 +94,7 @@ def row_of(case: Mapping, task: Task | MixedTask, *, frame: str, root: Path) -> 
         raise ValueError("image or image_wh is needed, as the gold or a distance is measured in its pixels")
     if "solution" in case:
         if not isinstance(case["solution"], str):
-            raise ValueError(f"column 'solution' is {str(case['solution'])[:100]!r}; a text is needed")
+            raise ValueError(f"column 'solution' is {case['solution']!r:.100}; the right answer as text is needed")
         row["gold"] = own.gold_of(case["solution"], _frame(frame, row))
         row.setdefault("problem", "")
         if getattr(own, "labelled", False):
@@ -178,6 +179,7 @@ def _read_cases(
         except ValueError as error:
             faults.append(f"{path}, line {number}: {error}")
             continue
+        row.setdefault("row_id", f"{path.name}, line {number}")
         found.append((case, row))
         doubts += [f"line {number}: {doubt}"] if doubt else []
     raise_all(faults, heading=f"{path} has lines that cannot be used:")

@@ -106,7 +106,7 @@ def classes_of(row: Row, k_shot: int) -> set[str]:
     if "category" not in row:
         raise UserError(
             f"dataset.k_shot={k_shot}, and row {row['row_id']} has no class; "
-            "a column category is needed, or k_shot=null"
+            "a column category is needed, or dataset.k_shot=null (debug=smoke sets it to 1)"
         )
     return {row["category"]} if gold else set()
 

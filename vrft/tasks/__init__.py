@@ -40,6 +40,8 @@ def load_task(name: str, *, trust_code: Sequence[str] = (), **options) -> Task |
         task = importlib.import_module(f"vrft.tasks.{name}").TASK
     else:
         raise UserError(f"task.name is {name!r}; known tasks: {', '.join([*task_names(), 'mixed'])}")
+    if missing := sorted(task.__abstractmethods__):
+        raise UserError(f"task={name}: {task.__name__} lacks {', '.join(missing)}, which every task defines")
     try:
         return task(**options)
     except (TypeError, ValueError) as error:

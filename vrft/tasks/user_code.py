@@ -32,7 +32,7 @@ def load_user_code(dotted: str, *, trust_code: Sequence[str], key: str) -> Any:
     if not any(module == trusted or module.startswith(f"{trusted}.") for trusted in trust_code):
         raise UserError(
             f"{key} names {dotted}, code of your own, and trust_code={list(trust_code)} does not name its module; "
-            f"if you trust it, set trust_code=[{module or dotted}]"
+            f"if you trust it, set trust_code=[{','.join([module or dotted, *trust_code])}]"
         )
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from vrft.cli.probe import obstacle
+from vrft.config.schema import Config, Memory, Reward, Rollout
 
-CONFIG = {
-    "task": {"name": "grounding"},
-    "reward": {"name": "strict"},
-    "memory": {"max_completion_length": 64, "num_generations": 8},
-    "rollout": {"temperature": 1.0},
-}
+CONFIG = Config.model_construct(
+    task={"name": "grounding"},
+    reward=Reward.model_construct(name="strict"),
+    memory=Memory.model_construct(max_completion_length=64, num_generations=8),
+    rollout=Rollout.model_construct(temperature=1.0),
+)
 HEALTHY = {
     "n_rows": 16,
     "n_completions": 128,

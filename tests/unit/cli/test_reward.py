@@ -133,6 +133,17 @@ def test_what_would_be_judged_wrongly_is_refused(case, options, words):
         judge_cases([case], **{"task": "grounding"} | options)
 
 
+def test_a_term_that_fails_names_the_line(tmp_path, monkeypatch):
+    (tmp_path / "own_terms.py").write_text("def broken(parsed, row, images):\n    return row['golds']\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    cases = write_lines(tmp_path / "cases.jsonl", [CASE, CASE])
+    reward = Reward.model_construct(**preset("visual_rft") | {"weights": {"own_terms.broken": 1.0}})
+    asked = config(cases, tmp_path / "out.jsonl").model_copy(update={"reward": reward, "trust_code": ["own_terms"]})
+    with pytest.raises(UserError, match=r"own_terms\.broken failed on row cases\.jsonl, line 1 .*KeyError: 'golds'"):
+        run(asked)
+
+
 def test_the_cases_are_not_overwritten(tmp_path):
     path = write_lines(tmp_path / "cases.jsonl", [CASE])
     with pytest.raises(UserError, match="would be lost"):

@@ -108,6 +108,19 @@ def test_a_task_of_ones_own(folder):
         load_task("own_tasks.Bricks", trust_code=["own_tasks"], colour="red")
 
 
+def test_a_task_that_lacks_methods_is_told_which(folder):
+    (folder / "own_tasks.py").write_text(
+        "from vrft.tasks import Task\n\n\nclass Half(Task):\n    def ask(self, row, frame):\n        return '?'\n"
+    )
+    with pytest.raises(UserError, match=r"task=own_tasks\.Half: Half lacks .*\bmetrics\b.*, which every task defines"):
+        load_task("own_tasks.Half", trust_code=["own_tasks"])
+
+
+def test_the_told_setting_keeps_what_is_trusted_by_now(folder):
+    with pytest.raises(UserError, match=r"set trust_code=\[own_rewards\.judges,own_tasks\]"):
+        load_user_code(TERM, trust_code=["own_tasks"], key="reward.weights")
+
+
 def guarded(term, *, root=None, **options):
     faults = Counter()
     return guarded_term("own.term", term, options=RewardOptions(**options), root=root, faults=faults), faults
