@@ -65,7 +65,7 @@ def test_a_run_out_of_memory_goes_on_with_smaller_micro_batches(healthy, tmp_pat
     scarce(monkeypatch, n_rows=2, step=5)
     assert experiment.run_experiment(Config.model_validate(config), choices={}, overrides=[]) == 0
     said = capsys.readouterr().err
-    assert "out of memory in the loss of step 5; going on with memory.completions_per_device=2 (it was 4)" in said
+    assert "out of memory in the loss of step 5; resuming with memory.completions_per_device=2 (it was 4)" in said
     assert "resuming from" in said
     assert "checkpoint-3" in said
     (line,) = lines_of(run_dir / "oom.jsonl")
@@ -95,7 +95,7 @@ def test_what_was_sampled_and_not_yet_used_is_cut_up_too(healthy, tmp_path, monk
     whole = copy.deepcopy(config)
     whole["run"]["dir"] = str(tmp_path / "whole")
     monkeypatch.setattr(experiment, "start_worker", in_this_process)
-    assert experiment.run_experiment(whole, choices={}, overrides=[]) == 0
+    assert experiment.run_experiment(Config.model_validate(whole), choices={}, overrides=[]) == 0
     scarce(monkeypatch, n_rows=2, step=4)
     assert experiment.run_experiment(Config.model_validate(config), choices={}, overrides=[]) == 0
     (line,) = lines_of(run_dir / "oom.jsonl")
@@ -126,7 +126,10 @@ def test_while_weights_are_loaded_no_batch_is_halved(healthy, tmp_path, monkeypa
     where = {"load_model": training, "GRPOConfig": grpo, "create_optimizer": ResumableSharing}[owner]
     monkeypatch.setattr(where, owner, lambda *_, **__: torch.empty(TOO_MUCH, dtype=torch.uint8))
     run_dir = tmp_path / "run"
-    assert experiment.run_experiment(smaller(healthy, run_dir), choices={}, overrides=[]) == ExitCode.OUT_OF_MEMORY
+    assert (
+        experiment.run_experiment(Config.model_validate(smaller(healthy, run_dir)), choices={}, overrides=[])
+        == ExitCode.OUT_OF_MEMORY
+    )
     said = capsys.readouterr().err
     assert "out of memory while the weights were loaded: smaller batches cannot help; left to turn" in said
     assert "are model/peft=lora, a smaller model=; see vrft plan" in said
@@ -165,7 +168,7 @@ def test_a_validation_out_of_memory_goes_on_in_smaller_batches(healthy, tmp_path
     assert experiment.run_experiment(Config.model_validate(config), choices={}, overrides=[]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
     assert len(said) == 1, said
-    assert "going on with memory.evaluation_batch_size=1 (it was 2); greedy completions stay" in said[0]
+    assert "resuming with memory.evaluation_batch_size=1 (it was 2); greedy completions stay" in said[0]
     (line,) = lines_of(run_dir / "oom.jsonl")
     assert (line["phase"], line["from"], line["to"]) == ("evaluation", 2, 1)
     after = read_config(run_dir)
@@ -197,7 +200,7 @@ def test_a_process_that_hits_its_limit_is_started_again(healthy, tmp_path, monke
 
     monkeypatch.setattr(processes, "worker_command", tight)
     assert experiment.run_experiment(Config.model_validate(config), choices={}, overrides=[]) == 0
-    assert "going on with memory.completions_per_device=" in capsys.readouterr().err
+    assert "resuming with memory.completions_per_device=" in capsys.readouterr().err
     (line,) = lines_of(run_dir / "oom.jsonl")
     assert line["rank"] == n_processes - 1
     assert json.loads((run_dir / "result.json").read_text())["durations_s"]["train"] > 0
