@@ -48,7 +48,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from trl import GRPOTrainer
 
-from vrft.models import shared_prefix
+from vrft.models import attention
 from vrft.train.trl_overrides import SharedPrefixTrainer
 
 SIDES = {"stock": GRPOTrainer, "shared": SharedPrefixTrainer}
@@ -113,7 +113,7 @@ def observed_step(trainer: GRPOTrainer, seed: int = 0) -> Step:
         watched(trainer, "_compute_loss", watch_loss),
         watched(trainer, "_get_per_token_logps_and_entropies", watch_logps),
         watched(trainer, "training_step", watch_backward),
-        watched(shared_prefix, "causal_lower_right", without_modes),
+        watched(attention, "causal_lower_right", without_modes),
         FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter,
     ):
         trainer.train()

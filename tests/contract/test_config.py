@@ -334,9 +334,9 @@ def test_every_preset_serves_every_task_that_it_pays(name):
         RewardFunction(load_task(task), preset)
 
 
-@pytest.mark.parametrize(("verb", "overrides"), [("judge", ["cases=a.jsonl", "out=b.jsonl"]), ("audit", [])])
+@pytest.mark.parametrize(("verb", "overrides"), [("reward", ["cases=a.jsonl", "out=b.jsonl"]), ("audit", [])])
 def test_verbs_without_a_model_check_task_and_reward(verb, overrides):
-    schema = {"judge": RewardCasesConfig, "audit": AuditConfig}[verb]
+    schema = {"reward": RewardCasesConfig, "audit": AuditConfig}[verb]
     for task in set(GROUPS["task"]) - {"own"}:
         assert freeze_plain(compose(verb, [*overrides, f"task={task}"]), schema).reward.name == "strict"
     for wrong, words in (

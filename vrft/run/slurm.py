@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,14 @@ def check_no_job(run_dir: Path) -> None:
         )
 
 
-def device_of_job(launch: dict[str, Any]) -> str | None:
+def device_of_job(launch: Mapping[str, Any]) -> str | None:
     """The device of a run that is a job: `cuda` if the job asks for GPUs, else `cpu`; None if the run is no job.
 
-    launch: the section of the config. A login node has no GPU to look at.
+    launch: the section of the config, composed and not yet checked. A login node has no GPU to look at.
     """
-    if launch.name != "slurm":
+    if launch.get("name") != "slurm":
         return None
-    asks = launch.gpus_per_node or any(_asks_for_gpus(*option) for option in (launch.extra or {}).items())
+    asks = launch.get("gpus_per_node") or any(_asks_for_gpus(*item) for item in (launch.get("extra") or {}).items())
     return "cuda" if asks else "cpu"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -171,7 +170,7 @@ def test_a_job_is_submitted_and_no_pickle_but_its_own_is_left(sbatch, states, tm
     ],
 )
 def test_the_device_is_the_jobs(launch, device):
-    assert slurm.device_of_job(SimpleNamespace(**launch)) == device
+    assert slurm.device_of_job(launch) == device
 
 
 @pytest.fixture
