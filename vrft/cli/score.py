@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vrft.config.checks import judging_faults
+from vrft.config.cross_checks import judging_faults
 from vrft.config.verb_schema import ScoreConfig
 from vrft.errors import raise_all
 from vrft.evaluate.protocols import protocol_key, ranking_faults

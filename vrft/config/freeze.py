@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vrft.config.batch_sizes import derive, uneven_share
-from vrft.config.checks import judging_faults, model_faults, pair_faults, range_faults
+from vrft.config.cross_checks import contradictions, judging_faults, model_faults, pair_faults
 from vrft.config.launch_checks import launch_faults
 from vrft.config.package_files import TINY_MODEL
 from vrft.config.schema import Config
@@ -60,7 +60,7 @@ def freeze_values(
 
         config = checked(with_prompt_settings(values, overrides), Config)  # vrft.json may hold anything
     examined = with_values(config, {"evaluate.train": False}) if skips_training_checks else config
-    faults = [*range_faults(examined), *launch_faults(examined.launch, run_dir=examined.run.dir)]
+    faults = [*contradictions(examined), *launch_faults(examined.launch, run_dir=examined.run.dir)]
     faults += model_faults(examined.model, examined.deepspeed, is_training=examined.evaluate.train, is_remote=is_remote)
     if config.predict is None:  # a single image has no reward and no protocol
         faults += pair_faults(examined)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from vrft.config.batch_sizes import batch_sizes, uneven_share
-from vrft.config.checks import generation_faults, model_faults
+from vrft.config.cross_checks import generation_faults, model_faults
 from vrft.config.package_files import config_folder
 from vrft.config.schema import DeepSpeed, Trainer
 from vrft.config.section import S, with_values

@@ -1,7 +1,7 @@
 """What is wrong with a config whose types and ranges are right: each fault names its key and says what is right.
 
-Model, adapter and DeepSpeed stage are checked in `model_checks`, launches in `launch_checks`, vLLM in `vllm_checks`;
-`freeze` collects all faults.
+Types and ranges are in `schema`. Model, adapter and DeepSpeed stage are checked in `model_checks`, launches in
+`launch_checks`, vLLM in `vllm_checks`; `freeze` collects all faults.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vrft.errors import UserError, suggestion
 from vrft.files import is_local
 
 
-def range_faults(config: Config) -> Iterator[str]:
+def contradictions(config: Config) -> Iterator[str]:
     """Yield numbers that contradict each other."""
     memory, trainer = config.memory, config.trainer
     if memory.min_pixels > memory.max_pixels:
