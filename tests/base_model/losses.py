@@ -38,7 +38,7 @@ class FastForward:
     """The model's forward pass for images of one size: patches embedded by one product, attention over the batch.
 
     The stock classes embed each patch by a convolution and loop over images in Python. Same result to float32 rounding
-    (`tests/unit/test_tiny.py`).
+    (`tests/base_model/test_tiny.py`).
     """
 
     def __init__(self, model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor) -> None:

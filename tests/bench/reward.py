@@ -1,4 +1,4 @@
-"""How long reading and judging take, as two tables; nothing is asserted (`tests/unit/test_growth.py` does that).
+"""How long reading and judging take, as two tables; `tests/unit/tasks/test_reward_growth.py` asserts.
 
     python tests/bench/reward.py
 

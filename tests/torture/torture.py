@@ -52,7 +52,7 @@ def kill(alone: Path, run_dir: Path, number: int, *, is_inside: bool) -> dict:
         time.sleep(chance.uniform(0, duration(alone)))
     send(processes, signal.SIGKILL)
     codes = finish(processes)
-    return {"codes": codes, "synced_gpus": _step(run_dir), "was_inside_a_save": partial.exists()}
+    return {"codes": codes, "in_step": _step(run_dir), "was_inside_a_save": partial.exists()}
 
 
 def terminate(alone: Path, run_dir: Path, number: int) -> dict:
@@ -71,7 +71,7 @@ def terminate(alone: Path, run_dir: Path, number: int) -> dict:
     fault = None if was_over or set(codes) == {143} else f"codes {codes}"
     if in_training and not was_over and saved != _step(run_dir):
         fault = f"stopped in step {_step(run_dir)}, saved at {saved}"
-    return {"codes": codes, "synced_gpus": _step(run_dir), "saved_at": saved, "fault": fault}
+    return {"codes": codes, "in_step": _step(run_dir), "saved_at": saved, "fault": fault}
 
 
 def send(processes: Sequence[ForkProcess], number: int) -> None:

@@ -9,6 +9,11 @@ from pathlib import Path
 
 from vrft.config.schema import VLLM, Config
 
+_NEEDED = {
+    "vllm_colocate": ("gpu_memory_utilization", "tensor_parallel_size"),
+    "vllm_server": ("host", "port", "group_port", "timeout_s"),
+}
+
 
 def uses_vllm(config: Config) -> bool:
     """True if a run with this config generates by vLLM: GRPO's training, or `rollout.evaluate`."""
@@ -37,6 +42,8 @@ def vllm_faults(config: Config, *, device: str, is_remote: bool = False) -> Iter
     if not is_remote:
         yield from _missing(name, device)
     settings, n_processes = rollout.vllm or VLLM(), config.launch.nproc_per_node
+    if missing := [f"rollout.vllm.{key}" for key in _NEEDED[name] if getattr(settings, key) is None]:
+        yield f"rollout={name} needs {', '.join(missing)}; choose the group rollout={name}, which sets them"
     share, n_parallel = settings.gpu_memory_utilization, settings.tensor_parallel_size
     if share is not None and not 0 < share <= 1:
         yield f"rollout.vllm.gpu_memory_utilization is {share}; a share of a GPU's memory above 0, at most 1, is needed"

@@ -77,7 +77,7 @@ def make_plan(
     shapes = replace(shapes, frees_gradients=is_wide)
     always = {name: size for name, size in lasting.gpu.items() if name != "gradients"}
     vllm = setup.rollout.vllm
-    if vllm and vllm.sleep is False:
+    if setup.rollout.name == "vllm_colocate" and vllm and not vllm.sleep:
         always |= _vllm_bytes(setup, gpu_bytes)
     sampling = always | {"buffers": max(always["buffers"], _gathered(setup, sharding, counts, lasting))}
     images = _image_bytes(known.model, shapes)

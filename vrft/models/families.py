@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from vrft.tasks.boxes import Frame
 
@@ -49,11 +48,6 @@ FAMILIES = {
 """Frames are those that the models' authors state. Qwen2-VL and Qwen3-VL write 0..1000 of the image, Qwen2.5-VL writes
 pixels of the resized image. `tiny` is the embedded Qwen2-VL: its patches are 7 pixels wide, and its vocabulary has only
 every twentieth number."""
-
-
-def pixel_limits(memory: Mapping[str, Any]) -> dict[str, int]:
-    """The areas, in pixels, between which images are resized, for `seen_size` and `frame_for`. memory: the section."""
-    return {name: memory[name] for name in ("min_pixels", "max_pixels")}
 
 
 def seen_size(image_wh: Sequence[int], family: Family, *, min_pixels: int, max_pixels: int) -> tuple[int, int]:

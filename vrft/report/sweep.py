@@ -25,7 +25,7 @@ from scipy import stats
 
 from vrft.config.schema import Question
 from vrft.config.section import flat
-from vrft.errors import UserError
+from vrft.errors import UserError, shape_faults
 from vrft.report.run_files import RunFiles
 
 FILE = "figures.csv"
@@ -261,8 +261,9 @@ def _read_csv(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
         question = json.loads(head.removeprefix(_HEAD))
         frame = pd.read_csv(io.StringIO(body), dtype={"config_hash": str}, keep_default_na=False, na_values=["nan"])
         missing = [column for column in FIXED if column not in frame]
-        if missing or set(question) - set(Question.model_fields):
-            raise ValueError(f"columns missing: {', '.join(missing)}" if missing else "unknown keys in the question")
+        faults = [f"column {column} is missing" for column in missing] + list(shape_faults(question, Question))
+        if faults:
+            raise ValueError("; ".join(faults))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}); a {FILE} as vrft report writes it is needed") from None
     return question, frame

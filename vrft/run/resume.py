@@ -14,7 +14,7 @@ import yaml
 from vrft.config.package_files import TINY_MODEL
 from vrft.config.schema import Config
 from vrft.config.section import flat
-from vrft.errors import UserError, raise_all
+from vrft.errors import UserError, raise_all, shape_faults
 from vrft.files import hash_kind, read_rows, write_text_atomically
 from vrft.tasks.rows import Row
 
@@ -43,8 +43,14 @@ _NOT_OURS = "run.dir must be one that vrft has made"
 
 
 def read_config(run_dir: Path) -> Config:
-    """The frozen config of a run directory."""
-    return Config.model_validate(yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")))
+    """The frozen config of a run directory. Raises `UserError` if it is not one that this version has written."""
+    path = run_dir / "config.yaml"
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    faults = list(shape_faults(values, Config)) if isinstance(values, dict) else ["it is no mapping"]
+    if not faults and values.get("derived") is None:
+        faults.append("derived is missing; vrft writes it")
+    raise_all(faults, heading=f"{path} cannot be used; it is one that this version of vrft writes:")
+    return Config.model_validate(values)
 
 
 def write_config(run_dir: Path, config: Config) -> None:

@@ -72,7 +72,9 @@ def device_of_job(launch: Mapping[str, Any]) -> str | None:
     """
     if launch.get("name") != "slurm":
         return None
-    asks = launch.get("gpus_per_node") or any(_asks_for_gpus(*item) for item in (launch.get("extra") or {}).items())
+    extra = launch.get("extra")
+    options = extra.items() if isinstance(extra, Mapping) else ()  # another type is refused later
+    asks = launch.get("gpus_per_node") or any(_asks_for_gpus(*option) for option in options)
     return "cuda" if asks else "cpu"
 
 

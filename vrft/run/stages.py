@@ -50,7 +50,7 @@ class Stages:
         self._model: Any = None
 
     def base(self) -> dict[str, dict]:
-        """RewardFunction the model of `model.path`, unless a run that is resumed has done it. As `judge`."""
+        """Judge the model of `model.path`, unless a run that is resumed has done it. As `judge`."""
         config = self.context.config
         load = open_engine if config.rollout.evaluate else load_policy
         known = [known_evaluation(one, "before") for one in (self.context, *self.others)]
@@ -74,7 +74,7 @@ class Stages:
         return outcome
 
     def judge(self, name: str) -> dict[str, dict]:
-        """RewardFunction a checkpoint: by test set, and by `others/NAME` for each other task, `{protocol: metrics}`."""
+        """Judge a checkpoint: by test set, and by `others/NAME` for each other task, `{protocol: metrics}`."""
         folder = self._folder(name)
         if folder != self._path:
             check_whole(Path(folder))

@@ -144,7 +144,11 @@ def main() -> int:
         directory.join(lock)
     status.begin(run_dir, rank, node)
     _write_stacks_on_request(run_dir, rank)
-    set_environment(run_dir)
+    try:
+        set_environment(run_dir)
+    except UserError as error:  # config.yaml is of another version, or edited
+        print(f"vrft: {error}", file=sys.stderr)
+        return ExitCode.USER_ERROR
     silence_libraries()
     code = _outcome(run_dir, status, is_main=rank == 0)
     status.say(state="finished", code=code)

@@ -166,7 +166,7 @@ class Rollouts:
         step: int,
         log_metric: Callable[[str, float], None],
     ) -> None:
-        """RewardFunction the completions of a generation, log how they read, and write them to this step's file.
+        """Judge the completions of a generation, log how they read, and write them to this step's file.
 
         Logged: the share of readable answers (`parse_rate`, `unreadable/REASON`), and on how many completions so far a
         term of the user's own has failed (`term_faults/NAME`).

@@ -153,7 +153,10 @@ def test_lora_and_a_frozen_tower_leave_less(tiny):
 
 
 def test_vllm_takes_its_share_of_the_gpu_and_a_server_none(tiny):
-    for sleeps, phases in ((True, {"sampling"}), (False, {"evaluation", "sampling", "step", "update"})):
+    for sleeps, phases in (
+        (True, {"sampling"}),
+        *((no, {"evaluation", "sampling", "step", "update"}) for no in (False, None)),
+    ):
         vllm = VLLM(gpu_memory_utilization=0.25, sleep=sleeps)
         setup = with_values(tiny, {"rollout.name": "vllm_colocate", "rollout.vllm": vllm})
         found = planned(setup, gpu_bytes=8 * 2**30).phases

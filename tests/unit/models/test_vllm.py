@@ -198,11 +198,22 @@ def test_the_engine_answers_as_transformers_does(tmp_path, monkeypatch):
         ({"rollout.evaluate": True, "evaluate.train": False, "rollout.name": "vllm_server"}, "cuda", "in the process"),
         ({"rollout.vllm.tensor_parallel_size": 3}, "cuda", "does not divide launch.nproc_per_node=4"),
         ({"rollout.vllm.gpu_memory_utilization": 1.5}, "cuda", "a share of a GPU's memory"),
+        (
+            {"rollout.vllm": None},
+            "cuda",
+            "needs rollout.vllm.gpu_memory_utilization, rollout.vllm.tensor_parallel_size;",
+        ),
+        (
+            {"rollout.name": "vllm_server", "rollout.vllm.host": None},
+            "cuda",
+            "needs rollout.vllm.host; choose the group",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(monkeypatch, changes, device, found):
     monkeypatch.setattr(vllm_checks.importlib.util, "find_spec", lambda package: package)
     vllm = {"gpu_memory_utilization": 0.3, "tensor_parallel_size": 1}
+    vllm |= {"host": "127.0.0.1", "port": 8000, "group_port": 51216, "timeout_s": 240.0}
     usual = {"rollout.name": "vllm_colocate", "rollout.vllm": VLLM(**vllm), "model.path": "ORG/NAME"}
     config = with_values(composed(), usual | {"launch.nproc_per_node": 4})
     faults = list(vllm_checks.vllm_faults(with_values(config, changes), device=device))

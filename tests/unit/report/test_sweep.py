@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import replace
 
 import pandas as pd
@@ -252,3 +253,11 @@ def test_a_file_that_is_none_of_ours_is_refused(tmp_path):
         read_sweep([path])
     with pytest.raises(UserError, match="no finished run"):
         read_sweep([tmp_path])
+
+
+def test_a_question_of_another_form_is_refused(sweep_dir, tmp_path):
+    path = tmp_path / "figures.csv"
+    head, _, body = to_csv(read_sweep([sweep_dir])).partition("\n")
+    path.write_text(re.sub(r'"x": "[^"]*"', '"x": 3', head) + "\n" + body)
+    with pytest.raises(UserError, match=r"figures\.csv cannot be read \(x is 3; a text"):
+        read_sweep([path])

@@ -14,7 +14,14 @@ from vrft.errors import UserError
 from vrft.evaluate.partial_completions import OtherEvaluationError
 from vrft.files import MANIFEST, publish, write_rows
 from vrft.run.evaluation import _kept_batches
-from vrft.run.resume import begun_with, check_same_config, check_same_hashes, check_same_rows, config_hash
+from vrft.run.resume import (
+    begun_with,
+    check_same_config,
+    check_same_hashes,
+    check_same_rows,
+    config_hash,
+    read_config,
+)
 
 CONFIG = {"run": {"dir": "runs/a"}, "model": {"path": "m"}, "trainer": {"learning_rate": 0.1, "args": {"beta": 0.0}}}
 ROWS = [{"row_id": "a", "gold": [1, 2]}, {"row_id": "b", "gold": [3, 4]}]
@@ -60,6 +67,25 @@ def test_what_ended_a_run_may_be_another_when_it_goes_on(tmp_path, key):
         config = {**CONFIG, section: changed}
         check_same_config(tmp_path, config)
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda config: config.update(sped=1), "has no key 'sped'"),
+        (lambda config: config["run"].update(seed="a"), "run.seed is 'a'"),
+        (lambda config: config.pop("derived"), "derived is missing"),
+    ],
+)
+def test_a_frozen_config_that_was_edited_is_refused_by_its_key(tmp_path, change, words):
+    config = composed("experiment=digits_riddles", "debug=smoke").plain()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert read_config(tmp_path).plain() == config
+    change(config)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=r"config\.yaml cannot be used") as refused:
+        read_config(tmp_path)
+    assert words in str(refused.value)
 
 
 @pytest.mark.parametrize("made", ["checkpoints", "evaluations"])

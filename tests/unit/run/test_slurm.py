@@ -85,6 +85,7 @@ def test_names_cannot_write_lines_of_the_script():
         (["+launch.extra.output=/etc/passwd"], "launch.extra has 'output'; "),
         (["+launch.extra.qoss=high"], "did you mean qos?"),
         (["+launch.extra.qos='a\nb'"], "launch.extra.qos is 'a\\nb'"),
+        (["launch.extra=high"], "launch.extra is 'high'; a mapping to values is needed"),
         (["launch.setup=['a\nb']"], "launch.setup has 'a\\nb'; one shell line"),
         (["launch.nnodes=0"], "launch.nnodes is 0; at least 1"),
         (["launch.max_requeues=-1"], "launch.max_requeues is -1; at least 0"),
