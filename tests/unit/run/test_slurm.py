@@ -167,6 +167,7 @@ def test_a_job_is_submitted_and_no_pickle_but_its_own_is_left(sbatch, states, tm
         ({"name": "slurm", "gpus_per_node": None, "extra": {"gpus-per-task": 0}}, "cpu"),
         ({"name": "slurm", "gpus_per_node": None, "extra": {"tres-per-task": "cpu=4,gres/gpu:a100=1"}}, "cuda"),
         ({"name": "slurm", "gpus_per_node": None, "extra": {"exclude": "gpu[01-04]"}}, "cpu"),
+        ({"name": "slurm", "gpus_per_node": None, "extra": "high"}, "cpu"),  # not checked yet
         ({"name": "slurm", "gpus_per_node": None, "extra": {"comment": "no gpu", "gpu-bind": "none"}}, "cpu"),
     ],
 )
