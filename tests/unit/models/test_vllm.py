@@ -215,7 +215,7 @@ def test_what_does_not_fit_is_refused(monkeypatch, changes, device, found):
     vllm |= {"host": "127.0.0.1", "port": 8000, "group_port": 51216, "timeout_s": 240.0}
     usual = {"rollout.name": "vllm_colocate", "rollout.vllm": VLLM(**vllm), "model.path": "ORG/NAME"}
     config = with_values(composed(), usual | {"launch.nproc_per_node": 4})
-    monkeypatch.setattr(vllm_checks.importlib.util, "find_spec", lambda package: package)  # composing needs the true one
+    monkeypatch.setattr(vllm_checks.importlib.util, "find_spec", lambda package: package)  # not before composing
     faults = list(vllm_checks.vllm_faults(with_values(config, changes), device=device))
     assert bool(faults) == bool(found), faults
     assert all(found in fault for fault in faults)
