@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,15 +33,18 @@ def publish(staging: Path, folder: Path, *, previous: Path | None = None) -> Non
     """Write a manifest of all files in `staging`, flush everything to the disk and rename `staging` to `folder`.
 
     An old `folder` becomes `previous`, if that is given and does not exist; else it is removed. After a power cut
-    `folder` is there with every byte, or not at all.
+    `folder` is there with every byte, or not at all. All files get the permissions that the umask gives.
     """
+    paths = [path for path in sorted(staging.rglob("*")) if path.is_file()]
     files = {
-        path.relative_to(staging).as_posix(): {"bytes": path.stat().st_size, "hash": file_hash(path)}
-        for path in sorted(staging.rglob("*"))
-        if path.is_file()
+        path.relative_to(staging).as_posix(): {"bytes": path.stat().st_size, "hash": file_hash(path)} for path in paths
     }
     text = json.dumps({"files": files, "hash": _hash_of_entries(files)}, indent=1) + "\n"
     (staging / MANIFEST).write_text(text, encoding="utf-8")
+    mode = (staging / MANIFEST).stat().st_mode
+    for path in paths:
+        if path.stat().st_mode != mode:
+            path.chmod(stat.S_IMODE(mode))  # safetensors writes files that nobody else may read
     for path in [*staging.rglob("*"), staging]:
         _flush(path)
     if folder.exists() and previous and not previous.exists():
@@ -66,6 +70,19 @@ def check_whole(folder: Path) -> None:
     faults = [f"{name} {fault}" for name, entry in files.items() if (fault := _fault(folder / name, entry))]
     if faults:
         raise DamagedFolderError(f"{folder}: {'; '.join(faults)}")
+
+
+def check_model_files(folder: Path) -> None:
+    """Raise `DamagedFolderError` where a model's folder has a manifest and differs from it; others' have none."""
+    if not (folder / MANIFEST).is_file():
+        return
+    try:
+        check_whole(folder)
+    except DamagedFolderError as error:
+        raise DamagedFolderError(
+            f"model.path: {error}, as {folder / MANIFEST} says; take a whole copy of the folder, or delete {MANIFEST} "
+            "if you have changed these files yourself"
+        ) from None
 
 
 def manifest_hash(folder: Path) -> str:
@@ -105,6 +122,12 @@ def hash_of(texts: Iterable[str]) -> str:
     for text in texts:
         digest.update(text.encode())
     return f"xxh3_128:{digest.hexdigest()}"
+
+
+def weight_hash(folder: Path) -> str | None:
+    """`xxh3_128:HEX` over names and bytes of a local model's weight files; None for a hub model (see its revision)."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if folder.is_dir() else []
+    return hash_of(text for path in files for text in (path.name, file_hash(path))) if files else None
 
 
 def hash_kind(noted: str) -> str:

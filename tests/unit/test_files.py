@@ -9,7 +9,16 @@ import shutil
 import pytest
 
 from vrft import files
-from vrft.files import MANIFEST, DamagedFolderError, check_whole, file_hash, is_local, publish
+from vrft.files import (
+    MANIFEST,
+    DamagedFolderError,
+    check_model_files,
+    check_whole,
+    file_hash,
+    is_local,
+    publish,
+    weight_hash,
+)
 
 
 @pytest.fixture
@@ -89,6 +98,26 @@ def test_all_damages_of_a_folder_are_named_at_once(folder):
         check_whole(folder)
 
 
+def test_a_models_folder_is_compared_where_it_has_a_manifest(folder):
+    check_model_files(folder)
+    flip_a_bit(folder / "weights.bin")
+    with pytest.raises(DamagedFolderError, match=r"weights.bin has other bytes.*delete manifest.json if"):
+        check_model_files(folder)
+    (folder / MANIFEST).unlink()
+    check_model_files(folder)
+
+
+def test_files_that_were_written_for_the_owner_alone_get_the_permissions_of_the_others(tmp_path):
+    staging = again(tmp_path, 1)
+    (staging / "plain.txt").touch()
+    expected = (staging / "plain.txt").stat().st_mode
+    (staging / "weights.bin").chmod(0o600)  # as safetensors does
+    publish(staging, tmp_path / "folder")
+    found = {path.name: path.stat().st_mode for path in (tmp_path / "folder").iterdir()}
+    assert found == dict.fromkeys(["plain.txt", "weights.bin", MANIFEST], expected)
+    assert expected != 0o100600
+
+
 def again(tmp_path, number: int):
     staging = tmp_path / "again.partial"
     staging.mkdir()
@@ -148,6 +177,15 @@ def test_a_hash_carries_its_kind(tmp_path):
     (tmp_path / "empty").touch()
     assert file_hash(tmp_path / "empty") == "xxh3_128:99aa06d3014798d86001c324468d497f"  # of xxHash's own tests
     assert file_hash(tmp_path / "empty", kind="sha256") == f"sha256:{hashlib.sha256().hexdigest()}"
+
+
+def test_weights_are_hashed_by_content(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    first = weight_hash(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    assert first.startswith("xxh3_128:")
+    assert weight_hash(tmp_path) != first
+    assert weight_hash(tmp_path / "no_such_folder") is None
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from vrft.config.package_files import PACKAGE
 from vrft.config.schema import Model
 from vrft.errors import UserError
-from vrft.files import file_hash, hash_of
+from vrft.files import weight_hash
 from vrft.run import health
 
 PACKAGES = (
@@ -132,12 +132,6 @@ def code_state(package: Path) -> dict[str, Any]:
     if not commit.stdout.strip():  # a wheel installed inside someone else's checkout
         return {"commit": None, "is_dirty": None}
     return {"commit": head.stdout.strip(), "is_dirty": bool(status.stdout.strip())}
-
-
-def weight_hash(folder: Path) -> str | None:
-    """`xxh3_128:HEX` over names and bytes of a local model's weight files; None for a hub model (see its revision)."""
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if folder.is_dir() else []
-    return hash_of(text for path in files for text in (path.name, file_hash(path))) if files else None
 
 
 def _version(package: str) -> str | None:

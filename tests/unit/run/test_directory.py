@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vrft.errors import UserError
-from vrft.run.directory import code_state, fresh_run_dir, weight_hash
+from vrft.run.directory import code_state, fresh_run_dir
 
 
 def test_a_failed_start_leaves_no_run_directory(tmp_path):
@@ -24,15 +24,6 @@ def test_a_failed_resumption_keeps_what_was_there(tmp_path):
     with pytest.raises(UserError), fresh_run_dir(tmp_path, is_resuming=True):
         raise UserError("other data")
     assert (tmp_path / "config.yaml").read_text() == "mine"
-
-
-def test_weights_are_hashed_by_content(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(b"one")
-    first = weight_hash(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"two")
-    assert first.startswith("xxh3_128:")
-    assert weight_hash(tmp_path) != first
-    assert weight_hash(tmp_path / "no_such_folder") is None
 
 
 def test_code_outside_a_checkout_has_no_commit(tmp_path):
