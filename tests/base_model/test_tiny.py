@@ -20,7 +20,8 @@ from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 import vrft
 from vrft.data.digits import KINDS, build, compose_row
 from vrft.data.digits.scenes import DIGIT_NAMES, draw_scene
-from vrft.models.generate import chat, generate_texts, render_prompt, text_ends
+from vrft.models.chat_template import chat, render_prompt
+from vrft.models.generate import generate_texts, text_ends
 from vrft.tasks import load_task
 
 FOLDER = Path(vrft.__file__).parent / "tiny_qwen2_vl"

@@ -9,7 +9,8 @@ from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 
 from vrft.config.package_files import TINY_MODEL
 from vrft.errors import UserError
-from vrft.models.generate import chat, render_prompt, set_thought_opening
+from vrft.models.chat_template import chat, render_prompt
+from vrft.models.generate import set_thought_opening
 from vrft.models.load import load_processor
 from vrft.tasks import load_task, task_names
 from vrft.tasks.boxes import Frame

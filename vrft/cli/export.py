@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import transformers
-from peft import PeftModel
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from peft import PeftConfig, PeftModel
+from safetensors import safe_open
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 from transformers.utils import cached_file
 
 from vrft.config.verb_schema import ExportConfig
-from vrft.errors import UserError, first_line
-from vrft.files import publish
-from vrft.models.adapters import read_adapter
-from vrft.models.load import require_folder
+from vrft.errors import UserError
+from vrft.files import check_model_files, publish
+from vrft.models.adapters import base_of, read_adapter
+from vrft.models.load import load_base, loading, require_all_weights, require_finite, require_folder
 
 _CARD = "vrft.json"
 
@@ -28,29 +30,33 @@ def export(path: Path, out: Path, *, dtype: str | None = None, trust_remote_code
 
     An adapter is merged in float32. dtype: of the weights written; None for that of the base, or of the checkpoint.
     Returns `{"is_merged", "n_weights", "n_bytes", "dtype"}`. Raises `UserError` where `out` holds anything, where
-    `path` holds no checkpoint, or where what was written is not named as the base is.
+    `path` holds no whole checkpoint, or where what was written is not named as the base is.
     """
     _check_out(out)
     require_folder(str(path))
+    check_model_files(path)
     adapter = read_adapter(path)
-    base = _base_of(path, adapter) if adapter else str(path)
+    if adapter and not (path / "adapter_model.safetensors").is_file():
+        raise UserError(f"{path} has no adapter_model.safetensors; other formats can run code")
+    base = base_of(path, adapter) if adapter else str(path)
     source = {"trust_remote_code": trust_remote_code, "revision": adapter.get("revision")}
-    try:
-        if adapter:
+    if adapter:
+        with loading(base):
             own = AutoConfig.from_pretrained(base, **source).dtype
-            model = _merged(path, _load(base, "float32", **source))
-            model = model.to(getattr(torch, dtype) if dtype else own or torch.float32)
-        else:
-            model = _load(base, dtype or "auto", **source)
-        has_processor = (path / "tokenizer_config.json").is_file()
+        model = _merged(path, load_base(base, dtype="float32", **source))
+        model = model.to(getattr(torch, dtype) if dtype else own or torch.float32)
+    else:
+        model = load_base(base, dtype=dtype or "auto", **source)
+    require_finite(str(path), model)
+    has_processor = (path / "tokenizer_config.json").is_file()
+    with loading(str(path)):
         processor = AutoProcessor.from_pretrained(path if has_processor else base, **source)
-    except (OSError, ValueError, ImportError, SafetensorError, UnpicklingError) as error:
-        raise UserError(f"model.path={path} cannot be exported: {first_line(error)}") from None
     staging = out.with_name(out.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)
     try:
         model.save_pretrained(staging)
         processor.save_pretrained(staging)
+        _for_older_readers(staging)
         if (path / _CARD).is_file():
             shutil.copy(path / _CARD, staging)
         names = weight_names(staging)
@@ -90,22 +96,41 @@ def _check_out(out: Path) -> None:
         raise UserError(f"out is {out}, which exists and is not empty; choose a new folder")
 
 
-def _base_of(path: Path, adapter: dict[str, Any]) -> str:
-    """The folder or hub name of the model that an adapter was trained on."""
-    if not (path / "adapter_model.safetensors").is_file():
-        raise UserError(f"{path} has no adapter_model.safetensors; other formats can run code")
-    base = adapter["base_model_name_or_path"]
-    require_folder(base)
-    return base
-
-
-def _load(path: str, dtype: str, **source: Any) -> PreTrainedModel:
-    return AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True, **source)
-
-
 def _merged(path: Path, base: PreTrainedModel) -> PreTrainedModel:
-    """The base, in float32, with the adapter's product added to it. Raises ValueError for what is no number."""
-    return PeftModel.from_pretrained(base, path, use_safetensors=True).merge_and_unload(safe_merge=True)
+    """The base, in float32, with the adapter's product added to it."""
+    with loading(str(path)):
+        config = PeftConfig.from_pretrained(path)
+        config.inference_mode = True
+        model = PeftModel(base, config)
+        found = model.load_adapter(path, model.active_adapter, use_safetensors=True, ignore_mismatched_sizes=True)
+        require_all_weights(str(path), missing_keys=found.missing_keys, unexpected_keys=found.unexpected_keys)
+        return model.merge_and_unload(safe_merge=True)
+
+
+def _for_older_readers(folder: Path) -> None:
+    """Say in a folder's files what transformers 4 and what pins it read, beside what transformers 5 reads.
+
+    transformers 4 looks for rotary positions and tied embeddings in `text_config`, and for special tokens under their
+    former name.
+    """
+    with _edited(folder / "config.json") as config:
+        text = config.get("text_config", config)
+        text["tie_word_embeddings"] = config.get("tie_word_embeddings", False)
+        if rope := text.get("rope_parameters"):
+            text["rope_theta"] = rope["rope_theta"]
+            text["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    if (path := folder / "tokenizer_config.json").is_file():
+        with _edited(path) as settings:
+            if isinstance(settings.get("extra_special_tokens"), list):
+                settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+
+
+@contextmanager
+def _edited(path: Path) -> Iterator[dict[str, Any]]:
+    """The content of a JSON file, written back when the block ends."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    yield content
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def run(config: ExportConfig) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vrft.errors import UserError
+from vrft.files import check_model_files, hash_kind, is_local, weight_hash
 from vrft.models.families import Family, part_of, pattern_of
+from vrft.models.prompt_settings import read_prompt_settings
 
 _LAYERS = (
     *(f"model.language_model.layers.0.self_attn.{name}_proj" for name in "qkvo"),
@@ -55,6 +57,28 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     if not isinstance(adapter, dict) or not isinstance(adapter.get("base_model_name_or_path"), str):
         raise UserError(f"{path} names no base model (base_model_name_or_path); give it the folder or hub name")
     return adapter
+
+
+def base_of(folder: Path, adapter: Mapping[str, Any]) -> str:
+    """The folder or hub name of the model that an adapter was trained on; a whole model with an adapter is its own.
+
+    adapter: the content of its `adapter_config.json`. Raises `UserError` if the base is not there, or has other weights
+    than in the adapter's training.
+    """
+    if (folder / "config.json").is_file():
+        return str(folder)
+    base = adapter["base_model_name_or_path"]
+    said = f"model.path={folder} is an adapter of base_model_name_or_path={base} (in its adapter_config.json)"
+    if is_local(base) and not (Path(base) / "config.json").is_file():
+        raise UserError(f"{said}, where no model lies; write the whole path of the base's folder there, or a hub name")
+    check_model_files(Path(base))
+    trained, now = str(read_prompt_settings(str(folder)).get("base_hash")), weight_hash(Path(base))
+    if now and hash_kind(trained) == hash_kind(now) and trained != now:
+        raise UserError(
+            f"{said}, but was trained on other weights (base_hash in its vrft.json is {trained}, the base's is {now}); "
+            "name the folder of the model that it was trained on"
+        )
+    return base
 
 
 def check_targets(model: Any, peft: Mapping[str, Any]) -> None:

@@ -1,11 +1,10 @@
-"""Prompts and completions outside of a training step: questions and images in, texts out."""
+"""Completions outside of a training step: questions and images in, texts out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from jinja2 import TemplateError
 from PIL.Image import Image
 from transformers import (
     GenerationConfig,
@@ -17,27 +16,9 @@ from transformers import (
 )
 
 from vrft.errors import UserError
+from vrft.models.chat_template import render_prompt
 from vrft.models.rollout import generate_shared
 from vrft.models.shared_prefix import model_fault, without_adapter
-
-
-def chat(question: str, n_images: int) -> list[dict]:
-    """One user message, images before the text. TRL builds the same prompt from a question and its images."""
-    content = [{"type": "image"}] * n_images + [{"type": "text", "text": question}]
-    return [{"role": "user", "content": content}]
-
-
-def render_prompt(processor: ProcessorMixin, question: str, n_images: int, response_prefix: str = "") -> str:
-    """The prompt as text; the completion begins where it ends.
-
-    response_prefix: the fixed start of the completion. Raises `UserError` if the chat template cannot be rendered from
-    the messages alone.
-    """
-    try:
-        text = processor.apply_chat_template(chat(question, n_images), add_generation_prompt=True, tokenize=False)
-    except TemplateError as error:
-        raise UserError(f"the model's chat template cannot be rendered ({type(error).__name__}: {error})") from None
-    return text + response_prefix
 
 
 def set_thought_opening(processor: ProcessorMixin, *, is_prefilled: bool) -> None:

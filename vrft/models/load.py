@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,8 +19,9 @@ from transformers import (
 )
 
 from vrft.errors import UserError, first_line
-from vrft.files import is_local
-from vrft.models.adapters import read_adapter
+from vrft.files import check_model_files, is_local
+from vrft.models.adapters import base_of, read_adapter
+from vrft.models.chat_template import check_chat_template
 from vrft.models.families import Family, part_of
 
 
@@ -27,10 +30,13 @@ def load_processor(
 ) -> ProcessorMixin:
     """The processor. It pads on the left, and resizes each image to an area from `min_pixels` to `max_pixels`.
 
-    Raises `UserError` if no processor can be loaded, or its image processor does not take these limits.
+    Every verb loads it before any weights, so what is wrong with the folder is said here. Raises `UserError` if no
+    processor can be loaded, if files differ from the folder's manifest, if the image processor does not take these
+    limits, or as `check_chat_template` does.
     """
     require_folder(path)
-    try:
+    check_model_files(Path(path))
+    with loading(path):
         processor = AutoProcessor.from_pretrained(
             path,
             revision=revision,
@@ -39,14 +45,13 @@ def load_processor(
             max_pixels=max_pixels,
             padding_side="left",
         )
-    except (OSError, ValueError) as error:
-        raise UserError(_load_fault(path, error)) from None
     size = processor.image_processor.size
     if (size["shortest_edge"], size["longest_edge"]) != (min_pixels, max_pixels):
         raise UserError(
             f"model.path={path}: the image processor has size {dict(size)}, but memory.min_pixels={min_pixels} and "
             f"memory.max_pixels={max_pixels} are set; it does not take these limits"
         )
+    check_chat_template(processor, path)
     return processor
 
 
@@ -64,29 +69,91 @@ def load_model(
     """The model on `device`, in evaluation mode. An adapter's folder gives its base model with the adapter.
 
     quantization: `nf4` stores the language model in 4 bits and computes in `dtype`; the other parts stay in `dtype`.
-    Raises `UserError` if no model can be loaded, or it is of another family.
+    Raises `UserError` if no model can be loaded, if weights are missing, superfluous, of another shape or not finite,
+    or if it is of another family.
     """
     require_folder(path)
-    if adapter := read_adapter(Path(path)):
-        revision = adapter.get("revision")  # of the base model
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            path,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,  # pytorch_model.bin is a pickle
-            **(_in_four_bits(dtype, device) if quantization else {}),
-        )
-    except (OSError, ValueError, ImportError, SafetensorError, UnpicklingError) as error:
-        raise UserError(_load_fault(path, error)) from None
+    adapter = read_adapter(Path(path))
+    model = load_base(
+        base_of(Path(path), adapter) if adapter else path,
+        dtype=dtype,
+        attn_implementation=attention,
+        revision=adapter.get("revision") if adapter else revision,
+        trust_remote_code=trust_remote_code,
+        **(_in_four_bits(dtype, device) if quantization else {}),
+    )
+    if adapter:
+        options = {"dtype": model.dtype, "hf_quantizer": getattr(model, "hf_quantizer", None)}
+        with loading(path):
+            found = model.load_adapter(path, use_safetensors=True, ignore_mismatched_sizes=True, **options)
+        require_all_weights(path, **found.to_dict())
     if family is not None and model.config.model_type != family.model_type:
         raise UserError(
             f"model.family is {family.name}, but the weights at model.path={path} are a {model.config.model_type}, "
             "which may write boxes in another frame; choose the matching model=…"
         )
-    return model if quantization else model.to(device)
+    model = model if quantization else model.to(device)
+    require_finite(path, model)
+    return model
+
+
+def load_base(path: str, **options: Any) -> PreTrainedModel:
+    """The model of a folder or hub name with all weights of its own. options: of `from_pretrained`.
+
+    Raises `UserError` if it cannot be loaded, or as `require_all_weights` does.
+    """
+    # pytorch_model.bin is a pickle. What has another shape is named below, together with all else.
+    careful = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    if Path(path).is_dir():
+        path = str(Path(path).absolute())  # an adapter trained on it remembers the path, and is read elsewhere
+    with loading(path):
+        model, found = AutoModelForImageTextToText.from_pretrained(path, **careful, **options)
+    require_all_weights(path, **found)
+    return model
+
+
+@contextmanager
+def loading(path: str) -> Iterator[None]:
+    """Within, what a library raises because it cannot load a model becomes a `UserError`."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, SafetensorError, UnpicklingError) as error:
+        raise UserError(_load_fault(path, error)) from None
+
+
+def require_all_weights(
+    path: str, *, missing_keys: Iterable[str], unexpected_keys: Iterable[str], mismatched_keys: Iterable = (), **_: Any
+) -> None:
+    """Raise `UserError` naming weights that the files lack or have too much, or that have another shape.
+
+    transformers would draw them at random, or leave them out. mismatched_keys: `(name, shape in the file, shape in the
+    model)`.
+    """
+    shapes = [f"{name} {list(saved)} in place of {list(own)}" for name, saved, own in mismatched_keys]
+    of_kind = {"missing": missing_keys, "not of this model": unexpected_keys, "of another shape": shapes}
+    faults = [f"{_first(names)} {kind}" for kind, names in of_kind.items() if names]
+    if faults:
+        raise UserError(
+            f"model.path={path}: the weights do not fit its config.json (of an adapter: its adapter_config.json and "
+            f"its base): {'; '.join(faults)}. Copy the whole model again, or give the one that the files belong to"
+        )
+
+
+def require_finite(path: str, model: PreTrainedModel) -> None:
+    """Raise `UserError` naming weights that hold NaN or infinity."""
+    weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.is_floating_point()}
+    # The extremes of NaN are NaN. They take no memory, and the GPU is waited for once.
+    extremes = torch.stack([torch.stack(weight.aminmax()).float() for weight in weights.values()])
+    is_finite = extremes.isfinite().all(dim=1).tolist()
+    if faults := [name for name, is_right in zip(weights, is_finite, strict=True) if not is_right]:
+        raise UserError(f"model.path={path}: {_first(faults)} NaN or infinite; take a checkpoint of finite weights")
+
+
+def _first(names: Iterable[str]) -> str:
+    """How many names there are, and the first three: `5 weights (a, b, c, …) are`."""
+    names = sorted(names)
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return f"{len(names)} weights ({shown}) are" if len(names) > 1 else f"the weight {shown} is"
 
 
 def _in_four_bits(dtype: str, device: str) -> dict:

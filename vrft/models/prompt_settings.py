@@ -32,6 +32,7 @@ def make_prompt_settings(
     settings: Mapping[str, Any],
     *,
     base: str,
+    base_hash: str | None,
     trainer: str,
     task: Task | MixedTask,
     row: Row,
@@ -41,11 +42,13 @@ def make_prompt_settings(
     """The content of `vrft.json`.
 
     settings: values by the names of `PROMPT_SETTINGS`. base: the model that was trained, a folder or a hub name.
-    trainer: `grpo` or `sft`. row, frame: one training row and its frame; its question is saved as an example of the
-    wording. prompt_of: a function of a question that returns the whole prompt, system message included.
+    base_hash: of its weights (`vrft.files.weight_hash`). trainer: `grpo` or `sft`. row, frame: one training row and its
+    frame; its question is saved as an example of the wording. prompt_of: a function of a question that returns the
+    whole prompt, system message included.
     """
     return {
         "base": base,
+        "base_hash": base_hash,
         "trainer": trainer,
         **settings,
         "prompt": prompt_of(_PLACEHOLDER),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import sys
@@ -56,9 +57,11 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
 
     config, folder = experiment.config, experiment.run_dir / "checkpoints"
     row, metric = experiment.rows["train"][0], experiment.primary_metrics[0]
+    provenance = json.loads((experiment.run_dir / "provenance.json").read_text(encoding="utf-8"))
     card = make_prompt_settings(
         config.prompt_settings,
         base=config.model.path,
+        base_hash=provenance["model_hash"],
         trainer=config.trainer.name,
         task=experiment.task,
         row=row,

@@ -51,7 +51,7 @@ def config(tmp_path):
 
 @pytest.fixture
 def card():
-    asked = {"task": TASK, "row": ROW, "frame": FRAME, "prompt_of": prompt_of}
+    asked = {"task": TASK, "row": ROW, "frame": FRAME, "prompt_of": prompt_of, "base_hash": None}
     return json.loads(json.dumps(make_prompt_settings(SETTINGS, base="some/folder", trainer="grpo", **asked)))
 
 
