@@ -10,12 +10,13 @@ import sys
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from small_models import FAMILIES, picture, save_model
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from vrft.cli.export import export, weight_names
 from vrft.errors import UserError
+from vrft.files import publish
 from vrft.models.load import load_model
 
 
@@ -51,6 +52,28 @@ def test_an_adapter_is_merged_into_a_model_of_the_same_logits(tmp_path, family):
     )
     assert (merged - with_adapter).abs().max() <= 1e-4
     assert (merged - plain).abs().max() > 0.1, "an adapter that changes nothing would show nothing"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_transformers_4_finds_what_it_reads(tmp_path, family, is_tied):
+    """It looks for these in text_config; without, it draws an output layer and fails in the rotary positions. (Seen
+    with 4.57.1 on these folders: no key is missing, and the logits are those of transformers 5.)"""
+    base = save_model(tmp_path / "base", family, is_tied=is_tied)
+    export(base, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    rope = AutoConfig.from_pretrained(base).text_config.rope_parameters
+    text = config["text_config"]
+    assert config["tie_word_embeddings"] == text["tie_word_embeddings"] == is_tied
+    assert text["rope_theta"] == 1e4
+    assert text["rope_scaling"]["mrope_section"] == rope["mrope_section"]
+    assert text["rope_scaling"]["rope_type"] == "default"
+    assert AutoConfig.from_pretrained(tmp_path / "out").text_config.rope_parameters == rope
+    special = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert "<|image_pad|>" in special["additional_special_tokens"]
+    assert "extra_special_tokens" not in special, "a list of which transformers 4 asks for the keys"
+    tokenizers = [AutoTokenizer.from_pretrained(tmp_path / name) for name in ("base", "out")]
+    assert tokenizers[0].all_special_tokens == tokenizers[1].all_special_tokens
 
 
 IN_ITS_REVISION = """
@@ -125,3 +148,34 @@ def test_what_cannot_be_exported_is_refused_by_name(tmp_path):
     with pytest.raises(UserError, match="names no base model"):
         export(adapter, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"], "nothing is left behind"
+
+
+def test_what_is_not_whole_is_not_exported(tmp_path):
+    base = save_model(tmp_path / "base", "qwen2_vl")
+    adapter = trained_adapter(base, tmp_path / "adapter")
+    file = adapter / "adapter_model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if "q_proj.lora_A" in name)
+    for damaged, said in (
+        (
+            {key: value for key, value in weights.items() if key != name},
+            rf"the weight \S*{name[-30:-14]}\S* is missing",
+        ),
+        ({**weights, name: weights[name][:2]}, "is missing"),  # PEFT leaves it out
+        ({**weights, "extra": torch.zeros(1)}, "the weight extra is not of this model"),
+        ({**weights, name: weights[name] * float("nan")}, "NaN"),
+    ):
+        save_file(damaged, file)
+        with pytest.raises(UserError, match=said):
+            export(adapter, tmp_path / "out")
+    save_file(weights, file)
+    publish(adapter, tmp_path / "whole")
+    save_file({**weights, name: weights[name] + 1}, tmp_path / "whole" / file.name)
+    with pytest.raises(UserError, match=r"adapter_model.safetensors has other bytes than were written"):
+        export(tmp_path / "whole", tmp_path / "out")
+    kept = load_file(base / "model.safetensors")
+    save_file(dict(list(kept.items())[2:]), base / "model.safetensors", metadata={"format": "pt"})
+    for path in (base, tmp_path / "whole"):
+        with pytest.raises(UserError, match=r"are missing|other bytes"):
+            export(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

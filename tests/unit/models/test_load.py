@@ -1,17 +1,25 @@
-"""Where a model lies, and what is said where it cannot be loaded, whatever the library has raised."""
+"""Where a model lies, what is said where it cannot be loaded, and that no weight is drawn at random in silence."""
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from small_models import FAMILIES, small_model
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from vrft.config.freeze import freeze
 from vrft.config.package_files import TINY_MODEL, config_folder
 from vrft.config.schema import Model
 from vrft.errors import UserError
+from vrft.files import publish, weight_hash
 from vrft.memory.architectures import architecture
-from vrft.models.load import load_model, load_processor, require_folder
+from vrft.models.load import load_base, load_model, load_processor, require_folder
 
 
 def raises_without_a_text(*_, **__):
@@ -55,3 +63,162 @@ def composed(*overrides: str) -> str:
         return freeze(
             compose("train", overrides=["model=qwen2_vl_2b", "deepspeed=zero2", "trainer.max_steps=1", *overrides])
         ).model.path
+
+
+# --- every weight is the file's --------------------------------------------------------------------------------------
+
+LIMITS = {"min_pixels": 1, "max_pixels": 12544}
+MLP = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A copy of the tiny model, to be damaged."""
+    return shutil.copytree(TINY_MODEL, tmp_path / "model")
+
+
+def change(folder, edit, name="model.safetensors") -> None:
+    """Rewrite a folder's weights as `edit` returns them."""
+    weights = edit(load_file(folder / name))
+    save_file({key: value.contiguous() for key, value in weights.items()}, folder / name, metadata={"format": "pt"})
+
+
+def with_value(name: str, value: float):
+    def edit(weights: dict) -> dict:
+        weights[name][3, 5] = value
+        return weights
+
+    return edit
+
+
+def without(part: str):
+    return lambda weights: {name: weight for name, weight in weights.items() if part not in name}
+
+
+def renamed(weights: dict) -> dict:
+    return {f"x.{name}": weight for name, weight in weights.items()}
+
+
+DAMAGES = {
+    "a weight is missing": (without(MLP), r"the weight \S*1.mlp.up_proj.weight is missing"),
+    "weights are missing": (without(".mlp."), r"\d+ weights \(.*mlp.*, …\) are missing"),
+    "all have other names": (renamed, r"are missing; .*x\.\S+, …\) are not of this model"),
+    "one too many": (lambda w: {**w, "extra": torch.zeros(1)}, r"the weight extra is not of this model"),
+    "another shape": (
+        lambda w: {**w, MLP: w[MLP][:-1]},
+        r"mlp.up_proj.weight \[255, 128\] in place of \[256, 128\] is of another shape",
+    ),
+    "NaN": (with_value(MLP, float("nan")), r"the weight \S*1.mlp.up_proj.weight is NaN or infinite"),
+    "infinite": (with_value(MLP, -float("inf")), r"the weight \S*1.mlp.up_proj.weight is NaN or infinite"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_weights_that_are_not_the_models_are_refused_by_name(model, name):
+    edit, said = DAMAGES[name]
+    change(model, edit)
+    with pytest.raises(UserError, match=said) as caught:
+        load_model(str(model))
+    assert str(caught.value).startswith(f"model.path={model}: ")
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_a_shard_that_is_missing_is_refused(tmp_path, is_listed):
+    """The file of a shard is gone, or the index does not list it."""
+    small_model("qwen2_vl").save_pretrained(tmp_path, max_shard_size="200KB")
+    index = tmp_path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    gone = sorted(set(content["weight_map"].values()))[1]
+    if is_listed:
+        (tmp_path / gone).unlink()
+    else:
+        content["weight_map"] = {name: shard for name, shard in content["weight_map"].items() if shard != gone}
+        index.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=gone if is_listed else "are missing"):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_what_the_families_leave_out_or_have_too_much_is_no_fault(tmp_path, family, is_tied):
+    """A tied output layer is not in the file; rotary buffers of earlier versions are."""
+    saved = small_model(family, is_tied=is_tied)
+    saved.save_pretrained(tmp_path)
+    assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) != is_tied
+    change(tmp_path, lambda w: {**w, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)})
+    loaded = load_model(str(tmp_path)).state_dict()
+    assert all(torch.equal(weight, loaded[name]) for name, weight in saved.state_dict().items())
+
+
+def test_a_folder_unlike_its_manifest_is_refused_before_any_weights_are_loaded(model):
+    whole = model.with_name("whole")
+    publish(model, whole)
+    load_processor(str(whole), **LIMITS)
+    change(whole, with_value(MLP, 1.0))
+    with pytest.raises(UserError, match=r"model.safetensors has other bytes than were written"):
+        load_processor(str(whole), **LIMITS)
+    (whole / "manifest.json").write_text((whole / "manifest.json").read_text()[:-20])
+    with pytest.raises(UserError, match=r"manifest.json is damaged"):
+        load_processor(str(whole), **LIMITS)
+
+
+# --- adapters --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapter(tmp_path, model, monkeypatch):
+    """An adapter trained on `model` by its relative name."""
+    monkeypatch.chdir(tmp_path)
+    options = {"target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
+    get_peft_model(load_base("model"), LoraConfig(r=4, **options)).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "vrft.json").write_text(json.dumps({"base_hash": weight_hash(model)}))
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_finds_the_base_that_was_named_from_another_folder(adapter, tmp_path, monkeypatch):
+    monkeypatch.chdir(adapter)
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == f"{tmp_path}/model"
+    loaded = load_model(str(adapter))
+    saved = load_file(adapter / "adapter_model.safetensors")
+    names = [name for name in loaded.state_dict() if "lora_" in name]
+    assert len(names) == len(saved) == 12
+    for name in names:
+        assert torch.equal(loaded.state_dict()[name], saved[f"base_model.model.{name.replace('.default', '')}"])
+
+
+ADAPTER_DAMAGES = {
+    "a weight is missing": (without("layers.0.self_attn.q_proj.lora_A"), r"the weight \S+lora_A\S+ is missing"),
+    "all have other names": (renamed, r"12 weights .* are missing; 12 .* are not of this model"),
+    "another rank": (lambda w: {k: v[:2] if "lora_A" in k else v for k, v in w.items()}, r"are of another shape"),
+    "NaN": (lambda w: {k: v * float("nan") for k, v in w.items()}, r"12 weights .* are NaN or infinite"),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTER_DAMAGES)
+def test_an_adapters_weights_are_all_its_own(adapter, name):
+    edit, said = ADAPTER_DAMAGES[name]
+    change(adapter, edit, "adapter_model.safetensors")
+    with pytest.raises(UserError, match=said) as caught:
+        load_model(str(adapter))
+    assert str(caught.value).startswith(f"model.path={adapter}: ")
+
+
+def test_an_adapters_base_is_the_one_that_it_was_trained_on(adapter, model):
+    path = adapter / "adapter_config.json"
+    said = json.loads(path.read_text())
+    change(model, with_value(MLP, 1.0))
+    with pytest.raises(UserError, match=r"was trained on other weights \(base_hash in its vrft.json is xxh3_128:"):
+        load_model(str(adapter))
+    (adapter / "vrft.json").unlink()
+    change(model, DAMAGES["a weight is missing"][0])
+    with pytest.raises(UserError, match=rf"^model.path={model}: .* is missing"):
+        load_model(str(adapter))
+    path.write_text(json.dumps(said | {"base_model_name_or_path": "../models/gone"}))
+    with pytest.raises(
+        UserError, match=rf"model.path={adapter} is an adapter of .*=../models/gone \(in its adapter_config"
+    ):
+        load_model(str(adapter))
+    small_model("qwen2_vl").save_pretrained(model)
+    path.write_text(json.dumps(said))
+    with pytest.raises(UserError, match=r"are of another shape"):
+        load_model(str(adapter))
