@@ -74,5 +74,30 @@ def test_a_checkpoints_card_cannot_name_code(tmp_path, mark, refused, predict, t
     assert "trust_code" in refused(*predict)
     card.write_text(json.dumps({"task": "theirs.Task", "max_pixels": "many"}))
     assert "memory.max_pixels is 'many'" in refused(*predict)
+    trusting = {"trust_code": ["theirs"], "model": {"trust_remote_code": True}, "trust_remote_code": True}
+    card.write_text(json.dumps({"task": {"name": "theirs.Task"}, **trusting}))
+    assert "trust_code=[]" in refused(*predict)
     card.write_text("[" * 100_000)
     assert str(card) in refused(*predict)
+
+
+def test_a_checkpoint_cannot_say_that_it_is_trusted(tmp_path, mark, refused, predict):
+    """Whatever lies beside the weights, an export runs no code of theirs unless it is asked to."""
+    model = tmp_path / "model"
+    (model / "theirs.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    trusting = {"trust_remote_code": True, "trust_code": ["theirs"]}
+    theirs = {"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.Config"}, **trusting}
+    (model / "config.json").write_text(json.dumps(json.loads((model / "config.json").read_text()) | theirs))
+    (model / "vrft.json").write_text(json.dumps(trusting))
+    export = ("export", f"model.path={model}", f"out={tmp_path / 'exported'}")
+    assert str(model) in refused(*export)
+    with suppress(Exception):  # their module holds no class
+        main([*export, "model.trust_remote_code=true"])
+    assert ran(mark)
+
+
+def test_a_chat_template_is_tried_before_weights_are_loaded(tmp_path, refused, predict):
+    (tmp_path / "model" / "chat_template.jinja").write_text("{% include '/etc/passwd' %}")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    said = refused(*predict)
+    assert f"model.path={tmp_path / 'model'}: the model's chat template cannot be rendered" in said

@@ -11,12 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hydra import compose, initialize_config_dir
 from payloads import SMOKE, ran, written
 from safetensors.torch import load_file
 from wandb.sdk.lib.gitlib import remote_url_without_password
 from wandb_file import read_history, read_run
 
+from vrft.cli.main import main
+from vrft.config.freeze import freeze
+from vrft.config.package_files import config_folder
 from vrft.files import publish
+from vrft.models.prompt_settings import read_prompt_settings
 from vrft.run.health import Status
 from vrft.run.worker import _outcome
 from vrft.train.checkpoints import newest_checkpoint
@@ -122,6 +127,25 @@ def test_a_run_directorys_config_with_python_tags_is_refused(tmp_path, mark, ref
     (run_dir / "result.json").write_text('{"test_sets": {}}')
     assert str(run_dir / "config.yaml") in refused("train", *SMOKE, f"run.dir={run_dir}", "run.resume=true")
     assert str(run_dir / "config.yaml") in refused("report", f"runs={run_dir}")
+
+
+def test_a_run_directory_cannot_say_that_it_is_trusted(careful_run, tmp_path, mark, their_module, capfd):
+    """A report of somebody's run takes no trust from its files, nor does an evaluation of its checkpoint."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(careful_run, run_dir, ignore=shutil.ignore_patterns("wandb"))
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    config |= {"trust_code": ["theirs"], "task": {"name": "theirs.Task"}}
+    config["model"]["trust_remote_code"], config["reward"]["weights"] = True, {"theirs.term": 1.0}
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    for folder in (run_dir, run_dir / "checkpoints" / "last"):
+        (folder / "theirs.py").write_text(their_module.read_text())
+    main(["report", f"runs={run_dir}"])
+    assert not mark.exists(), "".join(capfd.readouterr())
+    path = f"model.path={run_dir / 'checkpoints' / 'last'}"
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        judged = freeze(compose("evaluate", overrides=[*SMOKE, path]), overrides=[*SMOKE, path])
+    assert (judged.trust_code, judged.model.trust_remote_code) == ([], False)
+    assert judged.memory.max_completion_length == read_prompt_settings(judged.model.path)["max_completion_length"]
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
