@@ -24,9 +24,10 @@ def loaded(monkeypatch) -> list:
     made, load = [], PreTrainedModel.from_pretrained.__func__
 
     def from_pretrained(cls, path, *args, **kwargs):
-        model = load(cls, path, *args, **kwargs)
+        outcome = load(cls, path, *args, **kwargs)
+        model = outcome[0] if kwargs.get("output_loading_info") else outcome
         made.append((Path(path), weakref.ref(model)))
-        return model
+        return outcome
 
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(from_pretrained))
     return made

@@ -103,7 +103,8 @@ def _merged(path: Path, base: PreTrainedModel) -> PreTrainedModel:
         config.inference_mode = True
         model = PeftModel(base, config)
         found = model.load_adapter(path, model.active_adapter, use_safetensors=True, ignore_mismatched_sizes=True)
-        require_all_weights(str(path), missing_keys=found.missing_keys, unexpected_keys=found.unexpected_keys)
+        keys = {"missing_keys": found.missing_keys, "unexpected_keys": found.unexpected_keys}
+        require_all_weights(f"model.path={path}", **keys)
         return model.merge_and_unload(safe_merge=True)
 
 

@@ -70,7 +70,10 @@ def base_of(folder: Path, adapter: Mapping[str, Any]) -> str:
     base = adapter["base_model_name_or_path"]
     said = f"model.path={folder} is an adapter of base_model_name_or_path={base} (in its adapter_config.json)"
     if is_local(base) and not (Path(base) / "config.json").is_file():
-        raise UserError(f"{said}, where no model lies; write the whole path of the base's folder there, or a hub name")
+        raise UserError(
+            f"{said}, where no model lies; write the whole path of the base's folder there, or a hub name, and delete "
+            "the manifest.json beside it, which has the hash of what it was"
+        )
     check_model_files(Path(base))
     trained, now = str(read_prompt_settings(str(folder)).get("base_hash")), weight_hash(Path(base))
     if now and hash_kind(trained) == hash_kind(now) and trained != now:

@@ -11,23 +11,28 @@ from safetensors import SafetensorError
 from transformers import AutoModelForMaskGeneration, AutoProcessor
 
 from vrft.errors import UserError, first_line
+from vrft.models.load import require_all_weights
 
 
 def load_mask_model(path: str, *, device: str = "cpu") -> Callable[[Image, Sequence[float]], np.ndarray]:
     """A function of an RGB image and a box, xyxy in its pixels, that returns the mask, (height, width) of bool.
 
     path: a folder or a hub name. The model gives one mask per box (no `multimask_output`). Raises `UserError` if the
-    model cannot be loaded.
+    model cannot be loaded, or weights are missing.
     """
+    careful = {"trust_remote_code": False, "use_safetensors": True, "ignore_mismatched_sizes": True}
     try:
-        safe = {"trust_remote_code": False, "use_safetensors": True}
-        model = AutoModelForMaskGeneration.from_pretrained(path, dtype=torch.float32, **safe).to(device).eval()
+        model, found = AutoModelForMaskGeneration.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, **careful
+        )
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(
             f"mask_model={path} cannot be loaded ({first_line(error)}); a folder or a hub name of a "
             "model of masks from boxes with its processor is needed, such as facebook/sam-vit-huge"
         ) from None
+    require_all_weights(f"mask_model={path}", **found | {"unexpected_keys": ()})  # SAM 2's file tracks in videos too
+    model = model.to(device).eval()
 
     @torch.no_grad()
     def mask(image: Image, xyxy: Sequence[float]) -> np.ndarray:

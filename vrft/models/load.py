@@ -83,10 +83,10 @@ def load_model(
         **(_in_four_bits(dtype, device) if quantization else {}),
     )
     if adapter:
-        options = {"dtype": model.dtype, "hf_quantizer": getattr(model, "hf_quantizer", None)}
+        options = {"dtype": getattr(torch, dtype), "hf_quantizer": getattr(model, "hf_quantizer", None)}
         with loading(path):
             found = model.load_adapter(path, use_safetensors=True, ignore_mismatched_sizes=True, **options)
-        require_all_weights(path, **found.to_dict())
+        require_all_weights(f"model.path={path}", **found.to_dict())
     if family is not None and model.config.model_type != family.model_type:
         raise UserError(
             f"model.family is {family.name}, but the weights at model.path={path} are a {model.config.model_type}, "
@@ -108,7 +108,7 @@ def load_base(path: str, **options: Any) -> PreTrainedModel:
         path = str(Path(path).absolute())  # an adapter trained on it remembers the path, and is read elsewhere
     with loading(path):
         model, found = AutoModelForImageTextToText.from_pretrained(path, **careful, **options)
-    require_all_weights(path, **found)
+    require_all_weights(f"model.path={path}", **found)
     return model
 
 
@@ -122,19 +122,19 @@ def loading(path: str) -> Iterator[None]:
 
 
 def require_all_weights(
-    path: str, *, missing_keys: Iterable[str], unexpected_keys: Iterable[str], mismatched_keys: Iterable = (), **_: Any
+    what: str, *, missing_keys: Iterable[str], unexpected_keys: Iterable[str], mismatched_keys: Iterable = (), **_: Any
 ) -> None:
     """Raise `UserError` naming weights that the files lack or have too much, or that have another shape.
 
-    transformers would draw them at random, or leave them out. mismatched_keys: `(name, shape in the file, shape in the
-    model)`.
+    transformers would draw them at random, or leave them out. what: the key and its value. mismatched_keys: `(name,
+    shape in the file, shape in the model)`.
     """
     shapes = [f"{name} {list(saved)} in place of {list(own)}" for name, saved, own in mismatched_keys]
     of_kind = {"missing": missing_keys, "not of this model": unexpected_keys, "of another shape": shapes}
     faults = [f"{_first(names)} {kind}" for kind, names in of_kind.items() if names]
     if faults:
         raise UserError(
-            f"model.path={path}: the weights do not fit its config.json (of an adapter: its adapter_config.json and "
+            f"{what}: the weights do not fit its config.json (of an adapter: its adapter_config.json and "
             f"its base): {'; '.join(faults)}. Copy the whole model again, or give the one that the files belong to"
         )
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_masks
+from safetensors.torch import load_file, save_file
 from transformers import (
     Sam2Config,
     Sam2ImageProcessor,
@@ -111,6 +112,16 @@ def test_weights_of_half_precision_are_used_in_full(tmp_path, image, dtype):
     torch.manual_seed(0)
     save_sam(tmp_path, dtype)
     assert load_mask_model(str(tmp_path))(image, BOX).any()
+
+
+@pytest.mark.parametrize("save", [save_sam, save_sam2])
+def test_a_weight_that_is_missing_is_a_message(tmp_path, save):
+    save(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    gone = next(name for name in weights if "mask_decoder" in name)
+    save_file({k: v for k, v in weights.items() if k != gone}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=f"mask_model={tmp_path}: .* the weight {gone} is missing"):
+        load_mask_model(str(tmp_path))
 
 
 def test_a_folder_without_such_a_model_is_a_message(tmp_path):
