@@ -84,6 +84,6 @@ def sampling_fault(config: GenerationConfig, checkpoint: GenerationConfig) -> st
     other = {
         name
         for name, value in (left_open | asked).items()
-        if name not in _SAMPLING and value is not None and (name not in off or value != off[name])
+        if name not in _SAMPLING and not (value is None or value is False or value == off.get(name))
     }
     return f"the sampling setting {', '.join(sorted(other))} is left to transformers" if other else None
