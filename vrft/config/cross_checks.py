@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from vrft.config.batch_sizes import batch_sizes, uneven_share
-from vrft.config.model_checks import part_faults, quantization_faults
+from vrft.config.model_checks import part_faults, quantization_faults, unshared_key
 from vrft.config.package_files import TINY_MODEL, config_folder
 from vrft.config.schema import Alarms, Config, DeepSpeed, Launch, Memory, Model, Reward, Trainer
 from vrft.config.section import flat, with_values
@@ -155,6 +155,8 @@ def _sharing_faults(config: Config) -> Iterator[str]:
         yield "rollout.sharing is null: choose rollout=transformers for TRL's own path, or sharing=auto"
     if rollout.sharing == "on" and config.model.attention == "eager":
         yield "rollout.sharing=on is incompatible with model.attention=eager; choose model.attention=sdpa"
+    if rollout.sharing == "on" and (key := unshared_key(config.model, config.trainer)):
+        yield f"rollout.sharing=on is incompatible with {key}; leave it out, or choose rollout.sharing=auto"
     if rollout.sharing == "on" and config.memory.completions_per_device == 1:
         yield "rollout.sharing=on is incompatible with memory.completions_per_device=1; let it be 2 or more, or null"
 

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
-from vrft.config.schema import DeepSpeed, Model
+from vrft.config.schema import DeepSpeed, Model, Trainer
 
 PARTS = ("vision", "projector", "language")
 
@@ -44,6 +44,17 @@ def quantization_faults(
             "model.quantization=nf4 does not go with ZeRO-3, which would share out packed numbers; choose "
             "deepspeed=zero2 or none, or model/peft=lora with deepspeed=zero3"
         )
+
+
+def unshared_key(model: Model, trainer: Trainer) -> str | None:
+    """The setting of an adapter or trainer with which no prompt is shared, as `KEY=VALUE`, or None."""
+    peft = model.peft or {}
+    keys = {
+        "model.peft.lora_dropout": peft.get("lora_dropout"),
+        "model.peft.alora_invocation_tokens": peft.get("alora_invocation_tokens"),
+        "trainer.args.neftune_noise_alpha": trainer.args.get("neftune_noise_alpha"),
+    }
+    return next((f"{key}={value}" for key, value in keys.items() if value), None)
 
 
 def has_four_bits() -> bool:
