@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from vrft.config.batch_sizes import batch_sizes, uneven_share
-from vrft.config.model_checks import part_faults, quantization_faults, unshared_key
+from vrft.config.model_checks import part_faults, quantization_faults, type_faults, unshared_key
 from vrft.config.package_files import TINY_MODEL, config_folder
 from vrft.config.schema import Alarms, Config, DeepSpeed, Launch, Memory, Model, Reward, Trainer
 from vrft.config.section import flat, with_values
@@ -57,6 +57,7 @@ def model_faults(model: Model, deepspeed: DeepSpeed, *, is_training: bool, is_re
     if is_local(path) and not any((Path(path) / name).is_file() for name in ("config.json", "adapter_config.json")):
         what = "has no config.json" if Path(path).is_dir() else "does not exist"
         yield f"model.path is {path}, a folder that {what}; give one with a saved model, or a hub name ORG/NAME"
+    yield from type_faults(model, path)
     if is_training:
         yield from _training_faults(model, path, has_deepspeed=bool(deepspeed.config))
         yield from part_faults(model, deepspeed)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from vrft.config.schema import DeepSpeed, Model, Trainer
@@ -22,6 +24,18 @@ def part_faults(model: Model, deepspeed: DeepSpeed) -> Iterator[str]:
         yield f"{key}.stage is {zero['stage']!r}; 1, 2 or 3 is needed, or deepspeed=none"
     if zero.get("stage") == 3 and zero.get("stage3_gather_16bit_weights_on_model_save") is not True:
         yield f"{key}.stage3_gather_16bit_weights_on_model_save must be true, or checkpoints would hold no weights"
+
+
+def type_faults(model: Model, path: str) -> Iterator[str]:
+    """Yield that the weights in folder `path` are of another type than the family's; loading says so of a hub's."""
+    from vrft.models.families import FAMILIES, other_type_fault
+
+    try:
+        found = json.loads((Path(path) / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError, RecursionError):  # no folder, or one that loading refuses
+        return
+    if isinstance(found, str) and model.family in FAMILIES and found != FAMILIES[model.family].model_type:
+        yield f"model.family is {model.family}, but the weights at model.path={path} are {other_type_fault(found)}"
 
 
 def quantization_faults(
