@@ -13,7 +13,7 @@ from typing import Any
 from vrft.config.batch_sizes import derive
 from vrft.config.schema import Config
 from vrft.config.section import with_values
-from vrft.errors import ExitCode, UserError
+from vrft.errors import ExitCode, UserError, disk_told
 from vrft.files import write_text_atomically
 from vrft.memory.auto import fitting_changes, turned_knobs
 from vrft.memory.training_setup import Setup
@@ -73,7 +73,8 @@ def run_experiment(config: Config, *, choices: dict[str, Any], overrides: list[s
         if code is None:
             return 0
     if code in (0, ExitCode.STOPPED_BY_ALARM):
-        write_reports([run_dir])
+        with disk_told(then=f"give vrft report runs=[{run_dir}]"):
+            write_reports([run_dir])
     is_begun = not {path.name for path in run_dir.iterdir()} <= _BEFORE_IT_BEGINS
     if code not in (0, ExitCode.STOPPED_BY_ALARM, ExitCode.USER_ERROR) or (code == ExitCode.USER_ERROR and is_begun):
         print(
