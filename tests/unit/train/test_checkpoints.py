@@ -124,10 +124,11 @@ def test_rollouts_of_later_steps_go(tmp_path):
 def test_a_limit_that_torch_runs_into_is_told_as_the_disks(tmp_path):
     """torch raises a RuntimeError without a cause, here by `ulimit -f`; a quota and a full disk are the same to it."""
     folder, (soft, hard) = tmp_path / "checkpoint-4", resource.getrlimit(resource.RLIMIT_FSIZE)
+    inner = tmp_path / "checkpoint.partial" / folder.name
+    made = staged(folder, is_main=True, wait=lambda: inner.mkdir(parents=True, exist_ok=True))
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(OSError, match="File too large"), staged(folder, is_main=True, wait=lambda: None) as staging:
-            (staging / folder.name).mkdir(parents=True)
-            torch.save(torch.zeros(100_000), staging / folder.name / "optimizer.pt")
+        with pytest.raises(OSError, match="File too large"), made:
+            torch.save(torch.zeros(100_000), inner / "optimizer.pt")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
