@@ -212,24 +212,21 @@ def _is_number(character: str) -> bool:
 def _boxes(block: str, *, with_labels: bool) -> list[tuple[WrittenBox | None, Span]]:
     """The boxes of `read_boxes` and where they are written; None in place of an unreadable one."""
     text = block.translate(_ASCII_MARKS)
-    has_named = any(name in text for name in _LAST_CORNERS)
-    text = _NAMED_CORNERS.sub(_as_list, text) if has_named else text
-    if "{" in text:
+    is_object = "{" in text
+    if any(name in text for name in _LAST_CORNERS):
+        text = _NAMED_CORNERS.sub(lambda corners: _as_list(corners, key="box:" if is_object else ""), text)
+    if is_object:
         return object_boxes(text, block, with_labels=with_labels)
     found = _bare_boxes(text)
-    labels = (
-        _labels_before([span for _, span in found], text if has_named else block)
-        if with_labels
-        else [("", span) for _, span in found]
-    )
+    labels = _labels_before([span for _, span in found], block) if with_labels else [("", span) for _, span in found]
     if labels is None:
         return [(None, span) for _, span in found]
     return [(box and box._replace(label=label), span) for (box, _), (label, span) in zip(found, labels, strict=True)]
 
 
-def _as_list(corners: re.Match) -> str:
+def _as_list(corners: re.Match, *, key: str) -> str:
     """`x1=1, y1=2, x2=3, y2=4` as a list of the same length, so that every place in the text stays."""
-    return f"box:[{','.join(corners.groups())}]".ljust(len(corners.group()))
+    return f"{key}[{','.join(corners.groups())}".ljust(len(corners.group()) - 1) + "]"
 
 
 def _bare_boxes(text: str) -> list[tuple[WrittenBox | None, Span]]:
