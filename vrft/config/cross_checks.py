@@ -33,9 +33,9 @@ def contradictions(config: Config) -> Iterator[str]:
             f"memory.min_pixels={memory.min_pixels} exceeds memory.max_pixels={memory.max_pixels}; lower the one or "
             "raise the other"
         )
-    if trainer.name == "grpo" and memory.num_generations < 2:
+    if config.evaluate.train and trainer.name == "grpo" and memory.num_generations < 2:
         yield f"memory.num_generations is {memory.num_generations}; a group needs at least 2 completions to compare"
-    if config.is_training and (trainer.max_steps is None) == (trainer.epochs is None):
+    if config.evaluate.train and (trainer.max_steps is None) == (trainer.epochs is None):
         yield (
             f"trainer.max_steps is {trainer.max_steps} and trainer.epochs is {trainer.epochs}; "
             "give one of them a value and the other null"
@@ -139,7 +139,7 @@ def pair_faults(config: Config) -> Iterator[str]:
     yield from argument_faults(trainer.name, trainer.args)
     if evaluate.train:
         yield from generation_faults(trainer, config.memory, config.launch)
-    yield from _alarm_faults(config.alarms, trainer)
+        yield from _alarm_faults(config.alarms, trainer)
     yield from _other_faults(config)
     yield from _sharing_faults(config)
     if (named := "torch_autocast.lower_precision_safe_modules") in dict(flat(config.deepspeed.config or {})):
