@@ -34,6 +34,7 @@ from vrft.data.readers import Located
 from vrft.data.splits import Checked, cut, few_shot, write_manifest
 from vrft.errors import UserError, raise_all
 from vrft.tasks import Task
+from vrft.tasks.boxes import Frame
 from vrft.tasks.rows import Row
 
 SKIPPED_FILE = "skipped.json"
@@ -61,9 +62,12 @@ def build_splits(
     """
     chosen = read_options(options, own)
     faults: list[str] = []
+    left_out: Counter[str] = Counter()
 
     def checked_rows(*, is_test: bool) -> list[Checked]:
-        found = _read_source(chosen, read, is_test=is_test, task=task, out_dir=Path(out_dir), faults=faults)
+        found = _read_source(
+            chosen, read, is_test=is_test, task=task, out_dir=Path(out_dir), faults=faults, left_out=left_out
+        )
         return sorted(found, key=lambda item: item.row["row_id"])
 
     train = checked_rows(is_test=False)
@@ -71,10 +75,13 @@ def build_splits(
     train, tests = _without_repeats(train, tests, faults)
     if chosen.on_bad_row == "stop":
         raise_all(faults, heading=f"dataset={_title(chosen)} has rows that cannot be used:")
-    _report_skipped(faults, notes or {}, Path(out_dir))
+    notes = dict(notes or {})
+    notes |= {f"values of column {name!r}, which no task reads, are left out": n for name, n in left_out.items()}
+    _report_skipped(faults, notes, Path(out_dir))
+    _report_twice([*train, *tests], task)
     splits = _cut(train, tests, chosen, seed=seed)
     recorded = {key: value for key, value in options.items() if key != "n_processes"}  # rows do not depend on it
-    write_manifest(Path(out_dir), splits, options=recorded, seed=seed, notes=notes or {}, n_skipped=len(faults))
+    write_manifest(Path(out_dir), splits, options=recorded, seed=seed, notes=notes, n_skipped=len(faults))
     return {split: [row for row, _ in part] for split, part in splits.items()}
 
 
@@ -90,8 +97,10 @@ def _read_source(
     task: Task,
     out_dir: Path,
     faults: list[str],
+    left_out: Counter[str],
 ) -> list[Checked]:
-    """The checked rows of the training or the test source. Each bad row adds a text to `faults`."""
+    """The checked rows of the training or the test source. Each bad row adds a text to `faults`. left_out: as in
+    `check_row`."""
     n_faults, what = len(faults), "test" if is_test else "row"
     located, root = read(options, is_test=is_test, faults=faults)
     own_root = options.root_of(is_test=is_test)
@@ -102,7 +111,7 @@ def _read_source(
     checked = []
     for item in tqdm(rows, desc=f"check {what}s", unit=" rows", disable=None, file=sys.stderr):
         try:
-            checked.append(check_row(item, frame=options.frame, task=task, images=images))
+            checked.append(check_row(item, frame=options.frame, task=task, images=images, left_out=left_out))
         except ValueError as error:
             faults.append(f"{item.place}: {str(error)[:500]}")
     if not checked and (len(faults) == n_faults or options.on_bad_row == "skip"):
@@ -130,6 +139,23 @@ def _without_repeats(
         elif counts[row["row_id"]] == 1:
             kept.append(Checked(row, contents))
     return kept, [item for item in tests if counts[item.row["row_id"]] == 1]
+
+
+def _report_twice(checked: Sequence[Checked], task: Task) -> None:
+    """Print a warning that names the rows of the same images, question and gold as an earlier one."""
+    first: dict[str, str] = {}
+    pairs = []
+    for row, contents in checked:
+        image_wh = tuple(row["image_wh"])
+        said = [contents, task.question(row, Frame("norm1000", image_wh, image_wh)), row["gold"]]
+        if (other := first.setdefault(json.dumps(said, sort_keys=True), row["row_id"])) != row["row_id"]:
+            pairs.append(f"{row['row_id']} as {other}")
+    if pairs:
+        print(
+            f"warning: {len(pairs)} rows are given twice (same image, question and gold), so they count twice: "
+            f"{', '.join(pairs[:5])}{', …' if pairs[5:] else ''}; keep one of each",
+            file=sys.stderr,
+        )
 
 
 def _report_skipped(faults: list[str], notes: dict[str, Any], out_dir: Path) -> None:
