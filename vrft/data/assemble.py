@@ -31,7 +31,7 @@ from vrft.data.images import ImageReader
 from vrft.data.options import CommonOptions, read_options
 from vrft.data.read_ahead import read_ahead, usable_cores
 from vrft.data.readers import Located
-from vrft.data.splits import Checked, cut, few_shot, write_manifest
+from vrft.data.splits import Checked, cut, few_shot, read_manifest, write_manifest
 from vrft.errors import UserError, raise_all
 from vrft.tasks import Task
 from vrft.tasks.boxes import Frame
@@ -79,6 +79,10 @@ def build_splits(
     notes |= {f"values of column {name!r}, which no task reads, are left out": n for name, n in left_out.items()}
     _report_skipped(faults, notes, Path(out_dir))
     _report_twice([*train, *tests], task)
+    if chosen.unseen_by and chosen.has_own_test:
+        tests = _unseen(tests, chosen.unseen_by)
+    elif chosen.unseen_by:
+        train = _unseen(train, chosen.unseen_by)
     splits = _cut(train, tests, chosen, seed=seed)
     recorded = {key: value for key, value in options.items() if key != "n_processes"}  # rows do not depend on it
     write_manifest(Path(out_dir), splits, options=recorded, seed=seed, notes=notes, n_skipped=len(faults))
@@ -141,6 +145,23 @@ def _without_repeats(
     return kept, [item for item in tests if counts[item.row["row_id"]] == 1]
 
 
+def _unseen(checked: list[Checked], folder: str) -> list[Checked]:
+    """The rows that show no image of the training and validation rows in a folder of built rows; prints how many are
+    left out. Raises `UserError` if none is left."""
+    seen = read_manifest(Path(folder))["splits"]
+    seen = {content for split in ("train", "validation") for row in seen.get(split, []) for content in row["images"]}
+    unseen = [item for item in checked if seen.isdisjoint(item.contents)]
+    n_out = len(checked) - len(unseen)
+    if n_out:
+        said = f"{n_out} of {len(checked)} rows are left out, as {folder} has their images for training or validation"
+        print(f"note: {said}; dataset.n_test=all takes them too", file=sys.stderr)
+    if not unseen:
+        raise UserError(
+            f"no row is left: {folder} has all images for training or validation; dataset.n_test=all takes them"
+        )
+    return unseen
+
+
 def _report_twice(checked: Sequence[Checked], task: Task) -> None:
     """Print a warning that names the rows of the same images, question and gold as an earlier one."""
     first: dict[str, str] = {}
@@ -172,16 +193,16 @@ def _report_skipped(faults: list[str], notes: dict[str, Any], out_dir: Path) -> 
 
 
 def _cut(train: list[Checked], tests: list[Checked], options: CommonOptions, *, seed: int) -> dict[str, list[Checked]]:
+    """The splits that the options ask for; a part may be empty."""
+    n_test, n_validation, a_fifth = options.n_test, options.n_validation, -(-len(train) // 5)
     if options.has_own_test:
-        test, rest = cut(tests, len(tests) if options.n_test is None else options.n_test, seed=seed)[0], train
+        test, rest = cut(tests, len(tests) if n_test in (None, "all") else n_test, seed=seed)[0], train
     else:
-        test, rest = cut(train, options.n_test or 0, seed=seed)
-    validation, train_part = cut(rest, options.n_validation, seed=seed)
+        usual = min(a_fifth, options.most_test)
+        test, rest = cut(train, {None: usual, "all": len(train)}.get(n_test, n_test), seed=seed)
+    if n_validation is None:
+        n_validation = min(a_fifth, options.most_validation, len(rest) // 2)
+    validation, train_part = cut(rest, n_validation, seed=seed)
     if options.k_shot is not None:
         train_part = few_shot(train_part, options.k_shot, seed=seed, negatives=getattr(options, "negatives", 0.0))
-    if not train_part and rest:  # without rest, the source is only a test set: for evaluation
-        raise UserError(
-            f"dataset.n_validation={options.n_validation} and n_test={options.n_test} leave none of {len(train)} rows "
-            "for training; lower them"
-        )
     return {"train": train_part, "validation": validation, "test": test}
