@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from vrft.errors import UserError, first_line
-from vrft.files import is_local
+from vrft.files import model_fault
 from vrft.models.adapters import read_adapter
 from vrft.models.families import Family, other_type_fault, part_of
 
@@ -112,16 +112,8 @@ def freeze_parts(model: PreTrainedModel, parts: Sequence[str], family: Family) -
 
 def require_folder(path: str) -> None:
     """Raise `UserError` if a local path is not a model's folder. Other paths are names on the hub."""
-    folder = Path(path)
-    if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise UserError(
-            f"model.path={path} is a folder without config.json (or, for an adapter, adapter_config.json); "
-            "a folder written by save_pretrained is needed"
-        )
-    if is_local(path) and not folder.is_dir():
-        raise UserError(
-            f"model.path={path} does not exist; name a model's folder, or a hub name such as Qwen/Qwen2-VL-2B-Instruct"
-        )
+    if fault := model_fault(path):
+        raise UserError(fault)
 
 
 def _check_type(path: str, family: Family | None, model_type: str) -> None:
