@@ -29,6 +29,31 @@ def is_local(path: str) -> bool:
     return path.startswith((".", "/", "~")) or len(Path(path).parts) != 2 or Path(path).exists()
 
 
+def model_fault(path: str) -> str | None:
+    """Why a model's path is no folder of a saved model, or None; other paths are names on the hub, and None too.
+
+    For the directory of a run it says which checkpoints are there.
+    """
+    folder = Path(path)
+    if not is_local(path) or _holds_model(folder):
+        return None
+    if not folder.is_dir():
+        return f"model.path is {path}, which does not exist; give a folder with a saved model, or a hub name ORG/NAME"
+    within = [*folder.glob("checkpoints/*"), *folder.glob("*")]
+    saved = sorted(filter(_holds_model, within), key=lambda found: (found.name not in ("best", "last"), found.name))
+    if saved:
+        named = " or ".join(f"model.path={found}" for found in saved[:3])
+        return f"model.path is {path}, a folder with checkpoints; give one of them: {named}"
+    return (
+        f"model.path is {path}, a folder that has no config.json (or, for an adapter, adapter_config.json); give one "
+        "with a saved model, or a hub name ORG/NAME"
+    )
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
 def publish(staging: Path, folder: Path, *, previous: Path | None = None) -> None:
     """Write a manifest of all files in `staging`, flush everything to the disk and rename `staging` to `folder`.
 

@@ -118,7 +118,7 @@ def _frozen(verb: str, config: DictConfig, overrides: list[str]) -> Section:
     from vrft.run.slurm import device_of_job
 
     device = (device_of_job(config.launch) if known.is_swept else None) or find_device()
-    return freeze(config, device=device, overrides=overrides, **known.options)
+    return freeze(config, device=device, overrides=overrides, verb=verb)
 
 
 def _run_child(

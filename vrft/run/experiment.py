@@ -38,7 +38,7 @@ from vrft.run.resume import (
     warn_of_versions,
     write_config,
 )
-from vrft.run.rows import build_others, build_rows, data_hash, warn_of_frames, warn_of_questions
+from vrft.run.rows import data_hash, prepare_rows
 from vrft.tasks import load_task
 from vrft.tasks.rows import Row
 
@@ -126,12 +126,9 @@ def _prepare(
         drift = [] if config.evaluate.train else setting_drift(config.prompt_settings, config.model.path)
         for difference in drift:
             print(f"warning: {difference}", file=sys.stderr)
-        rows = build_rows(config, run_dir / "data", is_resuming=not is_fresh)
+        rows, others = prepare_rows(config, run_dir, is_resuming=not is_fresh)
         if is_auto and not (run_dir / "config.yaml").is_file():
             config = _fitted(config, rows)
-        warn_of_frames(rows, FAMILIES[config.model.family], config.dataset.get("frame"))
-        warn_of_questions(rows, config.protocol)
-        others = build_others(config, run_dir, is_resuming=not is_fresh)
         record = provenance(
             config.model,
             seed=config.run.seed,
