@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
@@ -19,10 +20,10 @@ from transformers import (
 )
 
 from vrft.errors import UserError, first_line
-from vrft.files import check_model_files, is_local
+from vrft.files import check_model_files, model_fault
 from vrft.models.adapters import base_of, read_adapter
 from vrft.models.chat_template import check_chat_template
-from vrft.models.families import Family, part_of
+from vrft.models.families import Family, other_type_fault, part_of
 
 
 def load_processor(
@@ -74,24 +75,18 @@ def load_model(
     """
     require_folder(path)
     adapter = read_adapter(Path(path))
-    model = load_base(
-        base_of(Path(path), adapter) if adapter else path,
-        dtype=dtype,
-        attn_implementation=attention,
-        revision=adapter.get("revision") if adapter else revision,
-        trust_remote_code=trust_remote_code,
-        **(_in_four_bits(dtype, device) if quantization else {}),
-    )
+    whole = base_of(Path(path), adapter) if adapter else path
+    source = {"revision": adapter.get("revision") if adapter else revision, "trust_remote_code": trust_remote_code}
+    with suppress(OSError, ValueError, ImportError):  # which loading the model reports
+        _check_type(path, family, AutoConfig.from_pretrained(whole, **source).model_type)
+    four_bits = _in_four_bits(dtype, device) if quantization else {}
+    model = load_base(whole, dtype=dtype, attn_implementation=attention, **source, **four_bits)
     if adapter:
         options = {"dtype": getattr(torch, dtype), "hf_quantizer": getattr(model, "hf_quantizer", None)}
         with loading(path):
             found = model.load_adapter(path, use_safetensors=True, ignore_mismatched_sizes=True, **options)
         require_all_weights(f"model.path={path}", **found.to_dict())
-    if family is not None and model.config.model_type != family.model_type:
-        raise UserError(
-            f"model.family is {family.name}, but the weights at model.path={path} are a {model.config.model_type}, "
-            "which may write boxes in another frame; choose the matching model=…"
-        )
+    _check_type(path, family, model.config.model_type)
     model = model if quantization else model.to(device)
     require_finite(path, model)
     return model
@@ -177,16 +172,15 @@ def freeze_parts(model: PreTrainedModel, parts: Sequence[str], family: Family) -
 
 def require_folder(path: str) -> None:
     """Raise `UserError` if a local path is not a model's folder. Other paths are names on the hub."""
-    folder = Path(path)
-    if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise UserError(
-            f"model.path={path} is a folder without config.json (or, for an adapter, adapter_config.json); "
-            "a folder written by save_pretrained is needed"
-        )
-    if is_local(path) and not folder.is_dir():
-        raise UserError(
-            f"model.path={path} does not exist; name a model's folder, or a hub name such as Qwen/Qwen2-VL-2B-Instruct"
-        )
+    if fault := model_fault(path):
+        raise UserError(fault)
+
+
+def _check_type(path: str, family: Family | None, model_type: str) -> None:
+    """Raise `UserError` if the weights are of another type than the family's."""
+    if family is not None and model_type != family.model_type:
+        fault = other_type_fault(model_type)
+        raise UserError(f"model.family is {family.name}, but the weights at model.path={path} are {fault}")
 
 
 def _load_fault(path: str, error: Exception) -> str:
