@@ -41,15 +41,14 @@ def export(path: Path, out: Path, *, dtype: str | None = None, trust_remote_code
     base = base_of(path, adapter) if adapter else str(path)
     source = {"trust_remote_code": trust_remote_code, "revision": adapter.get("revision")}
     if adapter:
-        with loading(base):
-            own = AutoConfig.from_pretrained(base, **source).dtype
-        model = _merged(path, load_base(base, dtype="float32", **source))
-        model = model.to(getattr(torch, dtype) if dtype else own or torch.float32)
+        whole = load_base(base, adapter=str(path), dtype="float32", **source)
+        own = AutoConfig.from_pretrained(base, **source).dtype or torch.float32
+        model = _merged(path, whole).to(getattr(torch, dtype) if dtype else own)
     else:
         model = load_base(base, dtype=dtype or "auto", **source)
     require_finite(str(path), model)
     has_processor = (path / "tokenizer_config.json").is_file()
-    with loading(str(path)):
+    with loading(f"model.path={path}"):
         processor = AutoProcessor.from_pretrained(path if has_processor else base, **source)
     staging = out.with_name(out.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)
@@ -98,7 +97,7 @@ def _check_out(out: Path) -> None:
 
 def _merged(path: Path, base: PreTrainedModel) -> PreTrainedModel:
     """The base, in float32, with the adapter's product added to it."""
-    with loading(str(path)):
+    with loading(f"model.path={path}"):
         config = PeftConfig.from_pretrained(path)
         config.inference_mode = True
         model = PeftModel(base, config)

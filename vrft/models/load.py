@@ -37,7 +37,7 @@ def load_processor(
     """
     require_folder(path)
     check_model_files(Path(path))
-    with loading(path):
+    with loading(f"model.path={path}"):
         processor = AutoProcessor.from_pretrained(
             path,
             revision=revision,
@@ -80,11 +80,12 @@ def load_model(
     with suppress(OSError, ValueError, ImportError):  # which loading the model reports
         _check_type(path, family, AutoConfig.from_pretrained(whole, **source).model_type)
     four_bits = _in_four_bits(dtype, device) if quantization else {}
-    model = load_base(whole, dtype=dtype, attn_implementation=attention, **source, **four_bits)
+    options = {"dtype": dtype, "attn_implementation": attention, **source, **four_bits}
+    model = load_base(whole, adapter=path if adapter else None, **options)
     if adapter:
-        options = {"dtype": getattr(torch, dtype), "hf_quantizer": getattr(model, "hf_quantizer", None)}
-        with loading(path):
-            found = model.load_adapter(path, use_safetensors=True, ignore_mismatched_sizes=True, **options)
+        how = {"dtype": getattr(torch, dtype), "hf_quantizer": getattr(model, "hf_quantizer", None)}
+        with loading(f"model.path={path}"):
+            found = model.load_adapter(path, use_safetensors=True, ignore_mismatched_sizes=True, **how)
         require_all_weights(f"model.path={path}", **found.to_dict())
     _check_type(path, family, model.config.model_type)
     model = model if quantization else model.to(device)
@@ -92,28 +93,30 @@ def load_model(
     return model
 
 
-def load_base(path: str, **options: Any) -> PreTrainedModel:
-    """The model of a folder or hub name with all weights of its own. options: of `from_pretrained`.
+def load_base(path: str, *, adapter: str | None = None, **options: Any) -> PreTrainedModel:
+    """The model of a folder or hub name with all weights of its own.
 
-    Raises `UserError` if it cannot be loaded, or as `require_all_weights` does.
+    adapter: the folder of the adapter whose base it is. options: of `from_pretrained`. Raises `UserError` if it cannot
+    be loaded, or as `require_all_weights` does.
     """
+    what = f"base_model_name_or_path={path} (of the adapter model.path={adapter})" if adapter else f"model.path={path}"
     # pytorch_model.bin is a pickle. What has another shape is named below, together with all else.
     careful = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     if Path(path).is_dir():
         path = str(Path(path).absolute())  # an adapter trained on it remembers the path, and is read elsewhere
-    with loading(path):
+    with loading(what):
         model, found = AutoModelForImageTextToText.from_pretrained(path, **careful, **options)
-    require_all_weights(f"model.path={path}", **found)
+    require_all_weights(what, **found)
     return model
 
 
 @contextmanager
-def loading(path: str) -> Iterator[None]:
-    """Within, what a library raises because it cannot load a model becomes a `UserError`."""
+def loading(what: str) -> Iterator[None]:
+    """Within, what a library raises because it cannot load a model is a `UserError`. what: the key and its value."""
     try:
         yield
     except (OSError, ValueError, ImportError, SafetensorError, UnpicklingError) as error:
-        raise UserError(_load_fault(path, error)) from None
+        raise UserError(f"{what} could not be loaded: {first_line(error)}") from None
 
 
 def require_all_weights(
@@ -181,7 +184,3 @@ def _check_type(path: str, family: Family | None, model_type: str) -> None:
     if family is not None and model_type != family.model_type:
         fault = other_type_fault(model_type)
         raise UserError(f"model.family is {family.name}, but the weights at model.path={path} are {fault}")
-
-
-def _load_fault(path: str, error: Exception) -> str:
-    return f"model.path={path} could not be loaded: {first_line(error)}"

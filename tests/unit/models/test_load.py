@@ -221,7 +221,12 @@ def test_an_adapters_base_is_the_one_that_it_was_trained_on(adapter, model):
         load_model(str(adapter))
     (adapter / "vrft.json").unlink()
     change(model, DAMAGES["a weight is missing"][0])
-    with pytest.raises(UserError, match=rf"^model.path={model}: .* is missing"):
+    with pytest.raises(
+        UserError, match=rf"^base_model_name_or_path={model} \(of the adapter model.path={adapter}\): .* is missing"
+    ):
+        load_model(str(adapter))
+    path.write_text(json.dumps(said | {"base_model_name_or_path": "models/gone"}))  # as a hub name would be
+    with pytest.raises(UserError, match=rf"=models/gone \(of the adapter model.path={adapter}\) could not be loaded"):
         load_model(str(adapter))
     path.write_text(json.dumps(said | {"base_model_name_or_path": "../models/gone"}))
     with pytest.raises(
