@@ -123,7 +123,7 @@ BAD_ROWS = [
     ({"image": "0.png", "gold": []}, "category"),
     ({"image": "0.png", "category": "dog", "gold": [[0, 0, 65, 48]]}, "outside the image of 64 × 48"),
     ({"image": "0.png", "category": "dog", "gold": [[30, 2, 1, 40]]}, "no area"),
-    ({"image": "0.png", "category": "dog", "gold": [[0.1, 0.2, 0.45, 0.6]]}, "as a box in fractions of it does"),
+    ({"image": "0.png", "category": "dog", "gold": [[0.1, 0.2, 0.45, 0.6]]}, "as a box in fractions of the image does"),
     ({"image": "0.png", "category": "dog", "gold": [[1, 2, 3]]}, "four finite numbers"),
     ({**BOX, "image": "0.png", "distractors": [[0, 0, 99, 9]]}, "distractors: box"),
     ({**BOX, "image": "0.png", "distractors": 3}, "'distractors' is '3'; a list is needed"),
