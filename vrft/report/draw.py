@@ -5,6 +5,7 @@ The two colours differ for every common kind of colour vision (Okabe & Ito 2008)
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,6 +65,17 @@ def _label_of(box: dict) -> str:
     return f"{box.get('label', '')} {confidence}".strip()
 
 
+@functools.cache
+def _drawable(character: str) -> str:
+    r"""The character, or its escape where Pillow's font would draw its empty box, the same for all of them.
+
+    >>> _drawable("a"), _drawable("猫")
+    ('a', '\\u732b')
+    """
+    glyph, missing = (bytes(ImageFont.load_default(size=16).getmask(one)) for one in (character, "\uffff"))
+    return character if glyph != missing else character.encode("ascii", "backslashreplace").decode()
+
+
 def _upright(xyxy: Sequence[float]) -> list[float]:
     x1, y1, x2, y2 = xyxy
     return [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
@@ -87,6 +99,7 @@ def _draw_label(
     pen: ImageDraw.ImageDraw, label: str, xyxy: Sequence[float], colour: str, picture_wh: tuple[int, int]
 ) -> None:
     """Draw dark text on a plate of the box's colour, above the box, or inside it if there is no room."""
+    label = "".join(map(_drawable, label))
     font = ImageFont.load_default(size=max(12, round(max(picture_wh) / 32)))
     left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
     plate_wh = (right - left + 8, bottom - top + 6)

@@ -250,8 +250,8 @@ def require_own_aliases(aliases: Mapping[str, list[str]], names: Sequence[str]) 
     for name, alias in ((name, alias) for name, listed in aliases.items() for alias in listed):
         if normal_name(other := owners.setdefault(normal_name(alias), name)) != normal_name(name):
             raise ValueError(
-                f"the alias {alias!r} of {name!r} is a name of {other!r} too, so that a right answer could count as wrong; "
-                "take it out of column 'aliases'"
+                f"the alias {alias!r} of {name!r} is a name of {other!r} too, so that a right answer could "
+                "count as wrong; take it out of column 'aliases'"
             )
 
 

@@ -52,6 +52,13 @@ def test_any_box_is_drawn_and_seen(xyxy, why):
     assert PREDICTED in {colour for _, colour in picture.getcolors(1 << 20)}, why
 
 
+def test_labels_that_the_font_cannot_draw_are_told_apart():
+    pictures = [draw_boxes(grey((56, 56)), gold=[([7, 7, 49, 49], label)]).tobytes() for label in "猫狗éè😀"]
+    assert len(set(pictures)) == 5
+    known = [draw_boxes(grey((56, 56)), gold=[([7, 7, 49, 49], label)]) for label in ("猫", r"\u732b")]
+    assert known[0].tobytes() == known[1].tobytes()
+
+
 def test_the_original_stays_as_it_is_and_any_mode_is_taken():
     for mode in ("L", "RGBA", "P"):
         image = Image.new(mode, (56, 56))

@@ -92,7 +92,7 @@ def test_where_one_category_was_asked_for_labels_do_not_matter():
         ({**PETS, "aliases": ["puppy"]}, "a mapping of labels"),
         ({**PETS, "aliases": {"dog": "puppy"}}, "a list is needed"),
         ({**PETS, "aliases": {"dog": ["puppy", "Dog"], "cat": ["kitten"]}}, None),  # its own name is no other
-        ({**PETS, "aliases": {"dog": ["CAT"]}}, "alias 'CAT' of 'dog' is a name of 'cat' too"),  # which is asked for too
+        ({**PETS, "aliases": {"dog": ["CAT"]}}, "alias 'CAT' of 'dog' is a name of 'cat' too"),
         ({**PETS, "aliases": {"dog": ["pet"], "cat": ["Pet"]}}, "alias 'Pet' of 'cat' is a name of 'dog' too"),
         ({**PETS, "gold": [DOG, {**CAT, "xyxy": [0, 0, 201, 100]}]}, "outside the image"),
     ],
