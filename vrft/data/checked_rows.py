@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,6 +17,13 @@ from vrft.tasks.rows import Row, box_fault
 
 _IMAGE_COLUMNS = ("image", "images", "image_path")
 _SPECIAL_TOKEN = re.compile(r"<\|\w+\|>")
+_MARK = r"<image(?:[ _]?\d+)?>"  # for an image, in the rows of other tools
+_MARK_ALONE = re.compile(rf"\A\s*(?:{_MARK}\s*)+|\s*(?:{_MARK}\s*)+\Z|^[^\S\n]*(?:{_MARK}[^\S\n]*)+\n", re.I | re.M)
+_COLUMNS_OF_TASKS = {
+    *("row_id", "image_wh", "task", "problem", "solution", "gold", "thought", "distractors"),
+    *("category", "categories", "aliases", "definition", "phrase", "candidates", "instruction"),
+}
+"""The columns that some task reads, and `build_splits` itself."""
 
 
 class Opened(NamedTuple):
@@ -42,12 +50,20 @@ def open_rows(located: Iterable[Located], names: dict[str, str], *, what: str) -
             yield Opened(place, default_id, {}, [], str(error))
 
 
-def check_row(item: Opened, *, frame: str | None, task: Task, images: ImageReader) -> Checked:
-    """The row in vrft's form. Raises ValueError that says what is wrong with it."""
+def check_row(item: Opened, *, frame: str | None, task: Task, images: ImageReader, left_out: Counter[str]) -> Checked:
+    """The row in vrft's form. Raises ValueError that says what is wrong with it.
+
+    left_out: counts, by their names, the columns that no task reads and that JSON cannot hold or that are blank.
+    """
     if item.fault:
         raise ValueError(item.fault)
     read, row = [images.read(value) for value in item.values], dict(item.row)
+    for name in [name for name in row if name not in _COLUMNS_OF_TASKS and _value_fault(row, name)]:
+        left_out[name] += 1
+        del row[name]
     _check_columns(row)
+    if "problem" in row:
+        row["problem"] = _without_marks(row["problem"], n_images=len(read))
     image_wh = list(read[0].image_wh)
     if row.setdefault("image_wh", image_wh) != image_wh:
         raise ValueError(
@@ -94,15 +110,41 @@ def _check_columns(row: Row) -> None:
         if name in row and not isinstance(row[name], kind):
             raise ValueError(f"column {name!r} is {str(row[name])[:100]!r}; a {kind.__name__} is needed")
     for name, value in row.items():
-        try:
-            text = json.dumps(value, allow_nan=False, ensure_ascii=False)
-            text.encode("utf-8")
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"column {name!r} is {str(value)[:100]!r}, which JSON cannot hold ({error})") from None
-        if isinstance(value, str) and not value.strip():
-            raise ValueError(f"column {name!r} is {value!r}; a text is needed, or no such column")
-        if token := _SPECIAL_TOKEN.search(text):
+        if fault := _value_fault(row, name):
+            raise ValueError(fault)
+        if token := _SPECIAL_TOKEN.search(json.dumps(value, ensure_ascii=False)):
             raise ValueError(f"column {name!r} holds the special token {token.group()!r}, which models obey; remove it")
+
+
+def _value_fault(row: Row, name: str) -> str | None:
+    """Why a row cannot hold the value of that column, or None."""
+    value = row[name]
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"column {name!r} is {str(value)[:100]!r}, which JSON cannot hold ({error})"
+    if isinstance(value, str) and not value.strip():
+        return f"column {name!r} is {value!r}; a text is needed, or no such column"
+    return None
+
+
+def _without_marks(problem: str, *, n_images: int) -> str:
+    """The question without the `<image>` marks at its start, at its end or on lines of their own: there the images
+    stand anyway. Raises ValueError for a mark within a sentence, for as many as there are not images, and for no text.
+
+    >>> _without_marks("<image>\\nHow many?", n_images=1)
+    'How many?'
+    """
+    n_marks = len(re.findall(_MARK, problem, re.I))
+    if not n_marks:
+        return problem
+    text = _MARK_ALONE.sub("", problem)
+    if n_marks != n_images or re.search(_MARK, text, re.I) or not text:
+        raise ValueError(
+            f"column 'problem' is {problem[:200]!r} with {n_marks} times <image>, and the row has {n_images} images; "
+            "images stand before the question, so write it without <image>"
+        )
+    return text
 
 
 def _gold(row: Row, task: Task, frame_name: str | None) -> Any:

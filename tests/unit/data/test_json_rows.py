@@ -1,5 +1,6 @@
 """Users' rows: what is read, what is refused by row, and that splits share no image."""
 
+import datetime
 import io
 import json
 import socket
@@ -43,7 +44,8 @@ def data(tmp_path):
 def built(data, rows=None, *, task="detection", file="rows.jsonl", seed=0, **options):
     if rows is not None:
         write_rows(data / file, rows)
-    options = {"builder": "records", "path": str(data / file), **options}
+    usual = {} if {"test_path", "test_split"} & set(options) else {"n_test": 0}
+    options = {"builder": "records", "path": str(data / file), **usual, **options}
     return build(options, task=load_task(task), out_dir=data.parent / "run", seed=seed)
 
 
@@ -101,6 +103,50 @@ def test_columns_may_be_called_otherwise(data):
     )
 
 
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "<image>How many blocks?",
+        "<image>\nHow many blocks?",
+        "How many blocks?\n<image>",
+        "How many blocks? <image>",
+        "<image 1> How many blocks?",
+        "<IMAGE>\n\nHow many blocks?",
+    ],
+)
+def test_the_mark_of_an_image_is_taken_out_of_a_question(data, problem):
+    [row] = built(data, [{"image": "0.png", "problem": problem, "gold": 3}], task="counting")["train"]
+    assert row["problem"] == "How many blocks?"
+
+
+def test_the_marks_of_several_images_are_taken_out(data):
+    row = {"images": ["0.png", "1.png"], "problem": "Compare.\n<image><image>\nHow many blocks?", "gold": 3}
+    [row] = built(data, [row], task="counting")["train"]
+    assert row["problem"] == "Compare.\nHow many blocks?"
+
+
+def test_columns_that_no_task_reads_are_left_out_where_json_cannot_hold_them(data, capsys):
+    pa, pq = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+    odd = {"taken": datetime.date(2024, 5, 1), "lux": float("nan"), "note": " ", "raw": b"\x00", "site": "A"}
+    rows = [{"image": png(picture(n)), **BOX, **odd} for n in range(2)]
+    pq.write_table(pa.Table.from_pylist(rows), data / "rows.parquet")
+    splits = built(data, file="rows.parquet")
+    assert [set(row) - {"row_id", "images", "image_wh", *BOX} for row in splits["train"]] == [{"site"}] * 2
+    said = capsys.readouterr().err
+    assert all(
+        f"2 values of column {name!r}, which no task reads, are left out" in said for name in odd if name != "site"
+    )
+
+
+def test_a_row_given_twice_is_mentioned(data, capsys):
+    rows = [{"image": "0.png", "id": 1, **BOX}, {"image": "0.png", "id": 2, **BOX}, {"image": "1.png", **BOX}]
+    assert len(built(data, rows)["train"]) == 3
+    assert "1 rows are given twice (same image, question and gold)" in (said := capsys.readouterr().err)
+    assert "row-000002 as row-000001" in said
+    built(data, rows[1:])
+    assert "twice" not in capsys.readouterr().err
+
+
 BAD_ROWS = [
     ({**BOX}, "one column of image, images, image_path is needed"),
     ({**BOX, "image": "0.png", "image_path": "0.png"}, "one column of image"),
@@ -138,6 +184,12 @@ BAD_ROWS = [
     ({"image": "0.png", "problem": "?", "solution": "[{'Position': [0, 0, 5, 5]}, {'Posi"}, "(cut)"),
     ({"image": "0.png", "problem": "?", "solution": "[[0, 0, 1001, 5]]"}, "outside the image"),
     ({"image": "0.png", "problem": "?", "solution": [[0, 0, 5, 5]]}, "'solution'"),
+    (
+        {**BOX, "image": "0.png", "problem": "In <image>, where?"},
+        "images stand before the question",
+    ),
+    ({**BOX, "image": "0.png", "problem": "<image><image>Where?"}, "with 2 times <image>, and the row has 1 images"),
+    ({**BOX, "image": "0.png", "problem": "<image>"}, "write it without <image>"),
 ]
 
 
@@ -232,7 +284,6 @@ def test_only_published_rows_with_boxes_state_a_frame():
         ({"n_test": 0.5}, "dataset.n_test is 0.5"),
         ({"k_shot": 0}, "dataset.k_shot is 0"),
         ({"n_valid": 3}, "no key 'n_valid'; did you mean n_validation? known: image_root, "),
-        ({"n_validation": 1}, "leave none of 1 rows"),
     ],
 )
 def test_a_wrong_option_is_named(data, options, words):
@@ -259,7 +310,7 @@ def test_a_source_without_rows_is_refused(data):
         ("rows.json", "[3]", "rows.json, row 1: int found"),
         ("rows.json", b"[\xff]", "not UTF-8"),
         ("rows.csv", "image,gold", "end in .jsonl, .json, .parquet"),
-        ("rows.parquet", "PAR1", "not a readable parquet file"),
+        ("rows.parquet", "PAR1", "cannot be read as a parquet file"),
     ],
 )
 def test_a_file_that_holds_no_rows_is_named(data, name, content, words):
