@@ -308,6 +308,12 @@ def test_a_source_without_rows_is_refused(data):
         ("rows.json", '[{"image": ', "not JSON"),
         ("rows.json", "[" * 100_000, "not JSON"),
         ("rows.json", "[3]", "rows.json, row 1: int found"),
+        (
+            "rows.json",
+            '[{"gold": 1, "image": "0.png", "gold": 2}]',
+            "the key 'gold' stands twice in {'gold': 2, 'image'",
+        ),
+        ("rows.jsonl", '{"gold": 1, "image": "0.png", "gold": 2}', "line 1: not JSON (the key 'gold' stands twice"),
         ("rows.json", b"[\xff]", "not UTF-8"),
         ("rows.csv", "image,gold", "end in .jsonl, .json, .parquet"),
         ("rows.parquet", "PAR1", "cannot be read as a parquet file"),
