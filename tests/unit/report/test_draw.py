@@ -3,6 +3,7 @@
 import pytest
 from PIL import Image, ImageColor
 
+from vrft.report.contact_sheet import contact_sheet
 from vrft.report.draw import GOLD_COLOUR, PREDICTED_COLOUR, draw_boxes
 
 GOLD, PREDICTED = ImageColor.getrgb(GOLD_COLOUR), ImageColor.getrgb(PREDICTED_COLOUR)
@@ -65,3 +66,14 @@ def test_the_original_stays_as_it_is_and_any_mode_is_taken():
         before = image.copy()
         assert draw_boxes(image, gold=[([1, 1, 9, 9], "gold")]).mode == "RGB"
         assert image.tobytes() == before.tobytes()
+
+
+def test_questions_on_a_sheet_are_told_apart_too(tmp_path):
+    grey((56, 56)).save(tmp_path / "a.png")
+    sheets = [
+        contact_sheet(
+            {"train": [{"row_id": "r", "images": ["a.png"], "phrase": phrase, "gold": [7, 7, 49, 49]}]}, root=tmp_path
+        ).tobytes()
+        for phrase in "猫狗"
+    ]
+    assert sheets[0] != sheets[1]

@@ -1,5 +1,7 @@
 """Boxes with labels: several categories asked for at once."""
 
+import json
+
 import pytest
 
 from vrft.tasks import load_task
@@ -140,6 +142,8 @@ def test_a_gold_with_labels():
         (written(("left", "dog"), ("left", "cat")), [DOG, {**CAT, "xyxy": LEFT}]),  # one box of two kinds
         (written(("left", None)), [{**DOG, "label": ""}]),  # read, and refused by check
         ("No Objects", []),
+        (json.dumps([{"bbox_2d": [0, 0, 500, 1000], "label": "充电口"}]), [{"label": "充电口", "xyxy": LEFT}]),  # \\u…
+        ('{"dog": [[0, 0, 500, 1000]], "cat": [[500, 0, 1000, 1000]]}', [DOG, CAT]),
     ],
 )
 def test_gold_of_a_solution(solution, gold):
