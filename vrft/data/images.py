@@ -29,6 +29,8 @@ KEPT_FILE = ".checked_images"
 """JSON lines, but without .jsonl: a run reads every .jsonl file of its data folder as a split."""
 
 _EXIF_ORIENTATION, _TRANSPOSED = 0x0112, (5, 6, 7, 8)  # orientations that swap width and height
+_BITS = (8, 10, 12, 14, 16)
+"""Of the sensors whose grey values stand in 16-bit files; a file does not say which."""
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error)
 """Exceptions of Pillow's decoders for damaged files."""
 
@@ -54,7 +56,8 @@ class ImageReader:
 
     Upright 8-bit RGB or grey files without transparency stay in place; rows name their absolute path. Other files, and
     embedded images, are converted to such a PNG below `out_dir/images`; rows name it relative to `out_dir`. Transparent
-    parts become white, and 16 bits become 8. Upright: by the EXIF orientation.
+    parts become white. Grey values of 16 bits become 8: those of 8, 10, 12 or 14 bits, by the largest one in the image,
+    keep their upper 8. Upright: by the EXIF orientation.
 
     root: the folder of relative paths; no path may leave it. None: only embedded images are read.
     is_kept: True records each decoded image in `out_dir/.checked_images`. A later build decodes a file again only if
@@ -229,11 +232,16 @@ def decode_upright(data: bytes) -> tuple[Image.Image, bool]:
         image.verify()
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         is_animated = image.format != "MPO" and getattr(image, "is_animated", False)
+        has_16_bits = any(";16" in str(args) for *_, args in image.tile)
         image.load()
         is_upright = image.getexif().get(_EXIF_ORIENTATION, 1) == 1
         upright = image if is_upright else ImageOps.exif_transpose(image)
     if is_animated:
         raise ValueError(f"is animated ({image.n_frames} frames); keep one frame")
+    if has_16_bits and image.mode == "RGB" and max(high for _, high in image.getextrema()) < 64:
+        raise ValueError(
+            "has 16 bits a channel and no value of more than 14, which Pillow reads as black; save it in 8"
+        )
     is_plain = image.mode in ("RGB", "L") and "transparency" not in image.info
     return _to_rgb(upright), is_upright and is_plain
 
@@ -265,7 +273,9 @@ def _check_size(width: int, height: int) -> None:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image)
+        bits = next(bits for bits in _BITS if values.max() < 1 << bits)
+        return Image.fromarray((values >> (bits - 8)).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"has pixels of mode {image.mode}; 8 or 16 bits a channel are read")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:

@@ -140,8 +140,8 @@ def warn_of_frames(splits: dict[str, list[Row]], family: Family, frame: str | No
     n_verbatim = sum("problem" in row for rows in splits.values() for row in rows)
     if frame and not n_verbatim:
         print(
-            f"warning: dataset.frame={frame} says how rows with a question of their own (`problem`) write boxes; these "
-            "have none, so their boxes are read in pixels of the image",
+            f"warning: dataset.frame={frame} says how rows with a question of their own (`problem`), and a `solution`, "
+            "write boxes; these rows have no `problem`, and boxes in a column such as `gold` are pixels of the image",
             file=sys.stderr,
         )
     if n_verbatim and frame not in (None, family.frame):
