@@ -9,7 +9,7 @@ from typing import Any
 from vrft.config.schema import Config, Evaluate, Protocol, Trainer
 from vrft.config.section import with_values
 from vrft.config.verb_schema import BuildConfig
-from vrft.data.splits import MANIFEST_FILE
+from vrft.data.splits import MANIFEST_FILE, finish_manifest
 from vrft.errors import raise_all
 from vrft.evaluate.protocols import questions_not_asked, row_faults
 from vrft.files import hash_of, write_rows
@@ -50,6 +50,7 @@ def build_rows(
         check_same_rows(data_dir, splits)
     for split, rows in splits.items():
         write_rows(data_dir / f"{split}.jsonl", rows)
+    finish_manifest(data_dir)
     return splits
 
 
