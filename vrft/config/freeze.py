@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vrft.config.batch_sizes import derive, uneven_share
 from vrft.config.cross_checks import contradictions, judging_faults, model_faults, pair_faults
 from vrft.config.launch_checks import launch_faults
+from vrft.config.not_given import warn_of_toy_model, with_rows_of_run
 from vrft.config.package_files import TINY_MODEL
 from vrft.config.schema import Config
 from vrft.config.section import Section, flat, with_values
@@ -32,7 +33,8 @@ def freeze(
     """The frozen config, with the section `derived` that the worker needs; `composed` is left alone.
 
     device: what `launch.device=auto` becomes. overrides: of the command line; if nothing is trained, a checkpoint's
-    `vrft.json` sets what they do not. skips_training_checks: True to skip checks that only matter for training.
+    `vrft.json` and the rows of its run set what they do not. skips_training_checks: True to skip checks that only
+    matter for training.
     is_remote: True if the run is for another machine, so packages and devices may be missing on this one. Raises
     `UserError` that lists all faults.
     """
@@ -58,7 +60,11 @@ def freeze_values(
     if not config.is_training:
         from vrft.models.prompt_settings import with_prompt_settings  # numpy: not for --help
 
-        config = checked(with_prompt_settings(values, overrides), Config)  # vrft.json may hold anything
+        values = with_prompt_settings(values, overrides)
+        values = with_rows_of_run(values, overrides) if config.predict is None else values
+        config = checked(values, Config)  # vrft.json may hold anything
+    if config.predict is None:
+        warn_of_toy_model(config, overrides)
     examined = with_values(config, {"evaluate.train": False}) if skips_training_checks else config
     faults = [*contradictions(examined), *launch_faults(examined.launch, run_dir=examined.run.dir)]
     faults += model_faults(examined.model, examined.deepspeed, is_training=examined.evaluate.train, is_remote=is_remote)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vrft.data.images import ImageReader, locate
-from vrft.data.options import DatasetOptions, Folder, read_options
+from vrft.data.options import DatasetOptions, Folder, SolutionFrame, read_options
 from vrft.data.read_ahead import read_ahead, usable_cores
 from vrft.data.splits import MANIFEST_FILE, Checked, read_manifest
 from vrft.errors import UserError, raise_all
@@ -21,10 +22,12 @@ class Options(DatasetOptions):
 
     image_root: where images lie now that lay outside of that folder: an image is the file below it that the longest end
         of its path names; null: where they lay.
+    frame: the frame of the boxes in `problem` and its answer.
     """
 
     path: str
     image_root: Folder | None = None
+    frame: SolutionFrame | None = None
 
 
 def build(options: dict, *, task: Task | MixedTask, out_dir: Path, seed: int) -> dict[str, list[Row]]:
@@ -58,6 +61,13 @@ def build(options: dict, *, task: Task | MixedTask, out_dir: Path, seed: int) ->
                 )
         found[split].append(item.row | {"images": paths})
     raise_all(faults, heading=f"{folder} has changed since vrft build wrote it:")
+    built_with = manifest["options"].get("frame") if isinstance(manifest.get("options"), dict) else None
+    if built_with != chosen.frame and any("problem" in row for rows in found.values() for row in rows):
+        print(
+            f"warning: the rows of {folder} bring their own question (`problem`) and were built with dataset.frame="
+            f"{built_with or 'null'}; give the same here",
+            file=sys.stderr,
+        )
     return found
 
 
