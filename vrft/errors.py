@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
+import os
 import types
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
@@ -82,6 +84,29 @@ def first_line(error: BaseException) -> str:
     ('no such file', 'OSError')
     """
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+_TAKES_NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+@contextlib.contextmanager
+def disk_told(*, then: str) -> Iterator[None]:
+    """Within, an error of a disk that takes no more becomes a `UserError`. then: how the user goes on with room there.
+
+    It is full, a quota or a limit of a file's size is reached, or it is read-only. Libraries raise errors of their own
+    with the system's words in them.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not any(os.strerror(number) in str(error) for number in _TAKES_NO_MORE):
+            raise
+        why = first_line(error)
+        raise UserError(
+            f"the disk is full, has a limit or is read-only ({why}); make room there, then {then}"
+        ) from None
 
 
 def suggestion(name: str, known) -> str:

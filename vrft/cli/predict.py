@@ -43,6 +43,7 @@ def predict(config: Config) -> Parsed:
         dtype=model_config.dtype,
         attention=model_config.attention,
         device=config.derived.device,
+        quantization=model_config.quantization,
         **trusted,
     )
     task = load_task(**config.task, trust_code=config.trust_code)

@@ -209,6 +209,9 @@ def load_image(path: Path, *, what: str) -> Image.Image:
 
     what: what the image is for. Raises `UserError` that names it and the file if the image cannot be read.
     """
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "is missing: there is no such file"
+        raise UserError(f"{what}: the image {path} {found}; give the path of a PNG or JPEG file")
     try:
         return decode_upright(path.read_bytes())[0]
     except (OSError, ValueError) as error:

@@ -7,7 +7,7 @@ numbers, the most confident first. A list of class names (`classes=…`, one nam
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,9 +86,9 @@ def _read_lines(path: Path, names: list[str] | None) -> list[Answer]:
     if not path.is_file():
         raise UserError(f"cases={path}: there is no such file; JSON lines are needed, each {_LINE}, or a .pth")
     faults: list[str] = []
-    answers = []
+    answers, known = [], None if names is None else dict.fromkeys(names)  # a look-up takes no time
     for number, row in numbered_rows(path, faults):
-        own = list(_line_faults(row, names))
+        own = list(_line_faults(row, known))
         faults += [f"{path.name}, line {number}: {fault}" for fault in own]
         if not own:
             label, prediction = row["label"], row["prediction"]
@@ -97,7 +97,7 @@ def _read_lines(path: Path, names: list[str] | None) -> list[Answer]:
     return _checked(answers, faults, path)
 
 
-def _line_faults(row: dict, names: list[str] | None) -> Iterator[str]:
+def _line_faults(row: dict, names: Collection[str] | None) -> Iterator[str]:
     missing = [key for key in ("image", "label", "prediction") if key not in row]
     if missing:
         yield f"{', '.join(missing)} missing; the keys are {', '.join(row)}; needed: {_LINE}"

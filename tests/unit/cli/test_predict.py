@@ -75,5 +75,5 @@ def test_a_cut_answer_says_so(config, monkeypatch, capsys):
 
 def test_a_missing_image_is_named(config, monkeypatch):
     answer_with(monkeypatch, "")
-    with pytest.raises(UserError, match=r"predict\.image: the image none\.png cannot be read"):
+    with pytest.raises(UserError, match=r"predict\.image: the image none\.png is missing: there is no such file"):
         predict(with_values(config, {"predict.image": "none.png"}))

@@ -277,7 +277,7 @@ def test_a_source_without_rows_is_refused(data):
         ("rows.json", "[3]", "rows.json, row 1: int found"),
         ("rows.json", b"[\xff]", "not UTF-8"),
         ("rows.csv", "image,gold", "end in .jsonl, .json, .parquet"),
-        ("rows.parquet", "PAR1", "not a readable parquet file"),
+        ("rows.parquet", "PAR1", "cannot be read as a parquet file"),
     ],
 )
 def test_a_file_that_holds_no_rows_is_named(data, name, content, words):
