@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 CANNOT_RUN = "The config cannot run:"
+N_SHOWN = 20
+"""Of several faults, those that are printed."""
 SIGNALLED = 128
 """A process that a signal has ended has this exit code plus the signal's number, as in a shell."""
 
@@ -49,13 +51,13 @@ class UserError(Exception):
 def raise_all(faults: list[str], *, heading: str) -> None:
     """Raise one `UserError` that lists every fault; do nothing when there is none.
 
-    At most 20 faults are printed; the rest are counted.
+    At most `N_SHOWN` faults are printed; the rest are counted.
     """
     if not faults:
         return
-    shown = [f"  - {fault}" for fault in faults[:20]]
-    if len(faults) > 20:
-        shown.append(f"  … and {len(faults) - 20} more")
+    shown = [f"  - {fault}" for fault in faults[:N_SHOWN]]
+    if len(faults) > N_SHOWN:
+        shown.append(f"  … and {len(faults) - N_SHOWN} more")
     raise UserError("\n".join([heading, *shown]))
 
 

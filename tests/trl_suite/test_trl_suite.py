@@ -1,6 +1,7 @@
 """What a setting of TRL's GRPO trainer does in stock TRL, it does in vrft's too: completions, weights, logged figures.
 
-Each row is a setting, run twice on each family from the same weights and seed. Rows with a `why` differ on purpose.
+Each row is a setting, run twice on each family from the same weights and seed. Rows with a `why` differ on purpose, and
+are expected failures; rows on which stock TRL itself fails are skipped.
 The settings are those that TRL's own tests of its trainer go through, and those that sharing could get wrong.
 `make trl-suite` runs all of them; `make test` those of `SAMPLE`, each on one family.
 """
@@ -77,7 +78,7 @@ class Setting:
 
 def loss(name: str, **more) -> Setting:
     arguments = {"loss_type": name, "num_iterations": 2, **more}
-    return Setting(arguments, rewards=(first_token,), ignored=("entropy",))
+    return Setting(arguments, rewards=(first_token,))
 
 
 KL = {"beta": 0.04}
@@ -99,9 +100,9 @@ SETTINGS = {
     ),
     "two rewards, weighted": Setting({"reward_weights": [0.7, 0.3]}, rewards=(reward_by_ids, length)),
     "rewards of None": Setting(rewards=(sometimes_none,)),
-    "equal rewards": Setting({"optim": "adamw_torch", "weight_decay": 0.1}, rewards=(constant,), ignored=("entropy",)),
+    "equal rewards": Setting({"optim": "adamw_torch", "weight_decay": 0.1}, rewards=(constant,)),
     "text alone, equal rewards": Setting(
-        {"optim": "adamw_torch", "weight_decay": 0.1}, rewards=(constant,), n_images=(0,), ignored=("entropy",)
+        {"optim": "adamw_torch", "weight_decay": 0.1}, rewards=(constant,), n_images=(0,)
     ),
     "text alone": Setting(KL, n_images=(0,)),
     "two images in some rows": Setting(KL, n_images=(1, 2)),
@@ -117,6 +118,7 @@ SETTINGS = {
     "beams by generation kwargs": Setting({"generation_kwargs": {"num_beams": 2}}, shares=False),
     "beams of the checkpoint": Setting(edit=of_the_checkpoint(num_beams=2), shares=False),
     "no repeated n-gram of the checkpoint": Setting(edit=of_the_checkpoint(no_repeat_ngram_size=2), shares=False),
+    "prompt lookup of the checkpoint": Setting(edit=of_the_checkpoint(prompt_lookup_num_tokens=3), shares=False),
     "guidance of the checkpoint": Setting(edit=of_the_checkpoint(guidance_scale=1.5), shares=False),
     "sampling of the checkpoint": Setting(
         edit=of_the_checkpoint(repetition_penalty=1.05, temperature=1e-6, top_k=1, top_p=0.001, num_beams=1)
@@ -131,7 +133,7 @@ SETTINGS = {
         KL, adapter=lambda: lora(task_type="CAUSAL_LM", alora_invocation_tokens=invocation()), shares=False
     ),
     "prompt tuning": Setting(
-        adapter=lambda: PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), shares=False
+        adapter=lambda: PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), n_images=(0,), shares=False
     ),
     "attention dropout": Setting(KL, edit=attention_dropout, shares=False),
     "NEFTune": Setting({"neftune_noise_alpha": 5.0}, shares=False),
@@ -164,7 +166,6 @@ SAMPLE = {
     "rewards of None": "qwen2_5_vl",
     "text alone, equal rewards": "qwen3_vl",
     "beams of the checkpoint": "qwen2_vl",
-    "guidance of the checkpoint": "qwen3_vl",
     "DoRA": "qwen2_5_vl",
     "LoRA, dropout": "qwen3_vl",
     "aLoRA": "qwen2_vl",
@@ -187,7 +188,7 @@ def invocation() -> list[int]:
 
 
 def trained(trainer_class, setting: Setting, family: str, folder):
-    """The completions that rewards saw, the weights after two steps, the log, and whether prompts were shared."""
+    """The completions that rewards saw, the weights after two steps, and the log; or the error."""
     model = small_model(family)
     model.config._name_or_path = str(folder / "model")  # from where TRL loads its reference
     model.generation_config.eos_token_id = list(range(0, 570, 24))  # completions end at many lengths
@@ -213,9 +214,12 @@ def trained(trainer_class, setting: Setting, family: str, folder):
     )
     if "chat_template_kwargs" in setting.arguments:
         trainer.processing_class.chat_template += SWITCH
-    trainer.train()
+    try:
+        trainer.train()
+    except (RuntimeError, ValueError, TypeError) as error:
+        return error
     weights = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
-    return seen, weights, trainer.state.log_history, trainer
+    return seen, weights, trainer.state.log_history
 
 
 def unequal_figures(stock: list[dict], ours: list[dict], ignored: tuple[str, ...]) -> list[tuple]:
@@ -226,6 +230,7 @@ def unequal_figures(stock: list[dict], ours: list[dict], ignored: tuple[str, ...
         (name, value, other.get(name))
         for entry, other in zip(stock, ours, strict=True)
         for name, value in entry.items()
+        if not (name.endswith("entropy") and other.get("shared_prefix/skipped"))  # then that of the other rows
         if isinstance(value, float | int) and not math.isnan(value) and not name.startswith(is_known)
         if other.get(name) is None or not math.isclose(value, other[name], rel_tol=ROUNDING, abs_tol=1e-6)
     ]
@@ -241,6 +246,10 @@ def test_as_in_stock_trl(tmp_path, monkeypatch, capsys, name, family):
     capsys.readouterr()
     ours = trained(SharedPrefixTrainer, setting, family, tmp_path)
     assert ("prompts are not shared" not in capsys.readouterr().err) == setting.shares
+    if isinstance(theirs, Exception):
+        assert type(ours) is type(theirs)
+        pytest.skip(f"stock TRL fails, and so does vrft: {theirs}")
+    assert not isinstance(ours, Exception), ours
     moved = max((weight - ours[1][key]).abs().max().item() for key, weight in theirs[1].items())
     if setting.why:
         assert moved > ROUNDING, "no difference is left to document"

@@ -150,9 +150,26 @@ def _without_marks(problem: str, *, n_images: int) -> str:
 def _gold(row: Row, task: Task, frame_name: str | None) -> Any:
     if "gold" in row:
         raise ValueError("both gold and solution are given; keep one of them")
-    gold = task.gold_of(row["solution"], Frame(frame_name or "pixels", row["image_wh"], row["image_wh"]))
-    if frame_name is None and not isinstance(gold, str | int):
+    width, height = image_wh = row["image_wh"]
+    gold = task.gold_of(row["solution"], Frame("pixels", image_wh, image_wh))  # the numbers as they are written
+    largest = max(_coordinates(gold), default=None)
+    if largest is None:
+        return gold
+    if frame_name is None:
         raise ValueError(
-            "the boxes of its solution are in a frame that dataset.frame must name: norm1000, pixels or norm1"
+            "the boxes of its solution are in a frame that dataset.frame must name: norm1000, pixels or norm1. Their "
+            f"largest number is {largest:g}, and the image has {width} × {height} pixels: type dataset.frame=pixels if "
+            "they are pixels of it, dataset.frame=norm1000 if they run from 0 to 1000, dataset.frame=norm1 from 0 to 1"
         )
-    return gold
+    if largest <= 1 and frame_name != "norm1":
+        raise ValueError(
+            f"the boxes of its solution are fractions, up to {largest:g}, and dataset.frame is {frame_name}; type "
+            "dataset.frame=norm1"
+        )
+    return task.gold_of(row["solution"], Frame(frame_name, image_wh, image_wh))
+
+
+def _coordinates(gold: Any) -> list[float]:
+    """The numbers of the boxes of a gold; none of a name or a count, which have no frame."""
+    parts = gold.values() if isinstance(gold, dict) else gold if isinstance(gold, list | tuple) else ()
+    return [number for part in parts for number in ([part] if isinstance(part, float) else _coordinates(part))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,8 @@ from vrft.files import numbered_rows
 FILE_KINDS = (".jsonl", ".json", ".parquet")
 _SAVED_BY_DATASETS = ("dataset_dict.json", "dataset_info.json", "state.json")
 _MOST_TIMES = 50
-"""A .gz may unpack to so many times its size, or to 16 MiB. Annotations shrink to a fifth, indented ones to a
-thirtieth; 6 MB of zeros hold 6 GB."""
+"""A .gz, or a column of parquet, may unpack to so many times its file's size, or to 16 MiB. Annotations shrink to a
+fifth, indented ones to a thirtieth; 6 MB of zeros hold 6 GB."""
 
 Located = tuple[str, int, dict[str, Any]]
 """A raw row: the name of its file, its number in the file from 1 (JSON lines: its line), and its columns."""
@@ -117,10 +118,14 @@ def _text_of(path: Path) -> str:
     return data.decode("utf-8-sig")
 
 
+def _most_bytes(path: Path) -> int:
+    """How many bytes a compressed file may unpack to."""
+    return max(2**24, _MOST_TIMES * path.stat().st_size)
+
+
 def _unpacked(path: Path) -> bytes:
     """The bytes in a .gz file. Raises `UserError` as soon as they are more than a sound file holds."""
-    size = path.stat().st_size
-    most, data = max(2**24, _MOST_TIMES * size), bytearray()
+    size, most, data = path.stat().st_size, _most_bytes(path), bytearray()
     with gzip.open(path) as file:
         while chunk := file.read(2**20):
             data += chunk
@@ -136,7 +141,17 @@ def _read_parquet(file: Path) -> Iterator[Located]:
     from pyarrow.parquet import ParquetFile
 
     with reading(file, "a parquet file"):
-        rows = (row for batch in ParquetFile(file).iter_batches(batch_size=32) for row in batch.to_pylist())
+        table, n_bytes = ParquetFile(file), Counter()
+        for group in table.metadata.to_dict()["row_groups"]:
+            for column in group["columns"]:
+                n_bytes[column["path_in_schema"].partition(".")[0]] += column["total_uncompressed_size"]
+        for name, n in n_bytes.items():
+            if n > _most_bytes(file):
+                raise UserError(
+                    f"{file}: its {file.stat().st_size:,} bytes unpack to {n:,} in the column {name!r}, which could "
+                    "fill the memory; leave the column out, or save the file without compression"
+                )
+        rows = (row for batch in table.iter_batches(batch_size=32) for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):
             yield file.name, number, row
 

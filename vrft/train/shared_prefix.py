@@ -25,8 +25,8 @@ from trl import GRPOTrainer
 from vrft.errors import UserError
 from vrft.models.image_features import ImageFeatures, is_vision_frozen
 from vrft.models.rollout import generate_shared
-from vrft.models.shareable import model_fault, sampling_fault
 from vrft.models.shared_prefix import Prompts, in_chunks, pack, rotary_positions, without_adapter
+from vrft.train.unlike_trl import unlike_trl
 
 _VISION = ("pixel_values", "image_grid_thw", "mm_encoder_outputs")
 _LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo")
@@ -88,7 +88,7 @@ def sharing_generate(trainer: GRPOTrainer, policy: PreTrainedModel, images: Sequ
 
     def generate(input_ids: Tensor, attention_mask: Tensor, generation_config: Any, **fields) -> Tensor:
         batch = input_ids, attention_mask, fields, [len(own or ()) for own in images or ()]
-        if trainer.sharing.refuses(unlike_trl(trainer, policy, *batch, is_rollout=True)):
+        if trainer.sharing.refuses(unlike_trl(trainer, policy, batch, is_rollout=True)):
             log(trainer, "shared_prefix/fraction_sampled", 0.0)
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **fields}
             return stock(**inputs, generation_config=generation_config)
@@ -250,51 +250,6 @@ def with_image_features(trainer: GRPOTrainer, inputs: dict[str, Any]) -> dict[st
         return inputs
     with trainer.accelerator.autocast():
         return trainer.sharing.image_features.replace_pixels(policy, inputs)
-
-
-def unlike_trl(
-    trainer: GRPOTrainer,
-    model: PreTrainedModel | PeftModel,
-    ids: Tensor | None = None,
-    mask: Tensor | None = None,
-    fields: Mapping[str, Any] | None = None,
-    n_images: Sequence[int] | None = None,
-    *,
-    is_training: bool | None = None,
-    is_rollout: bool = False,
-    has_aux_loss: bool = False,
-) -> str | None:
-    """Why sharing is not known to give TRL's results, so that TRL's own path is to be taken; None if it is.
-
-    ids, mask: (B, P) prompts. fields: of the processor. n_images: (B,), by row. Without them only what holds for every
-    batch is looked at. is_training: True where dropout is active; None to ask the model.
-    """
-    unknown = {name for name, value in (fields or {}).items() if value is not None} - {*_VISION, "mm_token_type_ids"}
-    fault = trainer.sharing.fault or model_fault(
-        model, is_training=model.training if is_training is None else is_training
-    )
-    if fault is None and unknown:
-        fault = f"the batch has {', '.join(sorted(unknown))}, which only TRL's path knows"
-    if fault is None and has_aux_loss:
-        fault = "the loss has a load-balancing term"
-    if fault is None and is_rollout and not trainer.use_vllm:
-        fault = _rollout_fault(trainer, without_adapter(model))
-    return fault if fault or ids is None else Prompts.of(ids, mask, fields, n_images).fault()
-
-
-def _rollout_fault(trainer: GRPOTrainer, model: PreTrainedModel) -> str | None:
-    if is_deepspeed_zero3_enabled() and not trainer.args.ds3_gather_for_generation:
-        return "trainer.args.ds3_gather_for_generation=false: processes would wait for each other at every token"
-    return sampling_fault(trainer.generation_config, model.generation_config)
-
-
-def trainer_fault(trainer: GRPOTrainer) -> str | None:
-    """Why no batch of this trainer can be shared, or None."""
-    if trainer.tools or trainer.environment_factories or trainer.rollout_func:
-        return "tools, environments and rollout functions write into completions"
-    if trainer.args.neftune_noise_alpha is not None:
-        return "trainer.args.neftune_noise_alpha adds noise to every token, and fewer tokens computed draw other noise"
-    return None
 
 
 def metrics(trainer: GRPOTrainer) -> dict[str, list[float]]:

@@ -29,6 +29,7 @@ from vrft.train.deepspeed_state import named_once, readable_state, recount_steps
 from vrft.train.micro_batches import micro_batches
 from vrft.train.non_finite import NonFiniteGuard
 from vrft.train.prompt_once import KNOWN_PROCESSORS, PromptOnce
+from vrft.train.unlike_trl import trainer_fault, unlike_trl
 
 VERSIONS = {"trl": "1.16.0", "transformers": "5.23.0"}
 """The versions whose source was read."""
@@ -194,7 +195,7 @@ class SharedPrefixTrainer(GRPOTrainer):
         self.sharing = shared_prefix.Sharing(
             must_share=must_share,
             is_main_process=self.accelerator.is_main_process,
-            fault=shared_prefix.trainer_fault(self),
+            fault=trainer_fault(self),
         )
         shared_prefix.check_settings(self)
 
@@ -223,7 +224,7 @@ class SharedPrefixTrainer(GRPOTrainer):
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         generate_every = self.args.steps_per_generation * self.num_iterations
         is_buffered = self._step % generate_every and self._buffered_inputs is not None
-        if is_buffered or not self.model.training or shared_prefix.unlike_trl(self, self.model):
+        if is_buffered or not self.model.training or unlike_trl(self, self.model):
             return super()._prepare_inputs(generation_batch)
         # TRL shuffles rows before it splits a generation, which would spread a prompt over micro-batches.
         batch = self._generate_and_score_completions(generation_batch)
@@ -261,7 +262,7 @@ class SharedPrefixTrainer(GRPOTrainer):
         n_prompt = input_ids.shape[1] - logits_to_keep
         prompts = input_ids[:, :n_prompt], attention_mask[:, :n_prompt], fields, num_images
         policy = self.accelerator.unwrap_model(model)
-        fault = shared_prefix.unlike_trl(self, policy, *prompts, has_aux_loss=compute_aux_loss)
+        fault = unlike_trl(self, policy, prompts, has_aux_loss=compute_aux_loss)
         batch = (model, input_ids, attention_mask, logits_to_keep)
         options = {"batch_size": batch_size, "compute_entropy": compute_entropy}
         if not self.sharing.refuses(fault):

@@ -4,9 +4,11 @@ import datetime
 import io
 import json
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from vrft.data.json_rows import build
@@ -167,6 +169,7 @@ BAD_ROWS = [
     ({"image": "0.png", "gold": []}, "category"),
     ({"image": "0.png", "category": "dog", "gold": [[0, 0, 65, 48]]}, "outside the image of 64 × 48"),
     ({"image": "0.png", "category": "dog", "gold": [[30, 2, 1, 40]]}, "no area"),
+    ({"image": "0.png", "category": "dog", "gold": [[0.1, 0.2, 0.45, 0.6]]}, "as a box in fractions of it does"),
     ({"image": "0.png", "category": "dog", "gold": [[1, 2, 3]]}, "four finite numbers"),
     ({**BOX, "image": "0.png", "distractors": [[0, 0, 99, 9]]}, "distractors: box"),
     ({**BOX, "image": "0.png", "distractors": 3}, "'distractors' is '3'; a list is needed"),
@@ -232,9 +235,39 @@ def test_row_ids_are_unique_over_all_splits(data):
     assert "row_id 'same' occurs 2 times" in refusal(data, rows[:1], test_path=str(data / "test.jsonl"))
 
 
-def test_boxes_without_a_stated_frame_are_refused(data):
-    rows = [{"image": "0.png", "problem": "?", "solution": "[[0, 0, 5, 5]]"}]
-    assert "dataset.frame must name: norm1000, pixels or norm1" in refusal(data, rows)
+@pytest.mark.parametrize(
+    ("task", "solution", "frame", "words"),
+    [
+        (
+            "detection",
+            "[[0, 0, 5, 5]]",
+            None,
+            "dataset.frame must name: norm1000, pixels or norm1. Their largest number is 5",
+        ),
+        ("grounding", "(40,20),(230,190)", None, "type dataset.frame=pixels if they are pixels of it"),
+        ("pointing", "(40,20),(230,190)", None, "dataset.frame must name"),
+        ("grounding", "[0.1, 0.2, 0.45, 0.6]", "norm1000", "fractions, up to 0.6, and dataset.frame is norm1000"),
+        ("detection", "[[0, 0, 1, 1], [0, 0, 0.5, 1]]", "pixels", "type dataset.frame=norm1"),
+        ("detection", "No Objects", None, None),  # nothing in a frame
+        ("counting", "3", None, None),
+        ("classification", "0.5", None, None),
+    ],
+)
+def test_the_frame_of_boxes_is_asked_for_and_doubted(data, task, solution, frame, words):
+    rows = [{"image": "0.png", "problem": "?", "solution": solution}]
+    if words is None:
+        assert len(built(data, rows, task=task, frame=frame)["train"]) == 1
+    else:
+        assert words in refusal(data, rows, task=task, frame=frame)
+
+
+def test_only_published_rows_with_boxes_state_a_frame():
+    configs = Path(__file__).parents[3] / "conf" / "dataset"
+    frames = {path.stem: yaml.safe_load(path.read_text("utf-8")).get("frame") for path in configs.glob("*.yaml")}
+    stated = {name: frame for name, frame in frames.items() if frame}
+    assert stated == dict.fromkeys(
+        ["virft_coco", "virft_coco_8_cate_4_shot", "virft_coco_base65", "virft_lvis_few_shot"], "norm1000"
+    )
 
 
 @pytest.mark.parametrize(

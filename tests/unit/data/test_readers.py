@@ -88,3 +88,14 @@ def test_parquet_with_damaged_bytes_is_refused_by_name_or_read(tmp_path):
         assert not told or str(path) in told
         n_refused += bool(told)
     assert n_refused > 10
+
+
+def test_a_parquet_cell_that_unpacks_without_end_is_refused_by_file_and_column(tmp_path):
+    path, note = tmp_path / "train.parquet", " " * 2**26
+    parquet.write_table(pyarrow.table({"image": ["a.png"], "note": [note]}), path, compression="zstd")
+    assert path.stat().st_size < 2**16
+    assert "train.parquet: its " in (told := refusal(path))
+    assert "unpack to 67,1" in told
+    assert "the column 'note'" in told
+    parquet.write_table(pyarrow.table({"image": [bytes(2**24)], "note": ["x"]}), path, compression=None)
+    assert rows_of(path)[0]["note"] == "x"
