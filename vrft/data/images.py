@@ -173,9 +173,10 @@ def _read_kept(out_dir: Path) -> dict[str, tuple[tuple[int, int], ReadImage]]:
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             key, (size, changed), (stored, (width, height), content) = json.loads(line)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             continue
-        kept[key] = (size, changed), ReadImage(stored, (width, height), content)
+        if isinstance(key, str) and isinstance(stored, str):  # the folder may be somebody else's
+            kept[key] = (size, changed), ReadImage(stored, (width, height), content)
     return kept
 
 

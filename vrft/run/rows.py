@@ -76,7 +76,7 @@ def build_rows(
 def _for_test(dataset: dict[str, Any], model: Path) -> dict[str, Any]:
     """The options of rows of which none is trained on: without numbers of rows, each of a file is a test row, unless
     the run that saved the checkpoint `model` has trained or validated on its images."""
-    if "n_test" not in dataset or (dataset["n_test"], dataset["n_validation"]) != (None, None):
+    if "n_test" not in dataset or (dataset["n_test"], dataset.get("n_validation")) != (None, None):
         return dataset
     seen = model.parent.parent / "data"
     is_of_run = model.parent.name == "checkpoints" and (seen / MANIFEST_FILE).is_file()

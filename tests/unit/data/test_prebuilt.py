@@ -151,6 +151,12 @@ def test_the_frame_of_own_questions_is_asked_for(laptop, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_damaged_record_of_decoded_images_costs_time_alone(laptop):
+    lines = ["[" * 10**5, "[[], [1, 2], [3, [4, 5], 6]]", '["a", [1, 2], [3, [4, 5], 6]]', "{", "3"]
+    (laptop / "rows" / images.KEPT_FILE).write_text("\n".join(lines))
+    assert len(images_of(read(laptop))) == 5
+
+
 def test_an_image_is_decoded_where_its_file_is_another(laptop):
     path = laptop / "img" / "0.png"
     state = path.stat()
