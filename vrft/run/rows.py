@@ -11,7 +11,7 @@ from vrft.config.batch_sizes import rows_at_once, unfilled_step
 from vrft.config.schema import Config, Evaluate, Protocol, Trainer
 from vrft.config.section import with_values
 from vrft.config.verb_schema import BuildConfig
-from vrft.data.splits import MANIFEST_FILE
+from vrft.data.splits import MANIFEST_FILE, finish_manifest
 from vrft.errors import raise_all
 from vrft.evaluate.protocols import questions_not_asked, row_faults
 from vrft.files import hash_of, write_rows
@@ -69,13 +69,14 @@ def build_rows(
         check_same_rows(data_dir, splits)
     for split, rows in splits.items():
         write_rows(data_dir / f"{split}.jsonl", rows)
+    finish_manifest(data_dir)
     return splits
 
 
 def _for_test(dataset: dict[str, Any], model: Path) -> dict[str, Any]:
     """The options of rows of which none is trained on: without numbers of rows, each of a file is a test row, unless
     the run that saved the checkpoint `model` has trained or validated on its images."""
-    if "n_test" not in dataset or (dataset["n_test"], dataset["n_validation"]) != (None, None):
+    if "n_test" not in dataset or (dataset["n_test"], dataset.get("n_validation")) != (None, None):
         return dataset
     seen = model.parent.parent / "data"
     is_of_run = model.parent.name == "checkpoints" and (seen / MANIFEST_FILE).is_file()
