@@ -32,29 +32,33 @@ def prepare_rows(
     warn_of_frames(rows, FAMILIES[config.model.family], config.dataset.get("frame"))
     warn_of_questions(rows, config.protocol)
     if config.evaluate.train:
-        config = with_fitting_step(config, len(rows["train"]), say=True)
+        config = with_fitting_step(config, len(rows["train"]))
+        tell_left_out(len(rows["train"]), rows_at_once(config.trainer, config.memory, config.launch))
     return config, rows, build_others(config, run_dir, is_resuming=is_resuming)
 
 
-def with_fitting_step(config: Config, n_rows: int, *, say: bool = False) -> Config:
-    """The config with no more prompts a step than there are rows. say: True prints that, and the rows left out."""
-    prompts = fitting_step(n_rows, config.trainer, config.memory, config.launch)
-    if prompts != config.trainer.prompts_per_step:
-        if say:
-            print(
-                f"warning: {n_rows} rows to train on do not fill a step of trainer.prompts_per_step="
-                f"{config.trainer.prompts_per_step}, so a step takes {prompts}",
-                file=sys.stderr,
-            )
-        config = derive(with_values(config, {"trainer.prompts_per_step": prompts}), device=config.derived.device)
-    n_at_once = rows_at_once(config.trainer, config.memory, config.launch)
-    if say and (n_left := n_rows % n_at_once):
+def with_fitting_step(config: Config, n_rows: int) -> Config:
+    """The config with no more prompts a step than there are rows to train on; a warning tells where that changes it."""
+    asked = config.trainer.prompts_per_step
+    fitting = fitting_step(n_rows, config.trainer, config.memory, config.launch)
+    if fitting == asked:
+        return config
+    print(
+        f"warning: {n_rows} rows to train on do not fill a step of trainer.prompts_per_step={asked}, so a step takes "
+        f"{fitting}",
+        file=sys.stderr,
+    )
+    return derive(with_values(config, {"trainer.prompts_per_step": fitting}), device=config.derived.device)
+
+
+def tell_left_out(n_rows: int, n_at_once: int) -> None:
+    """Print how many rows each epoch leaves out, where the last ones do not fill a step. n_at_once: `rows_at_once`."""
+    if n_left := n_rows % n_at_once:
         print(
             f"{n_left} of {n_rows} training rows, others each time, are left out of each epoch: {n_at_once} are taken "
             "at once (trainer.prompts_per_step), and they do not fill that",
             file=sys.stderr,
         )
-    return config
 
 
 def build_rows(
