@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import hashlib
 import json
 import os
@@ -154,9 +155,18 @@ def _flush(path: Path) -> None:
     """Flush a file's bytes, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        flush_to_disk(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush_to_disk(descriptor: int) -> None:
+    """Have the disk take what was written to an open file; do nothing on a file system that cannot (some of FUSE)."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -202,7 +212,7 @@ def append_lines(path: Path, entries: Iterable[Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(entry, ensure_ascii=False, default=float) + "\n" for entry in entries)
         file.flush()
-        os.fsync(file.fileno())
+        flush_to_disk(file.fileno())
 
 
 def write_text_atomically(path: Path, text: str, *, is_lasting: bool = False) -> Path:
@@ -212,5 +222,5 @@ def write_text_atomically(path: Path, text: str, *, is_lasting: bool = False) ->
         file.write(text)
         if is_lasting:
             file.flush()
-            os.fsync(file.fileno())
+            flush_to_disk(file.fileno())
     return partial.replace(path)

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from vrft.config.batch_sizes import batch_sizes, uneven_share
-from vrft.config.model_checks import part_faults, quantization_faults
+from vrft.config.model_checks import part_faults, quantization_faults, type_faults, unshared_key
 from vrft.config.package_files import TINY_MODEL, config_folder
 from vrft.config.schema import Alarms, Config, DeepSpeed, Launch, Memory, Model, Reward, Trainer
 from vrft.config.section import flat, with_values
@@ -56,6 +56,7 @@ def model_faults(model: Model, deepspeed: DeepSpeed, *, is_training: bool, is_re
     path = str(model.path or TINY_MODEL)
     if fault := model_fault(path):
         yield fault
+    yield from type_faults(model, path)
     if is_training:
         yield from _training_faults(model, path, has_deepspeed=bool(deepspeed.config))
         yield from part_faults(model, deepspeed)
@@ -155,6 +156,8 @@ def _sharing_faults(config: Config) -> Iterator[str]:
         yield "rollout.sharing is null: choose rollout=transformers for TRL's own path, or sharing=auto"
     if rollout.sharing == "on" and config.model.attention == "eager":
         yield "rollout.sharing=on is incompatible with model.attention=eager; choose model.attention=sdpa"
+    if rollout.sharing == "on" and (key := unshared_key(config.model, config.trainer)):
+        yield f"rollout.sharing=on is incompatible with {key}; leave it out, or choose rollout.sharing=auto"
     if rollout.sharing == "on" and config.memory.completions_per_device == 1:
         yield "rollout.sharing=on is incompatible with memory.completions_per_device=1; let it be 2 or more, or null"
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vrft.config.batch_sizes import derive, fitting_step, rows_at_once
 from vrft.config.schema import Config, Evaluate, Protocol, Trainer
 from vrft.config.section import with_values
 from vrft.config.verb_schema import BuildConfig
+from vrft.data.splits import MANIFEST_FILE
 from vrft.errors import raise_all
 from vrft.evaluate.protocols import questions_not_asked, row_faults
 from vrft.files import hash_of, write_rows
@@ -71,11 +73,18 @@ def build_rows(
     from vrft.data import load_builder
 
     dataset, task = dict(config.dataset), load_task(**config.task, trust_code=config.trust_code)
+    if only or (isinstance(config, Config) and not config.evaluate.train):
+        dataset = _for_test(dataset, Path(config.model.path))
     build = load_builder(dataset.pop("builder"))
     splits = build(dataset, task=task, out_dir=data_dir, seed=config.run.seed)
     if only:
         splits = {split: splits.get(split, []) for split in only}
-    needed = needed_splits(config.evaluate, config.trainer) if isinstance(config, Config) else {}
+    if isinstance(config, Config):
+        needed = needed_splits(config.evaluate, config.trainer)
+    else:
+        needed = {"train": "training"} if splits.get("validation") else {}
+        if not splits.get("train"):
+            print("warning: no row is left for training; these rows can only be evaluated on", file=sys.stderr)
     check_rows(splits, task, needed={split: key for split, key in needed.items() if not only or split in only})
     if isinstance(config, Config):
         if config.evaluate.train and not only:
@@ -88,6 +97,16 @@ def build_rows(
     for split, rows in splits.items():
         write_rows(data_dir / f"{split}.jsonl", rows)
     return splits
+
+
+def _for_test(dataset: dict[str, Any], model: Path) -> dict[str, Any]:
+    """The options of rows of which none is trained on: without numbers of rows, each of a file is a test row, unless
+    the run that saved the checkpoint `model` has trained or validated on its images."""
+    if "n_test" not in dataset or (dataset["n_test"], dataset["n_validation"]) != (None, None):
+        return dataset
+    seen = model.parent.parent / "data"
+    is_of_run = model.parent.name == "checkpoints" and (seen / MANIFEST_FILE).is_file()
+    return dataset | {"n_test": "all"} | ({"unseen_by": str(seen)} if is_of_run else {})
 
 
 def build_others(config: Config, run_dir: Path, *, is_resuming: bool = False) -> dict[str, list[Row]]:
@@ -163,9 +182,10 @@ def needed_splits(evaluate: Evaluate, trainer: Trainer) -> dict[str, str]:
 
 def check_rows(splits: dict[str, list[Row]], task: Task, *, needed: dict[str, str]) -> None:
     """Raise `UserError` listing every row whose gold the task refuses, and every needed split without rows."""
+    counts = ", ".join(f"{len(rows)} in {split}" for split, rows in splits.items()) or "none"
     faults = [
-        f"the split {split} has no rows, but {key} needs it; look at dataset.n_validation, dataset.n_test "
-        "and the other keys of `dataset`"
+        f"the split {split} has no rows, but {key} needs it (there are {counts}); look at dataset.n_validation, "
+        "dataset.n_test and the other keys of `dataset`"
         for split, key in needed.items()
         if not splits.get(split)
     ]
