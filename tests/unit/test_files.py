@@ -10,7 +10,7 @@ import shutil
 import pytest
 
 from vrft import files
-from vrft.files import MANIFEST, DamagedFolderError, check_whole, file_hash, is_local, model_fault, publish
+from vrft.files import MANIFEST, DamagedFolderError, check_whole, file_hash, is_local, model_folder_fault, publish
 
 
 @pytest.fixture
@@ -199,9 +199,9 @@ def test_a_folder_that_is_no_model_is_told_with_the_checkpoint_that_is_meant(tmp
         (run / "checkpoints" / name).mkdir(parents=True)
         (run / "checkpoints" / name / "adapter_config.json").write_text("{}")
     meant = f"give one of them: model.path={run}/checkpoints/best or model.path={run}/checkpoints/last"
-    assert meant in model_fault(str(run))
-    assert meant in model_fault(str(run / "checkpoints"))
-    assert model_fault(str(run / "checkpoints" / "best")) is None
-    assert "which does not exist" in model_fault(str(tmp_path / "none"))
-    assert "has no config.json" in model_fault(str(run / ".."))
-    assert model_fault("ORG/NAME") is None
+    assert meant in model_folder_fault(str(run))
+    assert meant in model_folder_fault(str(run / "checkpoints"))
+    assert model_folder_fault(str(run / "checkpoints" / "best")) is None
+    assert "which does not exist" in model_folder_fault(str(tmp_path / "none"))
+    assert "has no config.json" in model_folder_fault(str(run / ".."))
+    assert model_folder_fault("ORG/NAME") is None
