@@ -30,7 +30,7 @@ def is_local(path: str) -> bool:
     return path.startswith((".", "/", "~")) or len(Path(path).parts) != 2 or Path(path).exists()
 
 
-def model_fault(path: str) -> str | None:
+def model_folder_fault(path: str) -> str | None:
     """Why a model's path is no folder of a saved model, or None; other paths are names on the hub, and None too.
 
     For the directory of a run it says which checkpoints are there.
