@@ -48,7 +48,7 @@ def test_a_model_in_the_home_folder_is_found_by_all_who_look(monkeypatch, tmp_pa
     path = composed("model.path='~/models/x'")
     assert path == str(tmp_path / "models" / "x")
     load_processor(path, min_pixels=1, max_pixels=12544)
-    with pytest.raises(UserError, match=rf"model\.path is {tmp_path}/models/y, a folder that does not exist"):
+    with pytest.raises(UserError, match=rf"model\.path is {tmp_path}/models/y, which does not exist"):
         composed("model.path='~/models/y'")
 
 
