@@ -51,7 +51,7 @@ def raise_all(faults: list[str], *, heading: str) -> None:
     """
     if not faults:
         return
-    shown = [f"  - {fault}" for fault in faults[:20]]
+    shown = ["  - " + fault.replace("\n", "\n    ") for fault in faults[:20]]  # a fault may quote any text
     if len(faults) > 20:
         shown.append(f"  … and {len(faults) - 20} more")
     raise UserError("\n".join([heading, *shown]))

@@ -10,8 +10,10 @@ import sys
 import vrft
 from vrft.cli.verbs import FORMER_NAMES, VERBS, overview, verb_help
 from vrft.errors import ExitCode, suggestion
+from vrft.terminal import careful_terminal
 
 
+@careful_terminal
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 1 if an audit found a way to cheat, a probe an obstacle or a plan
     too little memory, 2 for a user's mistake, 130 after Ctrl-C, else the worker's."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
 from vrft.config.package_files import TINY_MODEL
 from vrft.config.schema import Plan
@@ -17,6 +16,7 @@ from vrft.errors import UserError
 from vrft.memory.changes import KNOBS, Change
 from vrft.memory.gpus import gpu_at_hand, gpu_bytes
 from vrft.memory.training_setup import Setup
+from vrft.terminal import progress_bar
 
 _TEMPLATE = 64  # tokens that a chat template puts around a question; Qwen's are 25
 
@@ -108,7 +108,7 @@ def search_changes(setup: Setup, n_bytes: int, options: dict[str, Any]) -> tuple
     from vrft.memory.plan import peak_or_more  # torch: not where there is no GPU
 
     peaks = []
-    with tqdm(desc="what would make it fit", unit="config", leave=False, delay=1) as bar:
+    with progress_bar(desc="what would make it fit", unit="config", leave=False) as bar:
 
         def does_fit(tried: Setup) -> bool:
             bar.update()
