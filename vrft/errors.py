@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
 import types
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
@@ -85,13 +86,14 @@ def first_line(error: BaseException) -> str:
 
 
 def suggestion(name: str, known) -> str:
-    """Return `did you mean X? ` for the nearest known name, or nothing.
+    """Return `did you mean X? ` for the nearest known name, or nothing. Case and punctuation do not count.
 
-    >>> suggestion("bta", ["beta", "delta"])
-    'did you mean beta? '
+    >>> suggestion("bta", ["beta", "delta"]), suggestion("Qwen/Qwen2.5-VL-3B-Instruct", ["qwen2_5_vl_3b", "tiny"])
+    ('did you mean beta? ', 'did you mean qwen2_5_vl_3b? ')
     """
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"did you mean {near[0]}? " if near else ""
+    spelled = {re.sub(r"[\W_]+", "_", str(one)).lower(): one for one in reversed(list(known))}
+    near = difflib.get_close_matches(re.sub(r"[\W_]+", "_", str(name)).lower(), spelled, n=1)
+    return f"did you mean {spelled[near[0]]}? " if near else ""
 
 
 def shape_faults(value: Any, kind: type[BaseModel], key: str = "") -> list[str]:

@@ -25,12 +25,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vrft.cli.verbs import VERBS
+from vrft.cli.verbs import VERBS, groups
+from vrft.cli.words import careful_words
 from vrft.config.freeze import freeze, freeze_plain, plain
 from vrft.config.hydra import careful_environment, careful_hydra, composition_message
 from vrft.config.package_files import config_folder
+from vrft.config.paths import missing_paths
 from vrft.config.section import Section
-from vrft.errors import ExitCode, UserError
+from vrft.errors import CANNOT_RUN, ExitCode, UserError, raise_all
 
 _ONLY_IN_SWEEPS = re.compile(r"\+*~?hydra\.(launcher|sweeper|sweep)\b")
 
@@ -44,14 +46,15 @@ class SweepFiles(SearchPathPlugin):
 
 def run_verb(verb: str, overrides: list[str]) -> int:
     """Compose the verb's config with Hydra and run the verb; every mistake becomes a message on stderr."""
-    if rerun := next((override for override in overrides if override.startswith("--e")), None):
-        print(f"vrft {verb}: {rerun}: a pickle, which could run code, is never loaded", file=sys.stderr)
-        return ExitCode.USER_ERROR
     if not VERBS[verb].is_swept and {"-m", "--multirun"} & set(overrides):
         swept = " and ".join(name for name, known in VERBS.items() if known.is_swept)
         print(f"vrft {verb}: -m is for {swept}; this verb runs once, so leave it out", file=sys.stderr)
         return ExitCode.USER_ERROR
-    sys.argv = [f"vrft {verb}", *overrides]
+    try:
+        sys.argv = [f"vrft {verb}", *careful_words(overrides, groups=groups())]
+    except UserError as error:
+        print(f"vrft {verb}: {error}", file=sys.stderr)
+        return ExitCode.USER_ERROR
     asked, started = os.environ.get("HYDRA_FULL_ERROR"), time.time()
     if SweepFiles not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(SweepFiles)
@@ -98,6 +101,8 @@ def _run(verb: str, config: DictConfig, children: list[str]) -> float | None:
     if settings.mode == RunMode.MULTIRUN:
         return _run_child(config, settings, overrides=overrides, choices=choices, children=children)
     frozen = _frozen(verb, config, overrides)
+    if not (VERBS[verb].is_swept and frozen.run.resume):  # which has its rows
+        raise_all(list(missing_paths(frozen.plain())), heading=CANNOT_RUN)
     warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers: nobody here can act
     record = {"choices": choices, "overrides": overrides} if VERBS[verb].is_swept else {}
     code = importlib.import_module(f"vrft.cli.{verb}").run(frozen, **record)

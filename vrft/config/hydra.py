@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -160,6 +161,8 @@ RULE_KEYS = ("above", "below", "of", "while_rising")  # optional keys of an alar
 def composition_message(error: Exception) -> str:
     """The text of a composition error; for an unknown key also the known ones."""
     for cause in _causes(error):
+        if isinstance(cause, MissingConfigException) and cause.missing_cfg_file and cause.options:
+            return _unknown_choice(cause.missing_cfg_file, cause.options)
         if (
             isinstance(cause, OmegaConfBaseException)
             and isinstance(cause.parent_node, DictConfig)
@@ -180,6 +183,26 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
+def _unknown_choice(missing: str, options: Sequence[str]) -> str:
+    """What to type in place of a choice, `GROUP/NAME`, that has no file."""
+    group, _, name = missing.partition("/")
+    if group == "model" and not name.startswith("peft/"):
+        hint = f"; a folder or a hub name goes in model.path={name}"
+    else:
+        group, _, name = missing.rpartition("/")
+        hint = ""
+    near = suggestion(name, options)
+    return f"there is no {missing}.yaml, so no {group}={name}; {near}known: {', '.join(options)}{hint}"
+
+
+def _elsewhere(key: str, parent: DictConfig) -> list[str]:
+    """The dotted keys of the whole config that end in this key, if they are few."""
+    values = OmegaConf.to_container(parent._get_root(), resolve=False)
+    values.pop("hydra", None)
+    found = [name for name, _ in flat(values) if name.rpartition(".")[2] == key]
+    return found if len(found) <= 2 else []
+
+
 def _unknown_key(full_key: str, key: str, parent: DictConfig) -> str | None:
     known = [str(name) for name in parent if name != "hydra"]
     if key in known:
@@ -192,6 +215,8 @@ def _unknown_key(full_key: str, key: str, parent: DictConfig) -> str | None:
             f"no field {key!r} in TRL's config; {suggestion(key, trl_fields(trainer))}in the file: {', '.join(known)}"
         )
     place = full_key.rpartition(".")[0] or "the config"
+    if elsewhere := _elsewhere(key, parent):
+        return f"{place} has no key {key!r}; did you mean {' or '.join(elsewhere)}?"
     if place == "alarms.rules":
         rule = "{metric: …, above: …, action: warn, hint: …}"
         return f"no alarm {key!r}; {suggestion(key, known)}known: {', '.join(known)}; a new one: '+{full_key}={rule}'"
