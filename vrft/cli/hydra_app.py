@@ -34,7 +34,7 @@ from vrft.config.paths import missing_paths
 from vrft.config.section import Section
 from vrft.errors import CANNOT_RUN, ExitCode, UserError, raise_all
 
-_ONLY_IN_SWEEPS = re.compile(r"\+*~?hydra\.(launcher|sweeper|sweep)\b")
+_ONLY_IN_SWEEPS = re.compile(r"\+*~?hydra\.((launcher|sweeper|sweep)\b|mode=MULTIRUN)")
 
 
 class SweepFiles(SearchPathPlugin):
@@ -71,7 +71,7 @@ def run_verb(verb: str, overrides: list[str]) -> int:
 
     app = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(job)
     try:
-        with careful_environment(), careful_hydra() as composed:
+        with careful_environment(), careful_hydra(may_sweep=VERBS[verb].is_swept) as composed:
             app()
         if composed.sweep_dir:
             from vrft.run.sweep import finish

@@ -69,13 +69,31 @@ VERBS = {
 FORMER_NAMES = {"judge": "reward"}  # the old names serve until the next version
 
 
+# Hydra offers groups, files and keys; readline replaces only what stands behind an equals sign.
+BASH_COMPLETION = r"""_vrft() {
+    local line=${COMP_LINE:0:COMP_POINT} verb word
+    read -r _ verb _ <<<"$line"
+    word=${line##*[[:space:]]}
+    if [[ $line != *[[:space:]]*[[:space:]]* ]]; then
+        COMPREPLY=($(compgen -W "VERBS" -S ' ' -- "$word"))
+        return
+    fi
+    COMPREPLY=($(compgen -W "$(COMP_LINE="vrft${line#*"$verb"}" vrft "$verb" -sc query=bash 2>/dev/null)" -- "$word"))
+    if [[ $COMP_WORDBREAKS == *=* && $word == *=* ]]; then
+        COMPREPLY=("${COMPREPLY[@]#"${word%=*}="}")
+    fi
+}
+complete -o nospace -o default -F _vrft vrft"""
+
+
 def overview() -> str:
     """The text of `vrft --help`."""
     lines = ["vrft: visual reinforcement fine-tuning of vision-language models.", ""]
     lines += ["usage: vrft VERB [GROUP=NAME] [KEY=VALUE] …", ""]
     for name, verb in VERBS.items():
         lines += [f"  {name:9} {verb.summary}", f"            {verb.example}"]
-    return "\n".join([*lines, "", "vrft VERB --help lists what the verb's config offers."])
+    lines += ["", "vrft VERB --help lists what the verb's config offers."]
+    return "\n".join([*lines, 'TAB completes verbs, groups and keys after: eval "$(vrft completion bash)"'])
 
 
 def verb_help(verb: str) -> str:

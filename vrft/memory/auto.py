@@ -13,6 +13,7 @@ import yaml
 from vrft.config.package_files import TINY_MODEL
 from vrft.config.schema import Plan
 from vrft.errors import UserError
+from vrft.files import parse_yaml
 from vrft.memory.changes import KNOBS, Change
 from vrft.memory.gpus import gpu_at_hand, gpu_bytes
 from vrft.memory.training_setup import Setup
@@ -65,7 +66,7 @@ def turned_knobs(run_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        begun = yaml.safe_load(path.read_text(encoding="utf-8"))
+        begun = parse_yaml(path.read_text(encoding="utf-8"))
         return {key: begun[key.partition(".")[0]][key.partition(".")[2]] for key in KNOBS}
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
         return {}  # what is wrong with the file is said by who compares the two
