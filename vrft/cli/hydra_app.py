@@ -33,6 +33,7 @@ from vrft.config.package_files import config_folder
 from vrft.config.paths import missing_paths
 from vrft.config.section import Section
 from vrft.errors import CANNOT_RUN, ExitCode, UserError, raise_all
+from vrft.memory.gpus import gpu_bytes
 
 _ONLY_IN_SWEEPS = re.compile(r"\+*~?hydra\.((launcher|sweeper|sweep)\b|mode=MULTIRUN)")
 
@@ -101,8 +102,7 @@ def _run(verb: str, config: DictConfig, children: list[str]) -> float | None:
     if settings.mode == RunMode.MULTIRUN:
         return _run_child(config, settings, overrides=overrides, choices=choices, children=children)
     frozen = _frozen(verb, config, overrides)
-    if not (VERBS[verb].is_swept and frozen.run.resume):  # which has its rows
-        raise_all(list(missing_paths(frozen.plain())), heading=CANNOT_RUN)
+    _refuse_early(frozen, is_resuming=VERBS[verb].is_swept and frozen.run.resume)
     warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers: nobody here can act
     record = {"choices": choices, "overrides": overrides} if VERBS[verb].is_swept else {}
     code = importlib.import_module(f"vrft.cli.{verb}").run(frozen, **record)
@@ -123,6 +123,15 @@ def _frozen(verb: str, config: DictConfig, overrides: list[str]) -> Section:
 
     device = (device_of_job(config.launch) if known.is_swept else None) or find_device()
     return freeze(config, device=device, overrides=overrides, **known.options)
+
+
+def _refuse_early(config: Section, *, is_resuming: bool) -> None:
+    """Raise `UserError` for what can be seen before torch is imported, which takes seconds. is_resuming: True for a
+    run that has its rows."""
+    if not is_resuming:
+        raise_all(list(missing_paths(config.plain())), heading=CANNOT_RUN)
+    if (gpu := getattr(getattr(config, "plan", None), "gpu", None)) is not None:
+        gpu_bytes(gpu)
 
 
 def _run_child(

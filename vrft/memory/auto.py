@@ -15,7 +15,7 @@ from vrft.config.schema import Plan
 from vrft.errors import UserError
 from vrft.files import parse_yaml
 from vrft.memory.changes import KNOBS, Change
-from vrft.memory.gpus import gpu_at_hand, gpu_bytes
+from vrft.memory.gpus import GIB, gpu_at_hand, gpu_bytes, gpus_called
 from vrft.memory.training_setup import Setup
 from vrft.terminal import progress_bar
 
@@ -75,7 +75,8 @@ def turned_knobs(run_dir: Path) -> dict[str, Any]:
 def named_gpu(name: str | float | None) -> tuple[str, int | None]:
     """What to call a GPU, and its bytes; of the one here if there is no name, None where there is none."""
     if name is not None:
-        return f"a GPU of {name} GiB" if isinstance(name, (int, float)) else str(name), gpu_bytes(name)
+        n_bytes, known = gpu_bytes(name), gpus_called(name)
+        return known[0] if known else f"a GPU of {n_bytes / GIB:g} GiB", n_bytes
     return "the GPU here", gpu_at_hand()
 
 
