@@ -95,6 +95,8 @@ def _readable(words: Sequence[str], at: int, groups: Mapping[str, Sequence[str]]
             return quoted if value.endswith("]") and _parsed(quoted) else _refuse(words, at)
         if parsed is not None and parsed.is_choice_sweep() and key.lstrip("+") in _LISTS:
             return _refuse(words, at)
+        if key == _QUESTION:
+            value = value.replace("${", r"\${")  # no interpolation
         return f"{key}={','.join(map(_quoted, value.split(','))) if is_swept else _quoted(value)}"
     if parsed is None or (parsed.is_sweep_override() and not is_swept):
         _refuse(words, at)
@@ -107,7 +109,7 @@ def _is_kept(key: str, parsed: Override | None, is_swept: bool) -> bool:
         return False
     value = parsed._value
     if isinstance(value, (str, QuotedString)) or is_swept:
-        return True
+        return not (key == _QUESTION and isinstance(value, str) and "${" in value)
     return key != _QUESTION and (value is None or isinstance(value, list))
 
 
@@ -143,9 +145,10 @@ def _typed(word: str) -> str:
 def _no_override(words: Sequence[str], at: int, groups: Mapping[str, Sequence[str]]) -> str:
     """What is wrong with a word without key or equals sign."""
     word = words[at]
-    if "=" in (word, *words[at + 1 : at + 2]):
-        at = at if word != "=" else max(0, at - 1)
-        return f"write it without blanks: {_typed(''.join(words[at : at + 3]))}"
+    if word.startswith("=") or (words[at + 1 : at + 2] and words[at + 1].startswith("=")):
+        at = max(0, at - word.startswith("="))
+        parted = words[at : at + 2 + (words[at + 1 : at + 2] == ["="])]
+        return f"write it without blanks: {_typed(''.join(parted))}"
     owners = [f"{group}={word}" for group, names in groups.items() if word in names]
     if owners:
         return f"{word!r} alone is no choice; did you mean {' or '.join(owners)}?"
