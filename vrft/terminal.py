@@ -18,6 +18,7 @@ from vrft.errors import ExitCode
 
 _EVERY_S = 10.0
 _NOBODY_READS = (errno.EPIPE, errno.EIO)  # a pipe's end, and a terminal's
+_LINE_WITHOUT_TOTAL = "{desc}: {n_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 _LINE = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 # Controls but tab and line feed, the separators that end a line, and what reverses the direction of writing.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -119,7 +120,8 @@ def progress_bar(
     leave: bool = True,
     is_shown: bool = True,
 ) -> Any:
-    """A bar on a terminal; in a file or pipe a plain line every ten seconds and at the end.
+    """A bar on a terminal; in a file or pipe a plain line every ten seconds and at the end, but none for what is done
+    within ten seconds and has no figures.
 
     It iterates over `items`, or is a context with `update(n)`; `set_postfix` shows figures. leave: True to leave the
     finished bar. is_shown: False for no progress at all.
@@ -165,13 +167,13 @@ class _Lines:
         self.figures = ", ".join(f"{name}={value}" for name, value in figures.items())
 
     def close(self) -> None:
-        if self.leave and self.n > self.n_told:
+        is_worth_a_line = bool(self.figures) or time.monotonic() - self.started >= _EVERY_S
+        if self.leave and self.n > self.n_told and is_worth_a_line:
             self._tell()
 
     def _tell(self) -> None:
         self.told, self.n_told = time.monotonic(), self.n
-        line = tqdm.format_meter(
-            self.n, self.total, self.told - self.started, prefix=self.desc, unit=self.unit, bar_format=_LINE,
-            initial=self.initial, postfix=self.figures,
-        )  # fmt: skip
+        options = {"prefix": self.desc, "unit": self.unit, "initial": self.initial, "postfix": self.figures}
+        form = _LINE_WITHOUT_TOTAL if self.total is None else _LINE
+        line = tqdm.format_meter(self.n, self.total, self.told - self.started, bar_format=form, **options)
         print(line, file=sys.stderr, flush=True)

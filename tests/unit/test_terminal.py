@@ -86,14 +86,22 @@ def test_in_a_file_progress_is_plain_lines(capsys, monkeypatch):
     with progress_bar(total=8, initial=2, desc="train", unit="step") as bar:
         bar.set_postfix({"reward": "0.500"}, refresh=False)
         bar.update(6)
+    assert list(progress_bar(iter(range(4)), desc="read", unit="row")) == [0, 1, 2, 3]
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(" [")[0] for line in lines] == [
         "check rows:  60% 3/5",
         "check rows: 100% 5/5",
         "train: 100% 8/8",
+        "read: 3",
+        "read: 4",
     ]
-    assert "reward=0.500" in lines[-1]
+    assert "reward=0.500" in lines[2]
     assert all(len(line) < 100 for line in lines)
+
+
+def test_what_is_soon_done_says_nothing_in_a_file(capsys):
+    assert list(progress_bar(range(3), desc="check rows", unit="row")) == [0, 1, 2]
+    assert capsys.readouterr().err == ""
 
 
 def test_progress_that_is_not_wanted_or_not_left_says_nothing(capsys):
