@@ -162,3 +162,15 @@ def test_tab_completes_verbs_choices_and_keys(tmp_path):
 def test_completion_of_another_shell_is_refused(capsys):
     assert main(["completion", "fish"]) == 2
     assert "vrft completion bash" in capsys.readouterr().err
+
+
+def test_help_of_a_verb_says_what_it_needs_and_shows_its_own_groups(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "90")
+    assert main(["build", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "Needed: out=…" in shown
+    assert shown.index("Examples:") < shown.index("  dataset: ")
+    assert not {"  alarms: ", "  deepspeed: ", "  launch: "} & {
+        line[: line.find(": ") + 2] for line in shown.splitlines()
+    }
+    assert max(map(len, shown.partition("KEY=VALUE:")[2].splitlines())) <= 90
