@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
+import os
 import re
 import types
 from collections.abc import Iterator, Sequence
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 CANNOT_RUN = "The config cannot run:"
+N_SHOWN = 20
+"""Of several faults, those that are printed."""
 SIGNALLED = 128
 """A process that a signal has ended has this exit code plus the signal's number, as in a shell."""
 
@@ -48,13 +52,13 @@ class UserError(Exception):
 def raise_all(faults: list[str], *, heading: str) -> None:
     """Raise one `UserError` that lists every fault; do nothing when there is none.
 
-    At most 20 faults are printed; the rest are counted.
+    At most `N_SHOWN` faults are printed; the rest are counted.
     """
     if not faults:
         return
-    shown = ["  - " + fault.replace("\n", "\n    ") for fault in faults[:20]]  # a fault may quote any text
-    if len(faults) > 20:
-        shown.append(f"  … and {len(faults) - 20} more")
+    shown = ["  - " + fault.replace("\n", "\n    ") for fault in faults[:N_SHOWN]]  # a fault may quote any text
+    if len(faults) > N_SHOWN:
+        shown.append(f"  … and {len(faults) - N_SHOWN} more")
     raise UserError("\n".join([heading, *shown]))
 
 
@@ -83,6 +87,29 @@ def first_line(error: BaseException) -> str:
     ('no such file', 'OSError')
     """
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+_TAKES_NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+@contextlib.contextmanager
+def disk_told(*, then: str) -> Iterator[None]:
+    """Within, an error of a disk that takes no more becomes a `UserError`. then: how the user goes on with room there.
+
+    It is full, a quota or a limit of a file's size is reached, or it is read-only. Libraries raise errors of their own
+    with the system's words in them.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not any(os.strerror(number) in str(error) for number in _TAKES_NO_MORE):
+            raise
+        why = first_line(error)
+        raise UserError(
+            f"the disk is full, has a limit or is read-only ({why}); make room there, then {then}"
+        ) from None
 
 
 def suggestion(name: str, known) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import hashlib
 import json
 import math
@@ -29,6 +30,31 @@ class DamagedFolderError(UserError):
 def is_local(path: str) -> bool:
     """True unless the path of a model can only be a hub name, ORG/NAME, for nothing of that name lies here."""
     return path.startswith((".", "/", "~")) or len(Path(path).parts) != 2 or Path(path).exists()
+
+
+def model_fault(path: str) -> str | None:
+    """Why a model's path is no folder of a saved model, or None; other paths are names on the hub, and None too.
+
+    For the directory of a run it says which checkpoints are there.
+    """
+    folder = Path(path)
+    if not is_local(path) or _holds_model(folder):
+        return None
+    if not folder.is_dir():
+        return f"model.path is {path}, which does not exist; give a folder with a saved model, or a hub name ORG/NAME"
+    within = [*folder.glob("checkpoints/*"), *folder.glob("*")]
+    saved = sorted(filter(_holds_model, within), key=lambda found: (found.name not in ("best", "last"), found.name))
+    if saved:
+        named = " or ".join(f"model.path={found}" for found in saved[:3])
+        return f"model.path is {path}, a folder with checkpoints; give one of them: {named}"
+    return (
+        f"model.path is {path}, a folder that has no config.json (or, for an adapter, adapter_config.json); give one "
+        "with a saved model, or a hub name ORG/NAME"
+    )
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def publish(staging: Path, folder: Path, *, previous: Path | None = None) -> None:
@@ -162,9 +188,18 @@ def _flush(path: Path) -> None:
     """Flush a file's bytes, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        flush_to_disk(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush_to_disk(descriptor: int) -> None:
+    """Have the disk take what was written to an open file; do nothing on a file system that cannot (some of FUSE)."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -210,7 +245,7 @@ def append_lines(path: Path, entries: Iterable[Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(entry, ensure_ascii=False, default=float) + "\n" for entry in entries)
         file.flush()
-        os.fsync(file.fileno())
+        flush_to_disk(file.fileno())
 
 
 def write_text_atomically(path: Path, text: str, *, is_lasting: bool = False) -> Path:
@@ -220,5 +255,5 @@ def write_text_atomically(path: Path, text: str, *, is_lasting: bool = False) ->
         file.write(text)
         if is_lasting:
             file.flush()
-            os.fsync(file.fileno())
+            flush_to_disk(file.fileno())
     return partial.replace(path)

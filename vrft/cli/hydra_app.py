@@ -32,7 +32,7 @@ from vrft.config.hydra import careful_environment, careful_hydra, composition_me
 from vrft.config.package_files import config_folder
 from vrft.config.paths import missing_paths
 from vrft.config.section import Section
-from vrft.errors import CANNOT_RUN, ExitCode, UserError, raise_all
+from vrft.errors import CANNOT_RUN, ExitCode, UserError, disk_told, raise_all
 from vrft.memory.gpus import gpu_bytes
 
 _ONLY_IN_SWEEPS = re.compile(r"\+*~?hydra\.((launcher|sweeper|sweep)\b|mode=MULTIRUN)")
@@ -65,7 +65,8 @@ def run_verb(verb: str, overrides: list[str]) -> int:
     def job(config: DictConfig) -> float | None:
         """The task function of Hydra, which would print all overrides above an error: so errors exit here."""
         try:
-            return _run(verb, config, children)
+            with disk_told(then="give the same command again"):
+                return _run(verb, config, children)
         except (UserError, OSError) as error:
             print(f"{sys.argv[0]}: {error}", file=sys.stderr)
             raise SystemExit(ExitCode.USER_ERROR) from None
@@ -102,7 +103,7 @@ def _run(verb: str, config: DictConfig, children: list[str]) -> float | None:
     if settings.mode == RunMode.MULTIRUN:
         return _run_child(config, settings, overrides=overrides, choices=choices, children=children)
     frozen = _frozen(verb, config, overrides)
-    _refuse_early(frozen, is_resuming=VERBS[verb].is_swept and frozen.run.resume)
+    _refuse_early(verb, frozen)
     warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers: nobody here can act
     record = {"choices": choices, "overrides": overrides} if VERBS[verb].is_swept else {}
     code = importlib.import_module(f"vrft.cli.{verb}").run(frozen, **record)
@@ -122,14 +123,16 @@ def _frozen(verb: str, config: DictConfig, overrides: list[str]) -> Section:
     from vrft.run.slurm import device_of_job
 
     device = (device_of_job(config.launch) if known.is_swept else None) or find_device()
-    return freeze(config, device=device, overrides=overrides, **known.options)
+    return freeze(config, device=device, overrides=overrides, verb=verb)
 
 
-def _refuse_early(config: Section, *, is_resuming: bool) -> None:
-    """Raise `UserError` for what can be seen before torch is imported, which takes seconds. is_resuming: True for a
-    run that has its rows."""
-    if not is_resuming:
-        raise_all(list(missing_paths(config.plain())), heading=CANNOT_RUN)
+def _refuse_early(verb: str, config: Section) -> None:
+    """Raise `UserError` for what can be seen before torch is imported, which takes seconds."""
+    values = config.plain()
+    if verb in ("plan", "predict"):  # which read no rows
+        values.pop("dataset")
+    if not (VERBS[verb].is_swept and config.run.resume):  # a run that resumes has its rows
+        raise_all(list(missing_paths(values)), heading=CANNOT_RUN)
     if (gpu := getattr(getattr(config, "plan", None), "gpu", None)) is not None:
         gpu_bytes(gpu)
 

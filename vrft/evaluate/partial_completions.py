@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vrft.errors import UserError
+from vrft.files import flush_to_disk
 
 
 class OtherEvaluationError(UserError):
@@ -56,7 +57,7 @@ class KeptBatches:
         with path.open("ab") as file:
             file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
             file.flush()
-            os.fsync(file.fileno())
+            flush_to_disk(file.fileno())
 
     def remove(self) -> None:
         """Delete the saved batches, after the final file is written."""
