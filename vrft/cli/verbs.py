@@ -76,7 +76,8 @@ BASH_COMPLETION = r"""_vrft() {
     read -r _ verb _ <<<"$line"
     word=${line##*[[:space:]]}
     if [[ $line != *[[:space:]]*[[:space:]]* ]]; then
-        COMPREPLY=($(compgen -W "VERBS" -S ' ' -- "$word"))
+        COMPREPLY=($(compgen -W "VERBS" -- "$word"))
+        COMPREPLY=("${COMPREPLY[@]/%/ }")
         return
     fi
     COMPREPLY=($(compgen -W "$(COMP_LINE="vrft${line#*"$verb"}" vrft "$verb" -sc query=bash 2>/dev/null)" -- "$word"))
