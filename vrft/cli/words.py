@@ -65,7 +65,7 @@ def _sorted(words: Sequence[str]) -> tuple[list[str], list[str]]:
             continue
         name, equals, _ = word.partition("=")
         if name in _REFUSED:
-            raise UserError(f"{name} {_REFUSED[name]}")
+            raise UserError(f"{word} {_REFUSED[name]}")
         if name not in _FLAGS:
             meant = suggestion(name, _FLAGS)
             bare = word.lstrip("-") + ("" if equals else f"={next(queue, '…')}")
