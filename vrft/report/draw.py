@@ -5,6 +5,7 @@ The two colours differ for every common kind of colour vision (Okabe & Ito 2008)
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +60,21 @@ def boxes_of(answer: Any) -> list[LabelledBox]:
     return [(list(answer) * 2 if len(answer) == 2 else answer, "")]
 
 
+def drawable(text: str) -> str:
+    r"""The text with escapes for characters that Pillow's font lacks; it would draw the same empty box for all of them.
+
+    >>> drawable("cat 猫")
+    'cat \\u732b'
+    """
+    return "".join(map(_drawable, text))
+
+
+@functools.cache
+def _drawable(character: str) -> str:
+    glyph, missing = (bytes(ImageFont.load_default(size=16).getmask(one)) for one in (character, "\uffff"))
+    return character if glyph != missing else character.encode("ascii", "backslashreplace").decode()
+
+
 def _label_of(box: dict) -> str:
     confidence = f"{box['confidence']:.2f}" if "confidence" in box else ""
     return f"{box.get('label', '')} {confidence}".strip()
@@ -87,6 +103,7 @@ def _draw_label(
     pen: ImageDraw.ImageDraw, label: str, xyxy: Sequence[float], colour: str, picture_wh: tuple[int, int]
 ) -> None:
     """Draw dark text on a plate of the box's colour, above the box, or inside it if there is no room."""
+    label = drawable(label)
     font = ImageFont.load_default(size=max(12, round(max(picture_wh) / 32)))
     left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
     plate_wh = (right - left + 8, bottom - top + 6)
