@@ -1,7 +1,8 @@
 # vrft: `make help` lists the targets. Every target does its own setup.
 
+IS_RIGHT := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+	$$p -c '$(IS_RIGHT)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 # Installed without bytecode, which is then written as it is first needed: also where the environment forbids it.
 export PYTHONDONTWRITEBYTECODE :=
@@ -20,9 +21,11 @@ help:  ## show this list
 
 install: .venv/installed  ## make a virtual environment in .venv with the tested versions
 
+# Also made anew where an interrupted or older one has another Python.
 .venv/installed: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "vrft needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3"; exit 2; }
-	$(PYTHON) -m venv .venv
+	@$(or $(PYTHON),false) -c '$(IS_RIGHT)' 2>/dev/null || \
+		{ echo "vrft needs Python 3.11, 3.12 or 3.13$(if $(PYTHON),; $(PYTHON) is none): make PYTHON=/path/to/python3"; exit 2; }
+	$(PYTHON) -m venv $$($(BIN)/python -c '$(IS_RIGHT)' 2>/dev/null || echo --clear) .venv
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 

@@ -12,7 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ORDER = ["errors", "files", "tasks", "data", "models", "train", "evaluate", "config", "memory", "report", "run", "cli"]
+ORDER = [
+    "errors",
+    "terminal",
+    "files",
+    "tasks",
+    "data",
+    "models",
+    "train",
+    "evaluate",
+    "config",
+    "memory",
+    "report",
+    "run",
+    "cli",
+]
 SIDE_BY_SIDE = [("data", "models"), ("train", "evaluate"), ("memory", "report")]
 RIGHT_OF_TASKS = {"torch", "torchvision", "transformers", "trl", "peft", "accelerate", "datasets", "PIL"}
 HYDRA = {"hydra", "omegaconf"}

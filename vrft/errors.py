@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import errno
 import os
+import re
 import types
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
@@ -55,7 +56,7 @@ def raise_all(faults: list[str], *, heading: str) -> None:
     """
     if not faults:
         return
-    shown = [f"  - {fault}" for fault in faults[:N_SHOWN]]
+    shown = ["  - " + fault.replace("\n", "\n    ") for fault in faults[:N_SHOWN]]  # a fault may quote any text
     if len(faults) > N_SHOWN:
         shown.append(f"  … and {len(faults) - N_SHOWN} more")
     raise UserError("\n".join([heading, *shown]))
@@ -112,13 +113,14 @@ def disk_told(*, then: str) -> Iterator[None]:
 
 
 def suggestion(name: str, known) -> str:
-    """Return `did you mean X? ` for the nearest known name, or nothing.
+    """Return `did you mean X? ` for the nearest known name, or nothing. Case and punctuation do not count.
 
-    >>> suggestion("bta", ["beta", "delta"])
-    'did you mean beta? '
+    >>> suggestion("bta", ["beta", "delta"]), suggestion("Qwen/Qwen2.5-VL-3B-Instruct", ["qwen2_5_vl_3b", "tiny"])
+    ('did you mean beta? ', 'did you mean qwen2_5_vl_3b? ')
     """
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"did you mean {near[0]}? " if near else ""
+    spelled = {re.sub(r"[\W_]+", "_", str(one)).lower(): one for one in reversed(list(known))}
+    near = difflib.get_close_matches(re.sub(r"[\W_]+", "_", str(name)).lower(), spelled, n=1)
+    return f"did you mean {spelled[near[0]]}? " if near else ""
 
 
 def shape_faults(value: Any, kind: type[BaseModel], key: str = "") -> list[str]:

@@ -6,6 +6,7 @@ import codecs
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import stat
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+import yaml
 
 from vrft.errors import UserError, raise_all
 
 MANIFEST = "manifest.json"
+_MOST_VALUES = 20_000
 _HASHES = {"xxh3_128": xxhash.xxh3_128, "sha256": hashlib.sha256}  # the first is written, both are read
 
 
@@ -128,6 +131,36 @@ def _fault(path: Path, entry: dict) -> str | None:
         return None if file_hash(path, kind=hash_kind(noted)) == noted else "has other bytes than were written"
     except OSError as error:  # a bad sector
         return f"cannot be read ({error.strerror})"
+
+
+def parse_yaml(text: str) -> Any:
+    """The text's value. Raises `yaml.YAMLError` where it is no YAML, or one whose aliases unfold without end."""
+    refuse_unfolding(text)
+    return yaml.safe_load(text)
+
+
+def refuse_unfolding(text: str) -> None:
+    """Raise `yaml.YAMLError` if a YAML text's aliases, each written out, are more than 20,000 values.
+
+    >>> refuse_unfolding("a: &a [1, 2]\\nb: [*a, *a]")
+    """
+    if "*" not in text or "&" not in text:
+        return
+    sizes: dict[int, float] = {}  # of the nodes that are complete; one that holds itself has no size
+
+    def size(node: yaml.Node) -> float:
+        if id(node) not in sizes:
+            sizes[id(node)] = math.inf
+            parts = node.value if isinstance(node, yaml.CollectionNode) else []
+            sizes[id(node)] = 1 + sum(
+                size(one) for part in parts for one in (part if isinstance(part, tuple) else [part])
+            )
+        return sizes[id(node)]
+
+    if (root := yaml.compose(text, yaml.SafeLoader)) and size(root) > _MOST_VALUES:
+        raise yaml.YAMLError(
+            f"its aliases (*name) unfold to more than {_MOST_VALUES:,} values; write out what is meant"
+        )
 
 
 def file_hash(path: Path, *, kind: str = "xxh3_128") -> str:

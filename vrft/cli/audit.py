@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from tqdm import tqdm
 
 from vrft.cli.reward import _frame, _free_file, _read_cases
 from vrft.config.verb_schema import AuditConfig
 from vrft.tasks import load_task
 from vrft.tasks.audit import audit
 from vrft.tasks.reward import RewardFunction
+from vrft.terminal import progress_bar
 
 
 def run(config: AuditConfig) -> int:
@@ -33,7 +31,7 @@ def run(config: AuditConfig) -> int:
             own = [{"row_id": f"example-{i}", "image_wh": [640, 480], **row} for i, row in enumerate(one.examples, 1)]
         own = [row | {"task": name} for row in own]
         found = audit(one, own, judge=judge, frame_for_row=lambda row: _frame(frame, row)) if own else []
-        known = tqdm(found, desc=f"audit {name}", unit="attack", disable=not sys.stderr.isatty(), leave=False)
+        known = progress_bar(found, desc=f"audit {name}", unit="attack", leave=False)
         outcomes += [{"task": name, **outcome} for outcome in known]
     print(_audit_table(outcomes, reward=config.reward.name, source=path or "the tasks' own examples"))
     if out:

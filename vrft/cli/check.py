@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from vrft.config.freeze import faults_of
 from vrft.config.schema import Config, Memory
@@ -25,6 +24,7 @@ from vrft.run.rows import prepare_rows
 from vrft.tasks import MixedTask, Task
 from vrft.tasks.boxes import Frame, iou_matrix
 from vrft.tasks.rows import Row
+from vrft.terminal import progress_bar
 
 _LOW_IOU = 0.95
 
@@ -96,7 +96,7 @@ def token_figures(experiment: RunContext) -> dict[str, Any]:
     memory, tokenizer = experiment.config.memory, experiment.processor.tokenizer
     rows = [row for of_split in experiment.rows.values() for row in of_split]
     prompts, golds = [], []
-    bar = tqdm(rows, desc="count tokens", unit=" rows", disable=None)
+    bar = progress_bar(rows, desc="count tokens", unit="row")
     for row, (n_tokens, _) in zip(bar, question_lengths(experiment, rows), strict=True):
         prompts.append(n_tokens)
         golds.append(len(tokenizer(experiment.task.gold(row, experiment.frame_for_row(row)))["input_ids"]) + 1)

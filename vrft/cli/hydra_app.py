@@ -25,14 +25,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vrft.cli.verbs import VERBS
+from vrft.cli.verbs import VERBS, groups
+from vrft.cli.words import careful_words
 from vrft.config.freeze import freeze, freeze_plain, plain
 from vrft.config.hydra import careful_environment, careful_hydra, composition_message
 from vrft.config.package_files import config_folder
+from vrft.config.paths import missing_paths
 from vrft.config.section import Section
-from vrft.errors import ExitCode, UserError, disk_told
+from vrft.errors import CANNOT_RUN, ExitCode, UserError, disk_told, raise_all
+from vrft.memory.gpus import gpu_bytes
 
-_ONLY_IN_SWEEPS = re.compile(r"\+*~?hydra\.(launcher|sweeper|sweep)\b")
+_ONLY_IN_SWEEPS = re.compile(r"\+*~?hydra\.((launcher|sweeper|sweep)\b|mode=MULTIRUN)")
 
 
 class SweepFiles(SearchPathPlugin):
@@ -44,14 +47,15 @@ class SweepFiles(SearchPathPlugin):
 
 def run_verb(verb: str, overrides: list[str]) -> int:
     """Compose the verb's config with Hydra and run the verb; every mistake becomes a message on stderr."""
-    if rerun := next((override for override in overrides if override.startswith("--e")), None):
-        print(f"vrft {verb}: {rerun}: a pickle, which could run code, is never loaded", file=sys.stderr)
-        return ExitCode.USER_ERROR
     if not VERBS[verb].is_swept and {"-m", "--multirun"} & set(overrides):
         swept = " and ".join(name for name, known in VERBS.items() if known.is_swept)
         print(f"vrft {verb}: -m is for {swept}; this verb runs once, so leave it out", file=sys.stderr)
         return ExitCode.USER_ERROR
-    sys.argv = [f"vrft {verb}", *overrides]
+    try:
+        sys.argv = [f"vrft {verb}", *careful_words(overrides, groups=groups())]
+    except UserError as error:
+        print(f"vrft {verb}: {error}", file=sys.stderr)
+        return ExitCode.USER_ERROR
     asked, started = os.environ.get("HYDRA_FULL_ERROR"), time.time()
     if SweepFiles not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(SweepFiles)
@@ -69,7 +73,7 @@ def run_verb(verb: str, overrides: list[str]) -> int:
 
     app = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(job)
     try:
-        with careful_environment(), careful_hydra() as composed:
+        with careful_environment(), careful_hydra(may_sweep=VERBS[verb].is_swept) as composed:
             app()
         if composed.sweep_dir:
             from vrft.run.sweep import finish
@@ -99,6 +103,7 @@ def _run(verb: str, config: DictConfig, children: list[str]) -> float | None:
     if settings.mode == RunMode.MULTIRUN:
         return _run_child(config, settings, overrides=overrides, choices=choices, children=children)
     frozen = _frozen(verb, config, overrides)
+    _refuse_early(verb, frozen)
     warnings.filterwarnings("ignore", category=FutureWarning)  # renames inside transformers: nobody here can act
     record = {"choices": choices, "overrides": overrides} if VERBS[verb].is_swept else {}
     code = importlib.import_module(f"vrft.cli.{verb}").run(frozen, **record)
@@ -119,6 +124,17 @@ def _frozen(verb: str, config: DictConfig, overrides: list[str]) -> Section:
 
     device = (device_of_job(config.launch) if known.is_swept else None) or find_device()
     return freeze(config, device=device, overrides=overrides, verb=verb)
+
+
+def _refuse_early(verb: str, config: Section) -> None:
+    """Raise `UserError` for what can be seen before torch is imported, which takes seconds."""
+    values = config.plain()
+    if verb in ("plan", "predict"):  # which read no rows
+        values.pop("dataset")
+    if not (VERBS[verb].is_swept and config.run.resume):  # a run that resumes has its rows
+        raise_all(list(missing_paths(values)), heading=CANNOT_RUN)
+    if (gpu := getattr(getattr(config, "plan", None), "gpu", None)) is not None:
+        gpu_bytes(gpu)
 
 
 def _run_child(

@@ -8,10 +8,12 @@ from __future__ import annotations
 import sys
 
 import vrft
-from vrft.cli.verbs import FORMER_NAMES, VERBS, overview, verb_help
+from vrft.cli.verbs import BASH_COMPLETION, FORMER_NAMES, VERBS, overview, verb_help
 from vrft.errors import ExitCode, suggestion
+from vrft.terminal import careful_terminal
 
 
+@careful_terminal
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 1 if an audit found a way to cheat, a probe an obstacle or a plan
     too little memory, 2 for a user's mistake, 130 after Ctrl-C, else the worker's."""
@@ -23,13 +25,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"vrft {vrft.__version__}")
         return 0
     verb, *overrides = arguments
+    if verb == "completion":
+        return _completion(overrides)
     if verb in FORMER_NAMES:
         print(
             f"vrft: {verb} is now called {FORMER_NAMES[verb]}; the old name goes with the next version", file=sys.stderr
         )
         verb = FORMER_NAMES[verb]
     if verb not in VERBS:
-        print(f"vrft: no verb {verb!r}; {suggestion(verb, VERBS)}known: {', '.join(VERBS)}", file=sys.stderr)
+        hint = "the verb comes first; " if verb.startswith("-") or "=" in verb else suggestion(verb, VERBS)
+        print(f"vrft: no verb {verb!r}; {hint}known: {', '.join(VERBS)}", file=sys.stderr)
         return ExitCode.USER_ERROR
     if "--help" in overrides or "-h" in overrides:
         print(verb_help(verb))
@@ -37,3 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
     from vrft.cli.hydra_app import run_verb  # Hydra and pydantic: not for --help
 
     return run_verb(verb, overrides)
+
+
+def _completion(shells: list[str]) -> int:
+    """Print the function that completes words at TAB; the exit code."""
+    if shells != ["bash"]:
+        print('vrft completion: bash alone is offered: eval "$(vrft completion bash)"', file=sys.stderr)
+        return ExitCode.USER_ERROR
+    print(BASH_COMPLETION.replace("VERBS", " ".join(VERBS)))
+    return 0

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from vrft.config.schema import Config
 from vrft.files import write_text_atomically
 from vrft.memory import table
@@ -16,6 +14,7 @@ from vrft.memory.changes import Change, room
 from vrft.memory.plan import make_plan
 from vrft.memory.table import size
 from vrft.memory.training_setup import Setup
+from vrft.terminal import progress_bar
 
 _VARIANTS = (
     ("no checkpointing", {"memory.gradient_checkpointing": False}),
@@ -67,7 +66,7 @@ def _print_variants(setup: Setup, options: dict[str, Any]) -> dict[str, int]:
         for label, values in _VARIANTS
     }
     found = {}
-    for name, values in tqdm(variants.items(), desc="variants", unit="config", leave=False):
+    for name, values in progress_bar(variants.items(), desc="variants", unit="config", leave=False):
         step = make_plan(Change("", values, "", "").applied(setup), **options).phases["step"]
         found[name] = sum(step.get(part, 0) for part in ("activations", "vision", "logits"))
     print("\nactivations, vision tower and logits of a training step:")

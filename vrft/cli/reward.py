@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from tqdm import tqdm
 
 from vrft.config.package_files import config_folder
 from vrft.config.verb_schema import RewardCasesConfig
@@ -24,6 +23,7 @@ from vrft.tasks.base import given
 from vrft.tasks.boxes import Frame
 from vrft.tasks.reward import RewardFunction
 from vrft.tasks.rows import GoldBoxError, Row, labelled_boxes
+from vrft.terminal import progress_bar
 
 _UNBOUNDED = 10**9  # the side of an image of unknown size in pixels: boxes are not cut
 
@@ -152,7 +152,7 @@ def run(config: RewardCasesConfig) -> None:
     partial = out.with_name(out.name + ".partial")
     verdicts = []
     with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:  # lone surrogates as JSON has them
-        for case, row in tqdm(cases, desc="judge", unit="case", disable=not sys.stderr.isatty()):
+        for case, row in progress_bar(cases, desc="judge", unit="case"):
             verdicts.append(verdict_on(case, row, task, judge=judge, frame=config.frame))
             file.write(json.dumps(verdicts[-1], ensure_ascii=False, allow_nan=False) + "\n")
     partial.replace(out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -14,6 +13,7 @@ from vrft.config.cross_checks import contradictions, judging_faults, model_fault
 from vrft.config.launch_checks import launch_faults
 from vrft.config.not_given import warn_of_toy_model, with_rows_of_run
 from vrft.config.package_files import TINY_MODEL
+from vrft.config.paths import expand_home
 from vrft.config.schema import Config
 from vrft.config.section import Section, flat, with_values
 from vrft.config.vllm_checks import vllm_faults
@@ -114,8 +114,7 @@ def plain(composed: DictConfig) -> dict[str, Any]:
     raise_all([f"{key} is not allowed: a config calls no code by its name" for key in targets], heading=CANNOT_RUN)
     if isinstance(weights := values.get("reward", {}).get("weights"), dict):
         values["reward"]["weights"] = dict(flat(weights))  # an override of a.b.term arrives nested
-    if str(path := values.get("model", {}).get("path")).startswith("~"):
-        values["model"]["path"] = os.path.expanduser(path)
+    expand_home(values)
     if values.get("rollout", {}).get("sharing") is True:
         values["rollout"]["sharing"] = "on"  # YAML reads a bare on as true
     return values

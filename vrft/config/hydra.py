@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
+from hydra.errors import MissingConfigException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,6 +26,7 @@ from vrft.config.secrets import secret_keys
 from vrft.config.section import flat
 from vrft.config.trl_fields import trl_fields
 from vrft.errors import CANNOT_RUN, UserError, raise_all, suggestion
+from vrft.files import refuse_unfolding
 
 _PLUGINS = (
     "hydra._internal.core_plugins.",
@@ -34,6 +40,14 @@ _OF_A_LAUNCHER = re.compile(
 """Variables of torchrun, `accelerate launch`, MPI and job managers, by which torch, accelerate and DeepSpeed count
 processes."""
 _SHELL = ("setup", "additional_parameters", "srun_args")  # of a cluster's launcher: lines and options of a script
+_PACKAGES = ("pkg://hydra.conf", "hydra.conf", "pkg://hydra_plugins", "hydra_plugins")
+_FOLDERS = {  # of what Hydra would write, with the values that the package's own files and Hydra have
+    "output_subdir": (),
+    "run.dir": (".",),
+    "sweep.dir": ("${run.dir}", "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}"),
+    "sweep.subdir": (".", "${hydra.job.num}"),
+    "launcher.submitit_folder": ("${hydra.sweep.dir}/.submitit/%j",),
+}
 _TO_THE_TERMINAL = ("logging.StreamHandler", "ext://sys.stdout", "ext://sys.stderr")
 
 
@@ -72,29 +86,60 @@ class Composed:
 
 
 @contextmanager
-def careful_hydra() -> Iterator[Composed]:
-    """Within, Hydra checks every composed config before it acts: it runs no code and reads no environment variable."""
+def careful_hydra(*, may_sweep: bool = True) -> Iterator[Composed]:
+    """Within, Hydra checks every composed config before it acts: it runs no code, reads no environment variable and
+    writes into no folder that a file names. may_sweep: False for a verb that runs once."""
     load, composed = ConfigLoaderImpl.load_configuration, Composed()
+    Plugins.instance()  # which makes the two classes anew, apart from those of an import
+    files, packages = (SourcesRegistry.instance().resolve(scheme) for scheme in ("file", "pkg"))
+    load_file, open_package = files.load_config, packages.__init__
+
+    def load_bounded(self, config_path) -> ConfigResult:
+        path = Path(self.path, self._normalize_file_name(config_path))
+        try:
+            if path.is_file():
+                refuse_unfolding(path.read_text(encoding="utf-8"))
+            return load_file(self, config_path)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not plain YAML: {error}") from None
+        except RecursionError:
+            raise UserError(f"{path} is nested too deeply to be read") from None
+
+    def open_known(self, provider, path) -> None:
+        if not path.startswith(_PACKAGES):
+            raise UserError(f"hydra.searchpath has {path}, which would import a package; give a folder: file://FOLDER")
+        open_package(self, provider, path)
 
     def load_checked(self, config_name, overrides, *args, **kwargs) -> DictConfig:
-        config = load(self, config_name, overrides, *args, **kwargs)
+        try:
+            config = load(self, config_name, overrides, *args, **kwargs)
+        except KeyError as error:
+            raise UserError(
+                f"hydra.job.env_copy names {error}, which is not in the environment; a config does not read it, so "
+                "leave that out"
+            ) from None
         faults = [
             *_secret_faults(config, overrides),
             *_hydra_faults(config.hydra),
+            *_folder_faults(config.hydra, overrides),
             *_script_faults(config.hydra, overrides),
             *_setup_faults(config, overrides),
         ]
         raise_all(faults, heading=CANNOT_RUN)
+        if config.hydra.mode == RunMode.MULTIRUN and not may_sweep:
+            raise UserError("hydra.mode is MULTIRUN, but this verb runs once; leave it out")
         if config.hydra.mode == RunMode.MULTIRUN:  # one folder for all children
             composed.sweep_dir = config.hydra.sweep.dir = composed.sweep_dir or config.hydra.sweep.dir
         return config
 
     ConfigLoaderImpl.load_configuration = load_checked
+    files.load_config, packages.__init__ = load_bounded, open_known
     OmegaConf.register_new_resolver("oc.env", _refuse_environment, replace=True)
     try:
         yield composed
     finally:
         ConfigLoaderImpl.load_configuration = load
+        files.load_config, packages.__init__ = load_file, open_package
 
 
 def _refuse_environment(name: str, default: str = "") -> str:
@@ -133,6 +178,16 @@ def _hydra_faults(settings: DictConfig) -> Iterator[str]:
             names_code = key.endswith((".()", ".class")) or any(mark in str(value) for mark in ("://", "${"))
             if names_code and value not in _TO_THE_TERMINAL:
                 yield f"hydra.{key} is {value!r}; Hydra may only log to the terminal, so leave it out"
+
+
+def _folder_faults(settings: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
+    """Yield each folder that a config file, not the command line, would have Hydra or a launcher write into."""
+    said = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    values = dict(flat(OmegaConf.to_container(settings, resolve=False)))
+    for key, usual in _FOLDERS.items():
+        value = values.get(key)
+        if value is not None and value not in usual and f"hydra.{key}" not in said:
+            yield f"hydra.{key} is {value!r}, set in a file; vrft writes into run.dir alone, so leave it out"
 
 
 def _script_faults(settings: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
@@ -178,12 +233,16 @@ RULE_KEYS = ("above", "below", "of", "while_rising")  # optional keys of an alar
 def composition_message(error: Exception) -> str:
     """The text of a composition error; for an unknown key also the known ones."""
     for cause in _causes(error):
+        if isinstance(cause, MissingConfigException) and cause.missing_cfg_file and cause.options:
+            return _unknown_choice(cause.missing_cfg_file, cause.options)
         if (
             isinstance(cause, OmegaConfBaseException)
             and isinstance(cause.parent_node, DictConfig)
             and cause.key is not None
         ):
             return _unknown_key(str(cause.full_key), str(cause.key), cause.parent_node) or _text(error)
+    if absent := re.match(r"Could not override '(\S+)'\.\s*No match in the defaults list", _text(error)):
+        return f"this verb has no group and no key {absent[1]!r}; --help lists what it has"
     return _text(error)
 
 
@@ -198,6 +257,26 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
+def _unknown_choice(missing: str, options: Sequence[str]) -> str:
+    """What to type in place of a choice, `GROUP/NAME`, that has no file."""
+    group, _, name = missing.partition("/")
+    if group == "model" and not name.startswith("peft/"):
+        hint = f"; a folder or a hub name goes in model.path={name}"
+    else:
+        group, _, name = missing.rpartition("/")
+        hint = ""
+    near = suggestion(name, options)
+    return f"there is no {missing}.yaml, so no {group}={name}; {near}known: {', '.join(options)}{hint}"
+
+
+def _elsewhere(key: str, parent: DictConfig) -> list[str]:
+    """The dotted keys of the whole config that end in this key, if they are few."""
+    values = OmegaConf.to_container(parent._get_root(), resolve=False)
+    values.pop("hydra", None)
+    found = [name for name, _ in flat(values) if name.rpartition(".")[2] == key]
+    return found if len(found) <= 2 else []
+
+
 def _unknown_key(full_key: str, key: str, parent: DictConfig) -> str | None:
     known = [str(name) for name in parent if name != "hydra"]
     if key in known:
@@ -210,6 +289,8 @@ def _unknown_key(full_key: str, key: str, parent: DictConfig) -> str | None:
             f"no field {key!r} in TRL's config; {suggestion(key, trl_fields(trainer))}in the file: {', '.join(known)}"
         )
     place = full_key.rpartition(".")[0] or "the config"
+    if elsewhere := _elsewhere(key, parent):
+        return f"{place} has no key {key!r}; did you mean {' or '.join(elsewhere)}?"
     if place == "alarms.rules":
         rule = "{metric: …, above: …, action: warn, hint: …}"
         return f"no alarm {key!r}; {suggestion(key, known)}known: {', '.join(known)}; a new one: '+{full_key}={rule}'"

@@ -24,8 +24,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from vrft.data.checked_rows import check_row, open_rows
 from vrft.data.images import ImageReader
 from vrft.data.options import CommonOptions, read_options
@@ -36,6 +34,7 @@ from vrft.errors import UserError, raise_all
 from vrft.tasks import Task
 from vrft.tasks.boxes import Frame
 from vrft.tasks.rows import Row
+from vrft.terminal import progress_bar
 
 SKIPPED_FILE = "skipped.json"
 """A JSON list, one text per line. Not .jsonl: a run reads every .jsonl file of its data folder as a split."""
@@ -113,7 +112,7 @@ def _read_source(
     opened = open_rows(islice(located, options.max_rows), options.columns, what=what)
     rows = read_ahead(opened, images, values=lambda item: item.values, n_processes=n_processes)
     checked = []
-    for item in tqdm(rows, desc=f"check {what}s", unit=" rows", disable=None, file=sys.stderr):
+    for item in progress_bar(rows, desc=f"check {what}s", unit="row"):
         try:
             checked.append(check_row(item, frame=options.frame, task=task, images=images, left_out=left_out))
         except ValueError as error:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vrft.data.images import load_image
@@ -21,6 +20,7 @@ from vrft.models.vllm import VLLMEngine
 from vrft.tasks.base import Task
 from vrft.tasks.boxes import Frame
 from vrft.tasks.rows import Row, image_paths
+from vrft.terminal import progress_bar
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def generate_completions(
         ]
 
     n_done, n_mine = (sum(len(batches[index]) for index in part) for part in (completed, mine))
-    with tqdm(total=n_done + n_mine, initial=n_done, desc=progress, disable=progress is None, unit="row") as bar:
+    is_shown = progress is not None
+    with progress_bar(total=n_done + n_mine, initial=n_done, desc=progress or "", unit="row", is_shown=is_shown) as bar:
         for index in mine:
             completed[index] = generate(index)
             if kept:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL.Image import Image
-from tqdm import tqdm
 
 from vrft.data.readers import read_json
 from vrft.errors import UserError, raise_all
 from vrft.evaluate.bootstrap import mean_with_interval, percentile_interval
 from vrft.evaluate.mask_cases import CASE, case_faults, clipped_box, predicted_mask, prediction_of
 from vrft.evaluate.opencv import import_opencv
+from vrft.terminal import progress_bar
 
 MaskOf = Callable[[Image, Sequence[float]], np.ndarray]
 """From an image in RGB and a box [x1, y1, x2, y2] in its pixels to a mask (height, width), True inside."""
@@ -77,7 +77,7 @@ def score_cases(
             faults.append(f"{source}, case {number}: pred_mask cannot be decoded ({error}); COCO run lengths needed")
     raise_all(faults, heading=f"{source} cannot be scored:")
     results = []
-    for number, case in enumerate(tqdm(cases, desc="masks", unit=" cases", disable=None if mask_of else True)):
+    for number, case in enumerate(progress_bar(cases, desc="masks", unit="case", is_shown=mask_of is not None)):
         painted = paint(case["shapes"], (case["width"], case["height"]), polygons=polygons, opencv=opencv)
         results.append({"id": case.get("id", number), **overlap(painted, _mask(case, mask_of, root))})
     counts = {

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
 from vrft.config.package_files import TINY_MODEL
 from vrft.config.schema import Plan
 from vrft.errors import UserError
+from vrft.files import parse_yaml
 from vrft.memory.changes import KNOBS, Change
-from vrft.memory.gpus import gpu_at_hand, gpu_bytes
+from vrft.memory.gpus import GIB, gpu_at_hand, gpu_bytes, gpus_called
 from vrft.memory.training_setup import Setup
+from vrft.terminal import progress_bar
 
 _TEMPLATE = 64  # tokens that a chat template puts around a question; Qwen's are 25
 
@@ -65,7 +66,7 @@ def turned_knobs(run_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        begun = yaml.safe_load(path.read_text(encoding="utf-8"))
+        begun = parse_yaml(path.read_text(encoding="utf-8"))
         return {key: begun[key.partition(".")[0]][key.partition(".")[2]] for key in KNOBS}
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
         return {}  # what is wrong with the file is said by who compares the two
@@ -74,7 +75,8 @@ def turned_knobs(run_dir: Path) -> dict[str, Any]:
 def named_gpu(name: str | float | None) -> tuple[str, int | None]:
     """What to call a GPU, and its bytes; of the one here if there is no name, None where there is none."""
     if name is not None:
-        return f"a GPU of {name} GiB" if isinstance(name, (int, float)) else str(name), gpu_bytes(name)
+        n_bytes, known = gpu_bytes(name), gpus_called(name)
+        return known[0] if known else f"a GPU of {n_bytes / GIB:g} GiB", n_bytes
     return "the GPU here", gpu_at_hand()
 
 
@@ -108,7 +110,7 @@ def search_changes(setup: Setup, n_bytes: int, options: dict[str, Any]) -> tuple
     from vrft.memory.plan import peak_or_more  # torch: not where there is no GPU
 
     peaks = []
-    with tqdm(desc="what would make it fit", unit="config", leave=False, delay=1) as bar:
+    with progress_bar(desc="what would make it fit", unit="config", leave=False) as bar:
 
         def does_fit(tried: Setup) -> bool:
             bar.update()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
-import math
 import re
 import runpy
 from pathlib import Path
@@ -33,19 +32,36 @@ GPUS = {
 }
 """GiB as the driver reports them, or slightly less."""
 
+_LARGEST_GIB = 512
+
 
 def gpu_bytes(name: str | float, *, key: str = "plan.gpu") -> int:
     """Memory in bytes of a GPU of the table, or of a number of GiB. Raises `UserError` naming the config's `key`."""
-    if isinstance(name, (int, float)) and not isinstance(name, bool):
-        if 0 < name < math.inf:
-            return int(name * GIB)
-    elif name in GPUS:
-        return int(GPUS[name] * GIB)
-    elif size := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:gb|gib)?", str(name).lower()):
+    near = gpus_called(name)
+    if len(near) == 1:
+        return int(GPUS[near[0]] * GIB)
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:gb|gib)?", str(name).lower())
+    if size and not near and 0 < float(size[1]) <= _LARGEST_GIB:
         return int(float(size[1]) * GIB)
-    raise UserError(
-        f"{key} is {name!r}; {suggestion(str(name), GPUS)}known: {', '.join(GPUS)}, or a number of GiB: {key}=48"
-    )
+    meant = f"did you mean {' or '.join(near)}? " if near else suggestion(str(name), GPUS)
+    most = f" is more GiB than any GPU has (at most {_LARGEST_GIB} are taken)" if size and not near else ""
+    raise UserError(f"{key} is {name!r}{most}; {meant}known: {', '.join(GPUS)}, or a number of GiB: {key}=48")
+
+
+def gpus_called(name: str | float) -> list[str]:
+    """The GPUs of the table that people call so: with or without maker, size and punctuation.
+
+    >>> gpus_called(4090), gpus_called("NVIDIA A100 80GB"), gpus_called("a100"), gpus_called(48)
+    (['rtx_4090_24gb'], ['a100_80gb'], ['a100_40gb', 'a100_80gb'], [])
+    """
+    wanted = re.sub(r"nvidia|geforce|tesla|amd|instinct|[\s_-]", "", str(name).lower())
+    found = []
+    for gpu in GPUS:
+        model, _, size = gpu.replace("rtx_", "rtx").partition("_")
+        number = model.lstrip("abrtx")  # four digits are no size
+        if wanted in (model, model + size, *((number,) if len(number) == 4 else ())):
+            found.append(gpu)
+    return found
 
 
 def gpu_at_hand() -> int | None:

@@ -15,7 +15,7 @@ from vrft.config.package_files import TINY_MODEL
 from vrft.config.schema import Config
 from vrft.config.section import flat
 from vrft.errors import UserError, raise_all, shape_faults
-from vrft.files import hash_kind, read_rows, write_text_atomically
+from vrft.files import hash_kind, parse_yaml, read_rows, write_text_atomically
 from vrft.tasks.rows import Row
 
 _MAY_CHANGE = (  # what had ended it; on it goes
@@ -45,7 +45,10 @@ _NOT_OURS = "run.dir must be one that vrft has made"
 def read_config(run_dir: Path) -> Config:
     """The frozen config of a run directory. Raises `UserError` if it is not one that this version has written."""
     path = run_dir / "config.yaml"
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not plain YAML ({error}); {_NOT_OURS}") from None
     faults = list(shape_faults(values, Config)) if isinstance(values, dict) else ["it is no mapping"]
     if not faults and values.get("derived") is None:
         faults.append("derived is missing; vrft writes it")
@@ -123,7 +126,7 @@ def check_same_config(run_dir: Path, config: dict[str, Any]) -> None:
         raise UserError(f"{run_dir} has {' and '.join(made)} but no config.yaml to tell of what; {_NOT_OURS}")
     if path.is_file():
         try:
-            begun = yaml.safe_load(path.read_text(encoding="utf-8"))
+            begun = parse_yaml(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not plain YAML ({error}); {_NOT_OURS}") from None
         if not isinstance(begun, dict) or not isinstance(begun.get("model"), dict):

@@ -21,6 +21,7 @@ from vrft.run.health import SIGNALS
 from vrft.run.out_of_memory import backed_off
 from vrft.run.processes import start_worker
 from vrft.run.resume import read_config
+from vrft.terminal import careful_terminal
 
 FOLDER = SLURM_FOLDER  # logs, submitit's files, and these
 JOB, ENDED = "job.json", "ended.json"
@@ -29,6 +30,7 @@ _KILLED_WITHIN_S = 60.0  # SLURM ends a job that is requeued
 _CAUSE_WITHIN_S = 60.0  # the first node ends the others
 
 
+@careful_terminal
 def run_on_node(run_dir: str) -> None:
     """Run a node's share of the run, as submitit calls it on every node; ends the process with its exit code.
 

@@ -25,6 +25,7 @@ from vrft.run import health
 from vrft.run.directory import OccupiedError, claimed
 from vrft.run.resume import config_hash
 from vrft.run.sweep_choice import PENALTY, objective, reason_to_skip, trial
+from vrft.terminal import careful_terminal
 
 N_LAST_LINES = 15
 _BAR = re.compile(r"^.*[\d?](?:(?:it|row|step)/s|s/(?:it|row|step))[^\]]*\]?")  # of progress, at a line's beginning
@@ -203,6 +204,7 @@ def _named_cause(lines: Sequence[str]) -> str:
     return next((line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception)\b", line)), "")
 
 
+@careful_terminal
 def main() -> int:
     """The child: reads its job from standard input, checks the config and runs it; returns the run's exit code."""
     from vrft.config.freeze import freeze_values

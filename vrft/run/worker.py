@@ -33,6 +33,7 @@ from vrft.run.resume import read_config
 from vrft.run.stages import Stages, checkpoints_to_judge, is_non_finite
 from vrft.run.training import Interrupted, start_of
 from vrft.run.vllm_checks import check_vllm
+from vrft.terminal import careful_terminal
 
 _LATE_S = 60  # how much later a network's file system may show on one machine what another has written
 
@@ -127,6 +128,7 @@ def _write_result(
     write_text_atomically(experiment.run_dir / "result.json", json.dumps(result, indent=2) + "\n")
 
 
+@careful_terminal
 def main() -> int:
     """Entry point of the worker; exit code 2 for a user's mistake."""
     run_dir, node = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0

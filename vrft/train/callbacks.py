@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import transformers
-from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl.models.utils import unwrap_model_for_generation
 
 from vrft.errors import UserError
 from vrft.files import append_lines
+from vrft.terminal import progress_bar
 from vrft.train.alarms import agreed_maximum
 from vrft.train.best_and_last import save_checkpoint
 
@@ -42,13 +43,11 @@ class ProgressBar(TrainerCallback):
     def __init__(self, shown: dict[str, str]) -> None:
         self.shown = shown  # name in the logs -> short name on the bar
         self.figures: dict[str, str] = {}
-        self.bar: tqdm | None = None
+        self.bar: Any = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         if state.is_world_process_zero:
-            self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc="train", unit="step", dynamic_ncols=True
-            )
+            self.bar = progress_bar(total=state.max_steps, initial=state.global_step, desc="train", unit="step")
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if self.bar is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_an_unknown_verb_is_told_the_nearest(capsys):
         (["train", "trainer.max_step=3"], ["no key 'max_step'", "did you mean max_steps?"]),
         (["train", "trainer.args.bta=1"], ["did you mean beta?"]),
         (["train", "trainer.args.num_iterations=2"], ["+trainer.args.num_iterations"]),  # TRL's, only not in the file
-        (["train", "trainer.learning_rate"], ["Error parsing override"]),
+        (["train", "trainer.learning_rate"], ["neither GROUP=NAME nor KEY=VALUE"]),
         (["train", "sweep=learning_rate"], ["acts only with -m", "vrft train -m sweep=learning_rate"]),
         (
             ["train", "hydra/launcher=submitit_slurm", "run.name=a b"],
@@ -84,6 +85,11 @@ def test_an_unknown_verb_is_told_the_nearest(capsys):
         (["train", "trainer.max_steps=two"], ["trainer.max_steps is 'two'", "an integer or null"]),
         (["report", "runs=nowhere"], ["nowhere", "result.json"]),
         (["report"], ["runs must be given"]),
+        (["train", "model=Qwen/Qwen2.5-VL-3B-Instruct"], ["mean qwen2_5_vl_3b?", "model.path=Qwen/Qwen2.5-VL-3B-"]),
+        (["train", "learning_rate=1e-4"], ["did you mean trainer.learning_rate?"]),
+        (["report", "experiment=x"], ["no group and no key 'experiment'"]),
+        (["check", "hydra.mode=MULTIRUN"], ["hydra.mode=MULTIRUN acts only with -m"]),
+        (["check", "hydra.searchpath=[pkg://yaml]"], ["hydra.searchpath has pkg://yaml"]),
         (["predict", "predict.ask=seven"], ["predict.image must be given"]),
     ],
     ids=" ".join,
@@ -119,3 +125,52 @@ def test_the_config_is_shown_without_a_run(tmp_path):
     assert done.returncode == 0
     assert "name: reasoning_grounding" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["predict", "predict.image=no.jpg", "predict.ask=it's"], "predict.image is 'no.jpg': there is no such file"),
+        (["check", "dataset=json", "dataset.path=no.jsonl"], "dataset.path is 'no.jsonl': there is no such file"),
+        (["export", "model.path=./no", "out=x"], "model.path is './no': there is no such file or folder"),
+        (["plan", "plan.gpu=a100"], "did you mean a100_40gb or a100_80gb?"),
+    ],
+)
+def test_what_needs_no_torch_is_refused_before_it_is_imported(tmp_path, arguments, words):
+    code = "import sys; from vrft.cli.main import main; code = main(sys.argv[1:]); "
+    code += "print(code, {'torch', 'transformers'} & set(sys.modules))"
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120)
+    assert words in done.stderr
+    assert done.stdout == "2 set()\n"
+
+
+def test_tab_completes_verbs_choices_and_keys(tmp_path):
+    bin_folder = str(Path(sys.executable).parent)
+    script = (
+        f"PATH={bin_folder}:$PATH\n"
+        + """eval "$(vrft completion bash)"
+    for COMP_LINE in "vrft tr" "vrft train trainer=s" "vrft train trainer.max_" "vrft nothing x="; do
+        COMP_POINT=${#COMP_LINE}; COMPREPLY=(); _vrft; echo "${COMPREPLY[*]}|"
+    done"""
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.stdout.splitlines() == ["train |", "sft sft_gold sft_no_tags sft_own|", "trainer.max_steps=|", "|"]
+    assert done.stderr == ""
+
+
+def test_completion_of_another_shell_is_refused(capsys):
+    assert main(["completion", "fish"]) == 2
+    assert "vrft completion bash" in capsys.readouterr().err
+
+
+def test_help_of_a_verb_says_what_it_needs_and_shows_its_own_groups(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "90")
+    assert main(["build", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "Needed: out=…" in shown
+    assert shown.index("Examples:") < shown.index("  dataset: ")
+    groups = {line.partition(":")[0].strip() for line in shown.splitlines()}
+    assert {"dataset", "task"} <= groups
+    assert not {"alarms", "deepspeed", "launch"} & groups
+    assert max(map(len, shown.partition("KEY=VALUE:")[2].splitlines())) <= 90

@@ -7,6 +7,7 @@ import os
 import pytest
 from omegaconf import OmegaConf
 
+from vrft.cli.main import main
 from vrft.config.hydra import _hydra_faults, _script_faults, careful_environment
 
 SLURM = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", "partition": "gpu"}
@@ -56,6 +57,34 @@ def test_files_put_no_line_into_a_script(launcher, overrides, named):
     found = list(_script_faults(settings, overrides))
     assert len(found) == (named is not None)
     assert all(fault.startswith(named) for fault in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("hydra: {output_subdir: ELSEWHERE}", "hydra.output_subdir is "),
+        ("hydra: {run: {dir: ELSEWHERE}}", "hydra.run.dir is "),
+        ("hydra: {sweep: {dir: ELSEWHERE}}", "hydra.sweep.dir is "),
+        ("hydra: {sweep: {subdir: ELSEWHERE}}", "hydra.sweep.subdir is "),
+        ("hydra: {job: {env_copy: [NOT_THERE]}}", "hydra.job.env_copy names 'NOT_THERE'"),
+        ("hydra: {job: {env_copy: [HOME]}}", "hydra.job.env_set is set"),
+        ("a: &a [*a]", "theirs.yaml is not plain YAML: its aliases (*name) unfold"),
+        (
+            "\n".join(["a0: &a0 [x, x, x]", *(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]" for n in range(1, 9))]),
+            "theirs.yaml is not plain YAML: its aliases (*name) unfold to more than 20,000 values",
+        ),
+        ("a: " + "[" * 3000, "theirs.yaml is nested too deeply"),
+        ("a: {b", "theirs.yaml is not plain YAML"),
+    ],
+)
+def test_a_file_of_others_writes_nowhere_and_ends(tmp_path, monkeypatch, capsys, text, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs" / "experiment").mkdir(parents=True)
+    file = tmp_path / "configs" / "experiment" / "theirs.yaml"
+    file.write_text("# @package _global_\n" + text.replace("ELSEWHERE", str(tmp_path / "elsewhere")) + "\n")
+    assert main(["check", f"--config-dir={tmp_path / 'configs'}", "experiment=theirs"]) == 2
+    assert words in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["configs"]
 
 
 OUTER = {

@@ -121,7 +121,7 @@ def test_an_image_that_cannot_be_read_names_row_and_file(tmp_path, monkeypatch):
     (tmp_path / "1.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"row 'r1': the image .*1\.png cannot be read"):
         generate_from(rows, tmp_path)
-    with pytest.raises(UserError, match=r"row 'r9': the image .*none\.png cannot be read"):
+    with pytest.raises(UserError, match=r"row 'r9': the image .*none\.png is missing"):
         load_image(tmp_path / "none.png", what="row 'r9'")
 
 

@@ -125,7 +125,20 @@ def test_optimizers():
     assert (bytes_of_optimizer({"optim": "adamw_8bit"}), bytes_of_optimizer({"optim": "sgd"})) == (2, 0)
 
 
-@pytest.mark.parametrize(("name", "gib"), [("a100_80gb", 80), (48, 48), ("24gb", 24), (1.5, 1.5)])
+@pytest.mark.parametrize(
+    ("name", "gib"),
+    [
+        ("a100_80gb", 80),
+        (48, 48),
+        ("24gb", 24),
+        ("24", 24),
+        (1.5, 1.5),
+        (4090, 24),  # the card, not its GiB
+        ("NVIDIA GeForce RTX 3090", 24),
+        ("a100 80GB", 80),
+        ("t4", 15),
+    ],
+)
 def test_gpus(name, gib):
     assert gpu_bytes(name) == gib * GIB
 
@@ -193,7 +206,7 @@ def test_without_a_driver_the_device_is_the_cpu(monkeypatch):
     assert find_device() == "cpu"
 
 
-@pytest.mark.parametrize("name", ["a100_80", "", -3, 0, True, float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["a100", 1080, "8000gb", "a100_80", "", -3, 0, True, float("inf"), float("nan")])
 def test_an_unknown_gpu_is_refused_by_its_key(name):
     with pytest.raises(UserError, match=r"^memory.gpu is .*known: .*a100_80gb.* or a number of GiB: memory.gpu=48$"):
         gpu_bytes(name, key="memory.gpu")
