@@ -16,7 +16,7 @@ from vrft.evaluate.score import answer_as_json
 from vrft.files import write_text_atomically
 from vrft.models.families import FAMILIES
 from vrft.report.contact_sheet import contact_sheet, summary
-from vrft.report.draw import boxes_of
+from vrft.report.draw import boxes_of, save_image
 from vrft.run.context import RunContext, make_experiment, question_lengths
 from vrft.run.directory import fresh_run_dir
 from vrft.run.rows import build_rows, warn_of_frames
@@ -43,7 +43,7 @@ def run(config: Config) -> None:
             "tokens": token_figures(experiment),
         }
         write_text_atomically(out / "check.json", json.dumps(report, indent=2) + "\n")
-        contact_sheet(splits, root=out / "data").save(out / "golds.png")
+        save_image(contact_sheet(splits, root=out / "data"), out / "golds.png")
     print("\n".join([*summary(splits), *_told(report, config.memory)]))
     print(f"golds drawn: {out / 'golds.png'}")
 

@@ -16,7 +16,7 @@ from transformers.utils import cached_file
 
 from vrft.config.verb_schema import ExportConfig
 from vrft.errors import UserError, first_line
-from vrft.files import publish
+from vrft.files import publish, remove
 from vrft.models.adapters import read_adapter
 from vrft.models.load import require_folder
 
@@ -47,7 +47,7 @@ def export(path: Path, out: Path, *, dtype: str | None = None, trust_remote_code
     except (OSError, ValueError, ImportError, SafetensorError, UnpicklingError) as error:
         raise UserError(f"model.path={path} cannot be exported: {first_line(error)}") from None
     staging = out.with_name(out.name + ".partial")
-    shutil.rmtree(staging, ignore_errors=True)
+    remove(staging)
     try:
         model.save_pretrained(staging)
         processor.save_pretrained(staging)
@@ -63,7 +63,7 @@ def export(path: Path, out: Path, *, dtype: str | None = None, trust_remote_code
         n_bytes = sum(file.stat().st_size for file in staging.glob("*.safetensors"))
         publish(staging, out)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        remove(staging)
     return {
         "is_merged": bool(adapter), "n_weights": len(names), "n_bytes": n_bytes, "dtype": str(model.dtype).split(".")[1]
     }  # fmt: skip

@@ -18,7 +18,7 @@ from vrft.config.package_files import config_folder
 from vrft.config.verb_schema import RewardCasesConfig
 from vrft.errors import UserError, raise_all
 from vrft.evaluate.score import answer_as_json
-from vrft.files import numbered_rows
+from vrft.files import numbered_rows, written_whole
 from vrft.tasks import MixedTask, Task, load_task
 from vrft.tasks.boxes import Frame
 from vrft.tasks.reward import RewardFunction
@@ -144,13 +144,12 @@ def run(config: RewardCasesConfig) -> None:
     task = load_task(**config.task, trust_code=config.trust_code)
     judge = RewardFunction(task, config.reward.plain(), trust_code=config.trust_code, root=path.parent)
     cases = _read_cases(path, task, frame=config.frame)
-    partial = out.with_name(out.name + ".partial")
     verdicts = []
-    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:  # lone surrogates as JSON has them
+    with written_whole(out) as file:
         for case, row in tqdm(cases, desc="judge", unit="case", disable=not sys.stderr.isatty()):
             verdicts.append(verdict_on(case, row, task, judge=judge, frame=config.frame))
-            file.write(json.dumps(verdicts[-1], ensure_ascii=False, allow_nan=False) + "\n")
-    partial.replace(out)
+            line = json.dumps(verdicts[-1], ensure_ascii=False, allow_nan=False) + "\n"
+            file.write(line.encode(errors="backslashreplace"))  # lone surrogates as JSON has them
     print(_summary(verdicts, judge))
     print(f"verdicts: {out}")
 

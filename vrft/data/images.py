@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import struct
 import warnings
 import zlib
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vrft.errors import UserError
+from vrft.files import open_to_append, written_whole
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused before decoding: 64 megapixels take 192 MB, and no model sees more than 13."""
@@ -107,7 +107,7 @@ class ImageReader:
         good = [(item, image) for item, image in zip(unread, found, strict=True) if isinstance(image, ReadImage)]
         if self.is_kept and good:
             self.out_dir.mkdir(parents=True, exist_ok=True)
-            with (self.out_dir / KEPT_FILE).open("a", encoding="utf-8") as file:
+            with open_to_append(self.out_dir / KEPT_FILE) as file:
                 file.write("".join("\n" + json.dumps([item.key, item.state, image]) for item, image in good))
 
     def _look_up(self, key: str, source: Path | bytes) -> Unread | None:
@@ -149,9 +149,8 @@ def _decode(source: Path | bytes, out_dir: Path) -> ReadImage:
         return ReadImage(str(source), image.size, content)
     target = Path(out_dir) / "images" / f"{content[:32]}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(f".{os.getpid()}.partial")  # two processes may write the same image
-    image.save(partial, "PNG")
-    partial.replace(target)
+    with written_whole(target) as file:
+        image.save(file, "PNG")
     return ReadImage(f"images/{target.name}", image.size, content)
 
 

@@ -6,10 +6,13 @@ The two colours differ for every common kind of colour vision (Okabe & Ito 2008)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from vrft.errors import UserError
+from vrft.files import written_whole
 from vrft.tasks.boxes import clip_to_image
 
 GOLD_COLOUR = "#E69F00"
@@ -40,6 +43,18 @@ def draw_boxes(
             if label:
                 _draw_label(pen, label, corners, colour, picture.size)
     return picture
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write the image to a file, whole or not at all, in the format that the file's ending names.
+
+    Raises `UserError` if the ending names none.
+    """
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise UserError(f"{path} does not end in the name of an image format; choose a name such as {path.stem}.png")
+    with written_whole(path) as file:
+        image.save(file, kind)
 
 
 def boxes_of(answer: Any) -> list[LabelledBox]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from vrft.errors import UserError
-from vrft.files import write_text_atomically
+from vrft.files import write_text_atomically, written_whole
 from vrft.report.sweep import FILE, Sweep, averaged, chosen, rank, read_sweep, to_csv
 from vrft.report.sweep_tables import View, base_lines, in_order, question_table, views, wide_table
 
@@ -106,7 +106,8 @@ def write_plots(sweep: Sweep, shown_views: Sequence[View], out_dir: Path) -> lis
     names = []
     for view in shown_views:
         name = f"plot_{view.name}.png"
-        draw(sweep, view).savefig(out_dir / name, dpi=150, metadata={"Software": None})
+        with written_whole(out_dir / name) as file:
+            draw(sweep, view).savefig(file, dpi=150, metadata={"Software": None})
         names.append(name)
     return names
 

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from vrft.config.package_files import PACKAGE
 from vrft.config.schema import Model
 from vrft.errors import UserError
-from vrft.files import file_hash, hash_of
+from vrft.files import file_hash, hash_of, open_to_append
 from vrft.run import health
 
 PACKAGES = (
@@ -53,7 +53,7 @@ def alone_in(run_dir: Path) -> Iterator[None]:
     The lock is shared with the workers (`join`): after this process is killed, they still keep others out. filelock
     cannot turn an exclusive lock into a shared one. A file system without locks lets everybody in.
     """
-    with (run_dir / LOCK_FILE).open("a", encoding="utf-8") as file:
+    with open_to_append(run_dir / LOCK_FILE) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             join(file)  # not in one step with the line before: another parent may come between
@@ -78,7 +78,7 @@ def join(file: TextIO) -> None:
 @contextlib.contextmanager
 def claimed(path: Path, *, is_patient: bool = False) -> Iterator[bool]:
     """Yield True if this process alone holds the lock file while the block runs. is_patient: True waits for it."""
-    with path.open("a", encoding="utf-8") as file:
+    with open_to_append(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if is_patient else fcntl.LOCK_NB))
         except BlockingIOError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from vrft.errors import phase
 from vrft.evaluate.completions import Sampling, generate_completions
 from vrft.evaluate.partial_completions import KeptBatches, OtherEvaluationError
 from vrft.evaluate.score import score_completions
-from vrft.files import manifest_hash, write_text_atomically
+from vrft.files import manifest_hash, remove, write_text_atomically
 from vrft.run.context import RunContext
 from vrft.run.resume import lasting_hash
 from vrft.tasks.rows import Row
@@ -139,7 +138,7 @@ def _kept_batches(experiment: RunContext, folder: Path, name: str) -> KeptBatche
             raise
     experiment.processes.wait_for_everyone()
     if experiment.processes.is_main_process:
-        shutil.rmtree(folder)
+        remove(folder)
     experiment.processes.wait_for_everyone()
     return KeptBatches(folder, fingerprint)
 

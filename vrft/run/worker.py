@@ -24,7 +24,7 @@ from accelerate.utils import gather_object, set_seed
 from safetensors import SafetensorError
 
 from vrft.errors import SIGNALLED, ExitCode, UserError, first_line, phase_of
-from vrft.files import write_text_atomically
+from vrft.files import open_to_append, write_text_atomically
 from vrft.models.prompt_settings import read_prompt_settings, wording_drift
 from vrft.report.wandb import tracked
 from vrft.run import directory, health
@@ -139,7 +139,7 @@ def main() -> int:
             break
         time.sleep(0.1)
     rank = int(os.environ.get("RANK", "0"))
-    lock = (run_dir / directory.LOCK_FILE).open("a", encoding="utf-8")  # open to the end of the process
+    lock = open_to_append(run_dir / directory.LOCK_FILE)  # open to the end of the process
     with contextlib.suppress(OSError):  # a file system without locks
         directory.join(lock)
     status.begin(run_dir, rank, node)

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from transformers import Trainer
 
 from vrft.errors import UserError
-from vrft.files import DamagedFolderError, check_whole, publish
+from vrft.files import DamagedFolderError, check_whole, publish, remove
 from vrft.train.micro_batches import in_pieces
 
 _NEARLY_FULL = 2**20  # bytes left
@@ -65,7 +65,7 @@ def remove_superfluous(folder: Path, *, limit: int | None, resumed_step: int, wr
     damaged = [path for path in found if step_of(path) > resumed_step and path.name not in written]
     good = [path for path in found if path not in damaged]
     for path in [*damaged, *(good[:-limit] if limit and limit > 0 else ()), *folder.glob("*.previous")]:
-        shutil.rmtree(path)
+        remove(path)
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def staged(folder: Path, *, is_main: bool, wait: Callable[[], None]) -> Iterator
     staging = folder.with_name("checkpoint.partial")
     try:
         if is_main:
-            shutil.rmtree(staging, ignore_errors=True)
+            remove(staging)
         wait()
         yield staging
         wait()
@@ -94,7 +94,7 @@ def staged(folder: Path, *, is_main: bool, wait: Callable[[], None]) -> Iterator
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
     finally:
         if is_main:
-            shutil.rmtree(staging, ignore_errors=True)
+            remove(staging)
 
 
 @contextmanager
