@@ -104,7 +104,7 @@ def validation_chart(
     curve = curve_of(logs, f"validation/{metric}", "")
     if not curve.steps:
         return None
-    counts = [entry["validation/n"] for entry in logs if "validation/n" in entry]
+    counts = curve_of(logs, "validation/n", "").values
     figure, axes = _empty_chart(is_share=True, marks=alarms_at)
     axes.axhline(curve.values[0], color=_MUTED, linewidth=1, linestyle=(0, (2, 3)))
     axes.plot(curve.steps, curve.values, color=_SERIES[0], linewidth=1.8, marker="o", markersize=4)

@@ -5,6 +5,7 @@ The two colours differ for every common kind of colour vision (Okabe & Ito 2008)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,18 +61,30 @@ def save_image(image: Image.Image, path: Path) -> None:
 def boxes_of(answer: Any) -> list[LabelledBox]:
     """The boxes and labels of an answer (as in scored rows) or of a gold; a point is a box without area.
 
-    Empty for a name, a count or an unreadable answer.
+    Empty for a name, a count, an unreadable answer, or anything else that holds no boxes.
 
     >>> boxes_of([{"xyxy": [0, 0, 9, 9], "confidence": 0.5, "label": ""}]), boxes_of([4, 5])
     ([([0, 0, 9, 9], '0.50')], [([4, 5, 4, 5], '')])
+    >>> boxes_of({"count": 3}), boxes_of([[0, 0, 9, 9], "seven"])
+    ([], [])
     """
-    if not answer or isinstance(answer, str | int):
+    return [(one["xyxy"], _label_of(one)) for one in found_boxes(answer)]
+
+
+def found_boxes(answer: Any) -> list[dict]:
+    """As `boxes_of`, each box as `{"xyxy", "label", "confidence"}`, of which all but the first may be missing."""
+    if not isinstance(answer, list | tuple) or not answer:
         return []
-    if isinstance(answer[0], dict):
-        return [(box["xyxy"], _label_of(box)) for box in answer]
-    if isinstance(answer[0], list | tuple):
-        return [(xyxy, "") for xyxy in answer]
-    return [(list(answer) * 2 if len(answer) == 2 else answer, "")]
+    several = answer if isinstance(answer[0], dict | list | tuple) else [answer]
+    found = [one if isinstance(one, dict) else {"xyxy": one} for one in several]
+    found = [one | {"xyxy": [*one["xyxy"]] * 2} if _are_numbers(one.get("xyxy"), 2) else one for one in found]
+    is_boxes = all(_are_numbers(one.get("xyxy"), 4) and _are_numbers([one.get("confidence", 0)], 1) for one in found)
+    return found if is_boxes else []
+
+
+def _are_numbers(values: Any, n: int) -> bool:
+    is_list = isinstance(values, list | tuple) and len(values) == n
+    return is_list and all(type(value) in (int, float) and math.isfinite(value) for value in values)
 
 
 def _label_of(box: dict) -> str:

@@ -47,14 +47,19 @@ def sentences(run: RunFiles, panels: Sequence[Panel]) -> list[str]:
             summary.append(
                 f"It raised {'an alarm' if len(run.alarms) == 1 else f'{len(run.alarms)} alarms'}, see below."
             )
-        failed = {name: n for entry in run.logs for name, n in entry.items() if name.startswith("term_faults/")}
+        failed = {
+            name: n
+            for entry in run.logs
+            for name, n in entry.items()
+            if name.startswith("term_faults/") and isinstance(n, int | float)
+        }
         if failed:
             named = ", ".join(f"{name.partition('/')[2]} on {n:.0f} completions" for name, n in failed.items())
             summary.append(f"A reward term failed and paid 0: {named}.")
     else:
         summary.append("The model was evaluated; nothing was trained.")
     change = change_on_test(run, panels)
-    if change and change["value"] is not None:
+    if change and change["interval"]:
         interval = f" (95 % interval {signed(change['interval'][0])} to {signed(change['interval'][1])})"
         n_test = n_rows.get("test", change["n"])
         summary.append(

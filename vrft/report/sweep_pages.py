@@ -169,7 +169,7 @@ def _incomplete(source: Path) -> list[dict[str, str]]:
 
     found = []
     for path in sorted(source.glob("children/*.json")) if source.is_dir() else []:
-        record = read_record(path)
-        if record and record["state"] not in ("completed", "not_chosen"):
+        record = read_record(path) or {"state": "unknown", "cause": f"its record {path.name} is damaged"}
+        if record["state"] not in ("completed", "not_chosen"):
             found.append({"name": path.stem, "state": record["state"], "cause": record["cause"]})
     return found
