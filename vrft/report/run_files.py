@@ -17,6 +17,8 @@ from vrft.report.run_forms import FORMS, Alarm, LogLine, Provenance, ReportedCon
 from vrft.tasks.rows import Row
 
 METHOD_NAMES = {"grpo": "RFT", "sft": "SFT"}
+NOT_COMPARED = ("run.", "question.", "logging.", "derived.")
+"""Sections of a config in which runs of one experiment may differ."""
 CHECKPOINT_NAMES = {"best": "best by validation", "last": "last step"}
 
 

@@ -28,14 +28,14 @@ from vrft.config.schema import Question
 from vrft.config.section import flat
 from vrft.errors import UserError, shape_faults
 from vrft.files import read_written
-from vrft.report.run_files import RunFiles
+from vrft.report.escaping import csv_text, csv_value
+from vrft.report.run_files import NOT_COMPARED, RunFiles
 from vrft.report.run_forms import Record
 
 FILE = "figures.csv"
 FIXED = ("run", "config_hash", "seed", "checkpoint", "test_set", "title", "metric", "value", "n")
 SEED = "run.seed"
 _HEAD = "# question: "
-_NOT_COMPARED = ("run.", "question.", "logging.", "derived.")
 _NOT_SETTINGS = ("run.", "evaluate.", "question.", "logging.")
 
 
@@ -92,7 +92,7 @@ def to_csv(sweep: Sweep) -> str:
     ordered = ["run", "config_hash", "seed", *sweep.settings]
     ordered += [column for column in together if column not in ordered]
     head = _HEAD + json.dumps(sweep.question.model_dump()) + "\n"
-    return head + together[ordered].to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    return head + together[ordered].map(csv_text).to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def chosen(sweep: Sweep) -> pd.DataFrame:
@@ -219,7 +219,7 @@ def _distinguishing_keys(runs: Sequence[RunFiles], keys: Sequence[str]) -> list[
         first, *others = [dict(flat(run.config)) for run in equal_runs]
         for other in others:
             found |= dict.fromkeys(key for key in {**first, **other} if first.get(key) != other.get(key))
-    return [key for key in found if not key.startswith(_NOT_COMPARED)]
+    return [key for key in found if not key.startswith(NOT_COMPARED)]
 
 
 def _setting(run: RunFiles, key: str) -> Any:
@@ -271,6 +271,7 @@ def _read_csv(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
         faults = [f"column {column} is missing" for column in missing] + list(shape_faults(question, Question))
         if faults:
             raise ValueError("; ".join(faults))
+        frame = frame.map(csv_value)
         for column in ("value", "n"):
             frame[column] = pd.to_numeric(frame[column])
     except (OSError, ValueError, TypeError, RecursionError) as error:
