@@ -17,6 +17,7 @@ from vrft.report.figures import methods_of
 from vrft.report.gallery import choose
 from vrft.report.page import write_comparison, write_report
 from vrft.report.run_files import RunFiles
+from vrft.report.write import write_reports
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -201,6 +202,33 @@ def test_runs_are_compared_in_one_table(runs, tmp_path, capsys):
     before = result["before"]["grounding_v1"]["iou"]["value"]
     assert float(rft["change"]) == pytest.approx(float(rft["value"]) - before, abs=1e-9)
     assert Page(path.read_text()).text.count("Base") == 6
+    assert float(rft["difference"]) == pytest.approx(
+        float(rft["value"]) - next(float(one["value"]) for one in lines if one["method"] == labels[1] and
+                                   (one["split"], one["metric"]) == ("test", "iou")), abs=1e-9)  # fmt: skip
+    verdict = r"RFT − SFT, best by validation: accuracy@0\.5 (\S+ \[\S+, \S+\]) on test \(paired, n = 70\): neither is"
+    for text in (re.sub(r"\s+", " ", printed), markdown, Page(path.read_text()).text):
+        assert re.search(verdict, text)
+    assert "vs SFT" in markdown
+    assert "vs SFT" in Page(path.read_text()).text
+
+
+def test_a_comparison_tells_what_differs_beside_the_method(runs, tmp_path, capsys):
+    other = tmp_path / "other |=1 <b>$x"
+    shutil.copytree(runs["sft"], other)
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["trainer"] |= {"learning_rate": 7e-5, "args": {"beta": 0.1}}
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    write_reports([runs["rft"], other], out_dir=tmp_path / "new" / "folder")
+    printed = capsys.readouterr().out
+    assert "trainer.learning_rate: 0.0001, 7e-05" in printed
+    assert printed.endswith(f"report: {tmp_path / 'new' / 'folder' / 'comparison.html'}\n")
+    markdown = (tmp_path / "new" / "folder" / "comparison.md").read_text()
+    assert "| trainer.learning_rate | 0.0001 | 7e-05 |" in markdown
+    assert r"| rft | other \|=1 &lt;b>$x |" in markdown
+    assert "beta" not in printed, "RFT and SFT always differ there"
+    write_reports([runs["sft"], other], out_dir=tmp_path / "same")
+    assert "trainer.args.beta: –, 0.1" in capsys.readouterr().out
+    assert '"SFT (other |=1 <b>$x), last step"' in (tmp_path / "same" / "comparison.csv").read_text()
 
 
 def test_figures_of_two_protocols_do_not_look_alike(runs, tmp_path):

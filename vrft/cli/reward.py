@@ -200,11 +200,11 @@ def _frame(name: str, row: Row) -> Frame:
 
 def _image_wh(image: Any, root: Path) -> tuple[int, int]:
     """Raises ValueError where it is no image, or none below `root`."""
-    from vrft.data.images import decode_upright, locate
+    from vrft.data.images import decode_upright, image_bytes, locate
 
     path = locate(image, root.resolve())
     try:
-        return decode_upright(path.read_bytes())[0].size
+        return decode_upright(image_bytes(path))[0].size
     except (OSError, ValueError) as error:
         raise ValueError(f"image {image!r} {error}") from None
 

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vrft.data.images import load_image
+from vrft.errors import UserError
 from vrft.report.draw import LabelledBox, boxes_of, found_boxes
 from vrft.report.run_files import RunFiles
 from vrft.tasks.answers import normal_name
@@ -213,7 +214,7 @@ def _item(row: Row, sides: list[Side], tags: list[str], root: Path) -> Item:
         gold="" if boxes else _as_text(gold),
         gold_boxes=boxes,
         image_wh=tuple(row["image_wh"]),
-        image=image_uri(image_paths(row, root)[0]),
+        image=image_uri(_image_of(row, root), what=f"row {row['row_id']}"),
         tags=tags,
         sides=sides,
     )
@@ -241,9 +242,21 @@ def _side(title: str, scored: dict, metric: str) -> Side:
     )
 
 
-def image_uri(path: Path) -> str:
-    """The image as a data URI: PNG up to 128 pixels a side, else JPEG of at most 640 pixels a side."""
-    image = load_image(path, what="report")
+def _image_of(row: Row, root: Path) -> Path:
+    """The row's first image. Raises `UserError` for a relative path that leaves the run: vrft writes none."""
+    if ".." in Path(row["images"][0]).parts:
+        raise UserError(
+            f"row {row['row_id']}: the image {row['images'][0]} may lie outside of {root}; give its whole path"
+        )
+    return image_paths(row, root)[0]
+
+
+def image_uri(path: Path, *, what: str) -> str:
+    """The image as a data URI: PNG up to 128 pixels a side, else JPEG of at most 640 pixels a side.
+
+    what: what the image is for. Raises `UserError` if it cannot be read.
+    """
+    image = load_image(path, what=what)
     is_small = max(image.size) <= 128
     if max(image.size) > _MOST_PIXELS_A_SIDE:
         image.thumbnail((_MOST_PIXELS_A_SIDE, _MOST_PIXELS_A_SIDE), Image.Resampling.LANCZOS)

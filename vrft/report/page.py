@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,7 +74,8 @@ def write_comparison(run_dirs: Sequence[Path], out_dir: Path) -> Path:
     write_text_atomically(out_dir / "comparison.csv", csv_table(shown))
     page = render("comparison.html.jinja", panels=shown, runs=names, verdicts=verdicts, settings=settings)
     path = write_text_atomically(out_dir / "comparison.html", page)
-    print("\n".join([text_table(shown), "", *verdicts, *_told_settings(names, settings)]))
+    told = [textwrap.fill(sentence, 100) for sentence in verdicts]
+    print("\n".join([text_table(shown), "", *told, *_told_settings(names, settings)]))
     return path
 
 

@@ -57,8 +57,8 @@ class RunFiles:
 
     @property
     def method(self) -> str:
-        """`RFT` or `SFT`."""
-        return METHOD_NAMES[self.config["trainer"]["name"]]
+        """`RFT` or `SFT`, or what else the trainer is called."""
+        return METHOD_NAMES.get(name := self.config["trainer"]["name"], name)
 
     @property
     def model_name(self) -> str:

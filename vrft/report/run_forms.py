@@ -65,7 +65,7 @@ class _Evaluate(BaseModel):
 
 
 class _Trainer(BaseModel):
-    name: Annotated[str, Field(pattern="^(grpo|sft)$")]
+    name: str
     prompts_per_step: int
     learning_rate: Finite
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-import yaml
+from written_run import write_config, write_result
 
 from vrft.config.schema import Question
 from vrft.errors import UserError
@@ -62,8 +62,8 @@ def write_child(
     overrides = [f"trainer={trainer}", f"dataset.k_shot={k}", f"trainer.learning_rate={rate}", f"run.seed={seed}"]
     overrides += [f"{key}={value}" for key, value in settings.items()]
     provenance = {"choices": {"trainer": trainer, **settings}, "overrides": [] if is_base else overrides}
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
-    (run_dir / "result.json").write_text(json.dumps(result))
+    write_config(run_dir, **config)
+    write_result(run_dir, **result)
     (run_dir / "provenance.json").write_text(json.dumps(provenance))
     (sweep / "children").mkdir(exist_ok=True)
 
