@@ -34,7 +34,8 @@ def write_report(run_dir: Path, others: Sequence[Path] = ()) -> Path:
     The page loads no other file. Raises `UserError` if a directory has no finished run.
     """
     run = RunFiles(Path(run_dir))
-    shown = panels(methods_of([run, *(RunFiles(Path(other)) for other in others)]))
+    methods = methods_of([run, *(RunFiles(Path(other)) for other in others)])
+    shown, _ = with_differences(panels(methods), methods)
     page = render(
         "report.html.jinja",
         title=run.config["run"]["name"],
