@@ -332,3 +332,33 @@ def test_a_browser_opens_the_page_without_complaint(runs, tmp_path):
     done = open_in_browser(path, tmp_path, "--window-size=1240,2000", f"--screenshot={tmp_path / 'page.png'}")
     assert (tmp_path / "page.png").stat().st_size > 20_000
     assert "CONSOLE" not in done.stderr, "a script error, or something that the page may not load"
+
+
+def widths(path, tmp_path, width):
+    """How wide a page is in a frame of a width, and how many of its tables are cut off where nothing scrolls."""
+    measure = """<script>let n = 0; for (const table of document.querySelectorAll("table")) {
+      const box = table.parentElement, style = getComputedStyle(box).overflowX;
+      if (table.getBoundingClientRect().right > box.getBoundingClientRect().right + 1 && style === "visible") n++;
+    } document.title = "wide " + document.documentElement.scrollWidth + " cut " + n</script>"""
+    measured, frame = tmp_path / f"{path.stem}_{width}.html", tmp_path / "frame.html"
+    measured.write_text(path.read_text().replace("</body>", f"{measure}</body>").replace("default-src 'none'", ""))
+    frame.write_text(f"<iframe src='{measured.name}' style='border: 0; width: {width}px; height: 900px' onload='"
+                     "document.title = frames[0].document.title'></iframe>")  # fmt: skip
+    flags = ("--dump-dom", "--allow-file-access-from-files", "--disable-web-security", "--window-size=1600,1000")
+    dom = open_in_browser(frame, tmp_path / "profile", *flags).stdout
+    wide, cut = map(int, re.search(r"<title>wide (\d+) cut (\d+)", dom).groups())
+    return wide, cut
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+def test_pages_fit_a_screen_and_a_telephone(runs, tmp_path):
+    """Whatever an alarm says and a run is called."""
+    run = shutil.copytree(runs["rft"], tmp_path / ("long_name_" * 20))
+    alarm = {"step": 5, "rule": "hacked", "action": "warn", "message": "the reward rises while " * 20}
+    write_rows(run / "alarms.jsonl", [alarm, {**alarm, "rule": "rule_of_mine_" * 9, "message": "word" * 90}])
+    pages = [write_report(run), write_comparison([runs["sft"], run], tmp_path / "comparison")]
+    for page in pages:
+        for width in (1400, 400):
+            wide, cut = widths(page, tmp_path, width)
+            assert wide <= width, (page.name, width)
+            assert cut == 0, (page.name, width)
