@@ -75,7 +75,7 @@ def check_vrft(words: Sequence[str]) -> None:
         if verb == "score":
             assert list(importlib.import_module("vrft.cli.score").config_faults(frozen.plain())) == []
     else:
-        freeze(config, device="cuda", overrides=overrides, **{**known.options, "is_remote": True})
+        freeze(config, verb=verb, device="cuda", overrides=overrides, is_remote=True)
 
 
 def _first(word: str) -> str:

@@ -18,4 +18,4 @@ def composed(*overrides: str, verb: str = "train", **options: Any) -> Config:
     """The config of a verb. options: those of `freeze`."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return freeze(compose(verb, overrides=[*overrides]), **options)
+        return freeze(compose(verb, overrides=[*overrides]), verb=verb, **options)

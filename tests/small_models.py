@@ -153,7 +153,7 @@ def reward_by_ids(completion_ids: list, **kwargs) -> list[float]:
 def make_trainer(trainer_class, model: PreTrainedModel, family: str, rows: Dataset, folder: Path, **options):
     """A GRPO trainer on the CPU with plain SGD. options: fields of `trl.GRPOConfig`, and those named here."""
     reward, peft_config = options.pop("reward", reward_by_ids), options.pop("peft_config", None)
-    own = {name: options.pop(name) for name in ("must_share", "validation") if name in options}
+    own = {name: options.pop(name) for name in ("must_share", "validation", "eval_dataset") if name in options}
     arguments = {
         "output_dir": str(folder),
         "max_steps": 3,
@@ -178,7 +178,7 @@ def make_trainer(trainer_class, model: PreTrainedModel, family: str, rows: Datas
     trainer = trainer_class(
         model=model,
         args=GRPOConfig(**arguments | options),
-        reward_funcs=[reward],
+        reward_funcs=reward if isinstance(reward, list) else [reward],
         train_dataset=rows,
         processing_class=small_processor(family),
         peft_config=peft_config,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
+import os
 import types
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 CANNOT_RUN = "The config cannot run:"
+N_SHOWN = 20
+"""Of several faults, those that are printed."""
 SIGNALLED = 128
 """A process that a signal has ended has this exit code plus the signal's number, as in a shell."""
 
@@ -47,13 +51,13 @@ class UserError(Exception):
 def raise_all(faults: list[str], *, heading: str) -> None:
     """Raise one `UserError` that lists every fault; do nothing when there is none.
 
-    At most 20 faults are printed; the rest are counted.
+    At most `N_SHOWN` faults are printed; the rest are counted.
     """
     if not faults:
         return
-    shown = [f"  - {fault}" for fault in faults[:20]]
-    if len(faults) > 20:
-        shown.append(f"  … and {len(faults) - 20} more")
+    shown = [f"  - {fault}" for fault in faults[:N_SHOWN]]
+    if len(faults) > N_SHOWN:
+        shown.append(f"  … and {len(faults) - N_SHOWN} more")
     raise UserError("\n".join([heading, *shown]))
 
 
@@ -84,6 +88,29 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+_TAKES_NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+@contextlib.contextmanager
+def disk_told(*, then: str) -> Iterator[None]:
+    """Within, an error of a disk that takes no more becomes a `UserError`. then: how the user goes on with room there.
+
+    It is full, a quota or a limit of a file's size is reached, or it is read-only. Libraries raise errors of their own
+    with the system's words in them.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not any(os.strerror(number) in str(error) for number in _TAKES_NO_MORE):
+            raise
+        why = first_line(error)
+        raise UserError(
+            f"the disk is full, has a limit or is read-only ({why}); make room there, then {then}"
+        ) from None
+
+
 def suggestion(name: str, known) -> str:
     """Return `did you mean X? ` for the nearest known name, or nothing.
 
@@ -109,6 +136,19 @@ def shape_faults(value: Any, kind: type[BaseModel], key: str = "") -> list[str]:
     except ValidationError as error:
         found = [_sentence(one, value, kind, key) for one in error.errors(include_url=False)]
         return list(dict.fromkeys(found))  # a union says for each of its types what is wrong
+    return []
+
+
+def form_faults(values: Any, form: type[BaseModel]) -> list[str]:
+    """One sentence for each value that is missing, or of another type or size than the form has it."""
+    try:
+        form.model_validate(values, strict=True)
+    except ValidationError as error:
+        return [
+            f"{'.'.join(map(str, one['loc'])) or 'it'} is "
+            + ("missing" if one["type"] == "missing" else f"{str(one['input'])[:60]!r}: {one['msg'].lower()}")
+            for one in error.errors(include_url=False)
+        ]
     return []
 
 

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 import xxhash
 import yaml
-from pydantic_core import ValidationError
 
-from vrft.errors import UserError, first_line, raise_all
+from vrft.errors import UserError, first_line, form_faults, raise_all
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -35,6 +34,31 @@ class DamagedFolderError(UserError):
 def is_local(path: str) -> bool:
     """True unless the path of a model can only be a hub name, ORG/NAME, for nothing of that name lies here."""
     return path.startswith((".", "/", "~")) or len(Path(path).parts) != 2 or Path(path).exists()
+
+
+def model_fault(path: str) -> str | None:
+    """Why a model's path is no folder of a saved model, or None; other paths are names on the hub, and None too.
+
+    For the directory of a run it says which checkpoints are there.
+    """
+    folder = Path(path)
+    if not is_local(path) or _holds_model(folder):
+        return None
+    if not folder.is_dir():
+        return f"model.path is {path}, which does not exist; give a folder with a saved model, or a hub name ORG/NAME"
+    within = [*folder.glob("checkpoints/*"), *folder.glob("*")]
+    saved = sorted(filter(_holds_model, within), key=lambda found: (found.name not in ("best", "last"), found.name))
+    if saved:
+        named = " or ".join(f"model.path={found}" for found in saved[:3])
+        return f"model.path is {path}, a folder with checkpoints; give one of them: {named}"
+    return (
+        f"model.path is {path}, a folder that has no config.json (or, for an adapter, adapter_config.json); give one "
+        "with a saved model, or a hub name ORG/NAME"
+    )
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def publish(staging: Path, folder: Path, *, previous: Path | None = None) -> None:
@@ -138,9 +162,18 @@ def _flush(path: Path) -> None:
     """Flush a file's bytes, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        flush_to_disk(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush_to_disk(descriptor: int) -> None:
+    """Have the disk take what was written to an open file; do nothing on a file system that cannot (some of FUSE)."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
 
 
 def read_written(path: Path, form: type[BaseModel]) -> Any:
@@ -156,19 +189,6 @@ def read_written(path: Path, form: type[BaseModel]) -> Any:
         raise UserError(f"{path} cannot be read ({first_line(error)}); {_AS_WRITTEN}") from None
     raise_all(form_faults(values, form), heading=f"{path} has another form; {_AS_WRITTEN}:")
     return values
-
-
-def form_faults(values: Any, form: type[BaseModel]) -> list[str]:
-    """One sentence for each value that is missing, or of another type or size than the form has it."""
-    try:
-        form.model_validate(values, strict=True)
-    except ValidationError as error:
-        return [
-            f"{'.'.join(map(str, one['loc'])) or 'it'} is "
-            + ("missing" if one["type"] == "missing" else f"{str(one['input'])[:60]!r}: {one['msg'].lower()}")
-            for one in error.errors(include_url=False)
-        ]
-    return []
 
 
 def read_rows(path: Path, form: type[BaseModel] | None = None, *, may_be_cut: bool = False) -> list[dict[str, Any]]:
@@ -222,7 +242,7 @@ def append_lines(path: Path, entries: Iterable[Any]) -> None:
     with open_to_append(path) as file:
         file.writelines(json.dumps(entry, ensure_ascii=False, default=float) + "\n" for entry in entries)
         file.flush()
-        os.fsync(file.fileno())
+        flush_to_disk(file.fileno())
 
 
 def write_text_atomically(path: Path, text: str, *, is_lasting: bool = False) -> Path:
@@ -248,7 +268,7 @@ def written_whole(path: Path, *, is_lasting: bool = False) -> Iterator[BinaryIO]
             yield file
             if is_lasting:
                 file.flush()
-                os.fsync(file.fileno())
+                flush_to_disk(file.fileno())
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

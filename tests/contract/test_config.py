@@ -172,6 +172,14 @@ def test_sft_of_the_demo_differs_from_rft_in_the_trainer_alone():
         (["trainer.eval_steps=null"], ["evaluate.checkpoint=last"]),
         (["rollout.sharing=of"], ["rollout.sharing is 'of'", "auto or on"]),
         (["rollout.sharing=on", "model.attention=eager"], ["rollout.sharing=on", "model.attention=sdpa"]),
+        (
+            ["rollout.sharing=on", "model/peft=lora", "model.peft.lora_dropout=0.1"],
+            ["rollout.sharing=on", "model.peft.lora_dropout=0.1", "rollout.sharing=auto"],
+        ),
+        (
+            ["rollout.sharing=on", "+trainer.args.neftune_noise_alpha=5"],
+            ["rollout.sharing=on", "trainer.args.neftune_noise_alpha=5", "rollout.sharing=auto"],
+        ),
         (["rollout.sharing=null"], ["rollout.sharing is null", "rollout=transformers"]),
         (["~rollout.sharing"], ["rollout.sharing is null", "rollout=transformers"]),
         (

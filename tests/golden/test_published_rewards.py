@@ -85,4 +85,4 @@ def test_only_the_kinds_that_the_readme_lists_differ(judged):
     intended = {(task, kind) for task, kinds in INTENDED.items() for kind in kinds.split()}
     assert intended <= set(n_cases)
     assert not intended & differing
-    assert sum(n for kind, n in n_cases.items() if kind not in differing) >= 1500
+    assert sum(n for kind, n in n_cases.items() if kind not in differing) >= 1480

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -135,6 +136,29 @@ def test_what_is_replaced_stays_until_all_is_written(folder, tmp_path, monkeypat
     with pytest.raises(OSError, match="No space"):
         publish(again(tmp_path, 1), folder, previous=tmp_path / "folder.previous")
     check_whole(folder)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_that_cannot_flush_is_written_to(tmp_path, monkeypatch, number):
+    def fail(descriptor):
+        raise OSError(number, "as some of FUSE say")
+
+    monkeypatch.setattr("os.fsync", fail)
+    folder = tmp_path / "folder"
+    publish(again(tmp_path, 1), folder)
+    check_whole(folder)
+    files.append_lines(folder / "rows.jsonl", [{"a": 1}])
+    files.write_text_atomically(folder / "text", "b", is_lasting=True)
+    assert ((folder / "rows.jsonl").read_text(), (folder / "text").read_text()) == ('{"a": 1}\n', "b")
+
+
+def test_a_disk_that_fails_to_flush_is_no_such_file_system(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        publish(again(tmp_path, 1), tmp_path / "folder")
 
 
 def test_a_file_that_cannot_be_read_is_a_damage(folder, monkeypatch):

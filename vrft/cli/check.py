@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,17 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from vrft.config.freeze import faults_of
 from vrft.config.schema import Config, Memory
+from vrft.config.work import WORK
 from vrft.errors import raise_all
 from vrft.evaluate.score import answer_as_json
 from vrft.files import write_text_atomically
-from vrft.models.families import FAMILIES
 from vrft.report.contact_sheet import contact_sheet, summary
 from vrft.report.draw import boxes_of, save_image
-from vrft.run.context import RunContext, make_experiment, question_lengths
+from vrft.run.context import RunContext, check_questions, make_experiment, question_lengths
 from vrft.run.directory import fresh_run_dir
-from vrft.run.rows import build_rows, warn_of_frames
+from vrft.run.rows import prepare_rows
 from vrft.tasks import MixedTask, Task
 from vrft.tasks.boxes import Frame, iou_matrix
 from vrft.tasks.rows import Row
@@ -30,12 +32,12 @@ _LOW_IOU = 0.95
 def run(config: Config) -> None:
     """The verb `check`: build the rows, read every gold back, count tokens, and draw a sheet of golds, in `run.dir`.
 
-    Raises `UserError` for what training would refuse, and for a gold that its own task cannot read back.
+    Raises `UserError` for rows that training would refuse, and for a gold that its own task cannot read back; for
+    questions that are too long after all else, so that the figures are there to choose by.
     """
     out = Path(config.run.dir)
     with fresh_run_dir(out, is_resuming=False):
-        splits = build_rows(config, out / "data")
-        warn_of_frames(splits, FAMILIES[config.model.family], config.dataset.get("frame"))
+        splits, _ = prepare_rows(config, out)
         experiment = make_experiment(out, config, splits)
         report = {
             "n_rows": {split: len(rows) for split, rows in splits.items()},
@@ -46,6 +48,9 @@ def run(config: Config) -> None:
         save_image(contact_sheet(splits, root=out / "data"), out / "golds.png")
     print("\n".join([*summary(splits), *_told(report, config.memory)]))
     print(f"golds drawn: {out / 'golds.png'}")
+    for fault in faults_of(config, WORK["train"], device=config.derived.device, is_remote=True):
+        print(f"warning: vrft train would refuse this config: {fault}", file=sys.stderr)
+    check_questions(experiment)
 
 
 def gold_figures(
@@ -121,5 +126,4 @@ def _told(report: Mapping[str, Any], memory: Memory) -> Iterator[str]:
         yield (
             f"{name + ' tokens':12} median {figures['median']:g}, most {figures['max']}; {figures['n_above']} rows "
             f"exceed {keys[name]}={figures['limit']} (memory.max_pixels={memory.max_pixels})"
-            + (", and would be refused" if figures["n_above"] and name == "question" else "")
         )

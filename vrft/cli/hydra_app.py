@@ -30,7 +30,7 @@ from vrft.config.freeze import freeze, freeze_plain, plain
 from vrft.config.hydra import careful_environment, careful_hydra, composition_message
 from vrft.config.package_files import config_folder
 from vrft.config.section import Section
-from vrft.errors import ExitCode, UserError
+from vrft.errors import ExitCode, UserError, disk_told
 
 _ONLY_IN_SWEEPS = re.compile(r"\+*~?hydra\.(launcher|sweeper|sweep)\b")
 
@@ -61,7 +61,8 @@ def run_verb(verb: str, overrides: list[str]) -> int:
     def job(config: DictConfig) -> float | None:
         """The task function of Hydra, which would print all overrides above an error: so errors exit here."""
         try:
-            return _run(verb, config, children)
+            with disk_told(then="give the same command again"):
+                return _run(verb, config, children)
         except (UserError, OSError) as error:
             print(f"{sys.argv[0]}: {error}", file=sys.stderr)
             raise SystemExit(ExitCode.USER_ERROR) from None
@@ -117,7 +118,7 @@ def _frozen(verb: str, config: DictConfig, overrides: list[str]) -> Section:
     from vrft.run.slurm import device_of_job
 
     device = (device_of_job(config.launch) if known.is_swept else None) or find_device()
-    return freeze(config, device=device, overrides=overrides, **known.options)
+    return freeze(config, device=device, overrides=overrides, verb=verb)
 
 
 def _run_child(

@@ -32,7 +32,7 @@ def predict(config: Config) -> Parsed:
     Raises `UserError` for an image or a model that cannot be read.
     """
     asked, memory, model_config = config.predict, config.memory, config.model
-    image = load_image(Path(asked.image), what="predict.image")
+    image, picture_path = load_image(Path(asked.image), what="predict.image"), _free_picture(asked.out, asked.image)
     limits = {"min_pixels": memory.min_pixels, "max_pixels": memory.max_pixels}
     trusted = {"revision": model_config.revision, "trust_remote_code": model_config.trust_remote_code}
     transformers.logging.disable_progress_bar()
@@ -43,6 +43,7 @@ def predict(config: Config) -> Parsed:
         dtype=model_config.dtype,
         attention=model_config.attention,
         device=config.derived.device,
+        quantization=model_config.quantization,
         **trusted,
     )
     task = load_task(**config.task, trust_code=config.trust_code)
@@ -55,12 +56,22 @@ def predict(config: Config) -> Parsed:
     [completion] = generate_texts(model, processor, [question], [[image]], max_new_tokens=memory.max_completion_length)
     parsed = task.parse(completion["text"], row, frame, is_truncated=completion["is_truncated"])
     boxes = boxes_of(answer_as_json(parsed.answer))
-    picture_path = Path(asked.out)
     picture_path.parent.mkdir(parents=True, exist_ok=True)
+    replaced = ", in place of an earlier file" if picture_path.exists() else ""
     save_image(draw_boxes(image, predicted=boxes), picture_path)
     print(told(question, parsed, boxes, frame))
-    print(f"picture     {picture_path}")
+    print(f"picture     {picture_path}{replaced}")
     return parsed
+
+
+def _free_picture(out: str, image: str) -> Path:
+    """The path of the picture. Raises `UserError` for a folder, no image's name, and the image itself."""
+    path = Path(out)
+    if path.is_dir() or path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise UserError(f"predict.out is {out}; the name of a .png, .jpg or .webp is needed, as prediction.png")
+    if path.exists() and path.samefile(image):
+        raise UserError(f"predict.out and predict.image are both {out}; give out another name, or the image is lost")
+    return path
 
 
 def told(question: str, parsed: Parsed, boxes: Sequence[LabelledBox], frame: Frame) -> str:

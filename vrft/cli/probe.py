@@ -13,13 +13,12 @@ from vrft.config.schema import Config
 from vrft.errors import UserError
 from vrft.evaluate.score import answer_as_json
 from vrft.files import write_rows, write_text_atomically
-from vrft.models.families import FAMILIES
 from vrft.report.contact_sheet import contact_sheet
 from vrft.report.draw import boxes_of, save_image
-from vrft.run.context import RunContext, check_question_lengths, make_experiment
+from vrft.run.context import RunContext, check_questions, make_experiment
 from vrft.run.directory import fresh_run_dir
 from vrft.run.evaluation import completions_of
-from vrft.run.rows import build_rows, warn_of_frames
+from vrft.run.rows import prepare_rows
 from vrft.run.training import load_policy
 from vrft.tasks.boxes import FRAMES, Frame, from_frame, iou_matrix
 from vrft.tasks.rows import Row
@@ -42,10 +41,9 @@ def run(config: Config) -> int:
     """
     out, asked = Path(config.run.dir), config.probe
     with fresh_run_dir(out, is_resuming=False):
-        splits = build_rows(config, out / "data")
-        warn_of_frames(splits, FAMILIES[config.model.family], config.dataset.get("frame"))
+        splits, _ = prepare_rows(config, out)
         experiment = make_experiment(out, config, splits)
-        check_question_lengths(experiment)
+        check_questions(experiment)
         rows = _spread(experiment.training_rows, asked.rows)
         if not rows:
             raise UserError("the split train has no rows to probe; look at the keys of `dataset`")

@@ -119,7 +119,7 @@ def _with_size(case: Mapping, *, frame: str, root: Path) -> tuple[Row, bool]:
     elif not has_image:
         extent = Frame(frame, (1, 1), (1, 1)).extent_wh
         row["image_wh"] = [_UNBOUNDED] * 2 if "pixels" in frame else [round(side) for side in extent]
-    for name in ("image_wh", "seen_wh") if frame == "seen_pixels" else ("image_wh",):
+    for name in ("image_wh", "seen_wh") if frame == "seen_pixels" or "seen_wh" in row else ("image_wh",):
         sides = row.get(name)
         if not isinstance(sides, list) or len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
             raise ValueError(f"column {name!r} is {sides!r}; [width, height] in pixels is needed with frame={frame}")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import yaml
 
@@ -14,14 +13,13 @@ from vrft.config.package_files import config_folder
 class Verb:
     """One line of what it does, and one example.
 
-    schema: in `vrft.config.verb_schema`, what its config may hold; None where that describes a run. options: of
-    `freeze`, where it does. is_swept: True if `-m` may run it many times.
+    schema: in `vrft.config.verb_schema`, what its config may hold; None where that describes a run, with which the
+    verb does what `vrft.config.work.WORK` says. is_swept: True if `-m` may run it many times.
     """
 
     summary: str
     example: str
     schema: str | None = None
-    options: Mapping[str, bool] = field(default_factory=dict)
     is_swept: bool = False
 
 
@@ -32,13 +30,11 @@ VERBS = {
     "check": Verb(
         "look at an experiment's rows before it runs",
         "vrft check experiment=digits_riddles",
-        options={"skips_training_checks": True},
     ),
     "probe": Verb("what the model earns before it is trained", "vrft probe experiment=digits_riddles"),
     "plan": Verb(
         "what it takes of a GPU's memory, and what makes it fit",
         "vrft plan experiment=virft_coco plan.gpu=a100_80gb",
-        options={"is_remote": True},
     ),
     "train": Verb(
         "one whole experiment: evaluate, train, evaluate, report",

@@ -1,22 +1,20 @@
-"""How one step is split over processes and micro-batches (gradient accumulation)."""
+"""How one step is split over processes and micro-batches (gradient accumulation), and the rows that fill it."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from vrft.config.schema import Config, Derived, Launch, Memory, Trainer
-from vrft.errors import CANNOT_RUN, UserError
 
 
 def batch_sizes(trainer: Trainer, memory: Memory, launch: Launch) -> dict[str, int]:
     """The per-device batch and the gradient accumulation that make one step of `prompts_per_step` prompts.
 
     TRL counts completions for GRPO and rows for SFT. The per-device batch is the largest that divides a process's share
-    and does not exceed `memory.completions_per_device`. Raises `UserError` if processes cannot share a step evenly.
+    and does not exceed `memory.completions_per_device`. Where processes cannot share a step evenly (`uneven_share`),
+    nothing can be trained, and the sizes are those of a smaller step.
     """
-    if fault := uneven_share(trainer, memory, launch):
-        raise UserError(f"{CANNOT_RUN}\n  - {fault}")
-    share, limit = _completions(trainer, memory) // launch.n_processes, memory.completions_per_device
+    share, limit = max(_completions(trainer, memory) // launch.n_processes, 1), memory.completions_per_device
     per_device = max(size for size in range(1, min(share, limit or share) + 1) if share % size == 0)
     return {"per_device_train_batch_size": per_device, "gradient_accumulation_steps": share // per_device}
 
@@ -39,6 +37,39 @@ def uneven_share(trainer: Trainer, memory: Memory, launch: Launch) -> str | None
         f"one step is trainer.prompts_per_step × memory.num_generations = {prompts} × {group} = {completions} "
         f"completions, which {count} processes cannot share evenly; trainer.prompts_per_step={fitting} would do"
     )
+
+
+def unfilled_step(n_rows: int, trainer: Trainer, memory: Memory, launch: Launch) -> str | None:
+    """Why a training on `n_rows` rows would take no step at all, and what would do; None if it takes some."""
+    needed, prompts, n_processes = rows_at_once(trainer, memory, launch), trainer.prompts_per_step, launch.n_processes
+    if n_rows >= needed:
+        return None
+    what = f"one step (trainer.prompts_per_step={prompts})"
+    if needed != prompts:
+        what = f"one generation (trainer.args.steps_per_generation={trainer.args['steps_per_generation']})"
+    if n_rows >= prompts:
+        remedy = "leave out trainer.args.steps_per_generation"
+    elif fits := [n for n in range(1, n_rows + 1) if n * memory.num_generations % n_processes == 0]:
+        remedy = f"trainer.prompts_per_step={fits[-1]} would do"
+    else:
+        remedy = f"{n_processes} processes share no smaller step; lower launch.nproc_per_node"
+    return (
+        f"there are {n_rows} rows to train on, fewer than the {needed} of {what}; a step that is not full is left out, "
+        f"so nothing would be trained; {remedy}, or give more rows"
+    )
+
+
+def rows_at_once(trainer: Trainer, memory: Memory, launch: Launch) -> int:
+    """How many rows are sampled together, in one step or for several; an epoch leaves out those that do not fill them.
+
+    1 for SFT, whose last step in an epoch may be smaller.
+    """
+    if trainer.name != "grpo":
+        return 1
+    if not (n_steps := trainer.args.get("steps_per_generation")):
+        return trainer.prompts_per_step
+    per_device = batch_sizes(trainer, memory, launch)["per_device_train_batch_size"]
+    return per_device * launch.n_processes * n_steps // memory.num_generations
 
 
 def _completions(trainer: Trainer, memory: Memory) -> int:

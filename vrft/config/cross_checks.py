@@ -16,13 +16,13 @@ from typing import Any
 import yaml
 
 from vrft.config.batch_sizes import batch_sizes, uneven_share
-from vrft.config.model_checks import part_faults, quantization_faults
+from vrft.config.model_checks import part_faults, quantization_faults, type_faults, unshared_key
 from vrft.config.package_files import TINY_MODEL, config_folder
 from vrft.config.schema import Alarms, Config, DeepSpeed, Launch, Memory, Model, Reward, Trainer
 from vrft.config.section import flat, with_values
 from vrft.config.trl_fields import argument_faults
 from vrft.errors import UserError, suggestion
-from vrft.files import is_local
+from vrft.files import model_fault
 
 
 def contradictions(config: Config) -> Iterator[str]:
@@ -33,9 +33,9 @@ def contradictions(config: Config) -> Iterator[str]:
             f"memory.min_pixels={memory.min_pixels} exceeds memory.max_pixels={memory.max_pixels}; lower the one or "
             "raise the other"
         )
-    if trainer.name == "grpo" and memory.num_generations < 2:
+    if config.evaluate.train and trainer.name == "grpo" and memory.num_generations < 2:
         yield f"memory.num_generations is {memory.num_generations}; a group needs at least 2 completions to compare"
-    if config.is_training and (trainer.max_steps is None) == (trainer.epochs is None):
+    if config.evaluate.train and (trainer.max_steps is None) == (trainer.epochs is None):
         yield (
             f"trainer.max_steps is {trainer.max_steps} and trainer.epochs is {trainer.epochs}; "
             "give one of them a value and the other null"
@@ -54,9 +54,9 @@ def model_faults(model: Model, deepspeed: DeepSpeed, *, is_training: bool, is_re
             f"but model.family is {model.family}; give a folder or a hub name"
         )
     path = str(model.path or TINY_MODEL)
-    if is_local(path) and not any((Path(path) / name).is_file() for name in ("config.json", "adapter_config.json")):
-        what = "has no config.json" if Path(path).is_dir() else "does not exist"
-        yield f"model.path is {path}, a folder that {what}; give one with a saved model, or a hub name ORG/NAME"
+    if fault := model_fault(path):
+        yield fault
+    yield from type_faults(model, path)
     if is_training:
         yield from _training_faults(model, path, has_deepspeed=bool(deepspeed.config))
         yield from part_faults(model, deepspeed)
@@ -126,7 +126,8 @@ def pair_faults(config: Config) -> Iterator[str]:
     except (UserError, TypeError):
         return
     if protocol.scorer not in task.protocol_scorers:
-        fits = _fitting("protocol", lambda other: other["scorer"] in task.protocol_scorers)
+        is_offered = functools.partial(_is_offered, task=task, builder=config.dataset.get("builder"))
+        fits = _fitting("protocol", is_offered, first=functools.partial(_rank, task=task))
         yield (
             f"protocol={protocol.name} (scorer {protocol.scorer}) cannot judge task={task.name}; "
             f"protocols that fit: {fits}"
@@ -139,7 +140,7 @@ def pair_faults(config: Config) -> Iterator[str]:
     yield from argument_faults(trainer.name, trainer.args)
     if evaluate.train:
         yield from generation_faults(trainer, config.memory, config.launch)
-    yield from _alarm_faults(config.alarms, trainer)
+        yield from _alarm_faults(config.alarms, trainer)
     yield from _other_faults(config)
     yield from _sharing_faults(config)
     if (named := "torch_autocast.lower_precision_safe_modules") in dict(flat(config.deepspeed.config or {})):
@@ -155,6 +156,8 @@ def _sharing_faults(config: Config) -> Iterator[str]:
         yield "rollout.sharing is null: choose rollout=transformers for TRL's own path, or sharing=auto"
     if rollout.sharing == "on" and config.model.attention == "eager":
         yield "rollout.sharing=on is incompatible with model.attention=eager; choose model.attention=sdpa"
+    if rollout.sharing == "on" and (key := unshared_key(config.model, config.trainer)):
+        yield f"rollout.sharing=on is incompatible with {key}; leave it out, or choose rollout.sharing=auto"
     if rollout.sharing == "on" and config.memory.completions_per_device == 1:
         yield "rollout.sharing=on is incompatible with memory.completions_per_device=1; let it be 2 or more, or null"
 
@@ -223,9 +226,25 @@ def _is_weight(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
-def _fitting(group: str, is_fitting) -> str:
-    """The files of a config group that fit, as `reward=strict, reward=…`."""
-    files = sorted((config_folder() / group).glob("*.yaml"))
-    return ", ".join(
-        f"{group}={file.stem}" for file in files if is_fitting(yaml.safe_load(file.read_text(encoding="utf-8")))
+def _is_offered(protocol: dict[str, Any], task, builder: str | None) -> bool:
+    """True if the protocol can judge a run of the task on rows of that builder, and is not named after another task."""
+    scorer, is_general = protocol["scorer"], protocol["name"] in ("rows", task.name)
+    return (
+        scorer in task.protocol_scorers
+        and protocol.get("asked") != "exist_map"
+        and (scorer != "masks" or builder == "reasonseg")
+        and (scorer != "rows" or is_general)
     )
+
+
+def _rank(protocol: dict[str, Any], task) -> tuple[int, bool]:
+    """The task's own scorers come first, and of COCO's figures those that need no more questions than the rows ask."""
+    return task.protocol_scorers.index(protocol["scorer"]), protocol.get("asked") != "rows"
+
+
+def _fitting(group: str, is_fitting, *, first=lambda _: 0) -> str:
+    """The files of a config group that fit, as `reward=strict, reward=…`. first: a sort key of their values."""
+    files = sorted((config_folder() / group).glob("*.yaml"))
+    values = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files}
+    fits = sorted((name for name in values if is_fitting(values[name])), key=lambda name: first(values[name]))
+    return ", ".join(f"{group}={name}" for name in fits)

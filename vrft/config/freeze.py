@@ -16,6 +16,7 @@ from vrft.config.package_files import TINY_MODEL
 from vrft.config.schema import Config
 from vrft.config.section import Section, flat, with_values
 from vrft.config.vllm_checks import vllm_faults
+from vrft.config.work import WORK, Work
 from vrft.errors import CANNOT_RUN, UserError, raise_all, shape_faults
 
 S = TypeVar("S", bound=Section)
@@ -24,52 +25,61 @@ S = TypeVar("S", bound=Section)
 def freeze(
     composed: DictConfig,
     *,
+    verb: str = "train",
     device: str = "cpu",
     overrides: Sequence[str] = (),
-    skips_training_checks: bool = False,
     is_remote: bool = False,
 ) -> Config:
     """The frozen config, with the section `derived` that the worker needs; `composed` is left alone.
 
-    device: what `launch.device=auto` becomes. overrides: of the command line; if nothing is trained, a checkpoint's
-    `vrft.json` sets what they do not. skips_training_checks: True to skip checks that only matter for training.
-    is_remote: True if the run is for another machine, so packages and devices may be missing on this one. Raises
-    `UserError` that lists all faults.
+    verb: for which it is, a key of `WORK`, which says what is checked. device: what `launch.device=auto` becomes.
+    overrides: of the command line; if nothing is trained, a checkpoint's `vrft.json` sets what they do not.
+    is_remote: True if packages and devices may be missing on this machine, whatever the verb does. Raises `UserError`
+    that lists all faults.
     """
-    return freeze_values(
-        plain(composed),
-        device=device,
-        overrides=overrides,
-        skips_training_checks=skips_training_checks,
-        is_remote=is_remote,
-    )
+    return freeze_values(plain(composed), verb=verb, device=device, overrides=overrides, is_remote=is_remote)
 
 
 def freeze_values(
     values: dict[str, Any],
     *,
+    verb: str = "train",
     device: str = "cpu",
     overrides: Sequence[str] = (),
-    skips_training_checks: bool = False,
     is_remote: bool = False,
 ) -> Config:
     """`freeze` of what `plain` has returned."""
-    config = checked(values, Config)
-    if not config.is_training:
+    config, work = checked(values, Config), WORK[verb]
+    if not (work.trains and config.evaluate.train):
         from vrft.models.prompt_settings import with_prompt_settings  # numpy: not for --help
 
         config = checked(with_prompt_settings(values, overrides), Config)  # vrft.json may hold anything
-    examined = with_values(config, {"evaluate.train": False}) if skips_training_checks else config
-    faults = [*contradictions(examined), *launch_faults(examined.launch, run_dir=examined.run.dir)]
-    faults += model_faults(examined.model, examined.deepspeed, is_training=examined.evaluate.train, is_remote=is_remote)
-    if config.predict is None:  # a single image has no reward and no protocol
-        faults += pair_faults(examined)
     device = device if config.launch.device == "auto" else config.launch.device
-    faults += vllm_faults(examined, device=device, is_remote=is_remote)
-    if fault := uneven_share(config.trainer, config.memory, config.launch):
-        faults.append(fault)
-    raise_all(faults, heading=CANNOT_RUN)
+    raise_all(faults_of(config, work, device=device, is_remote=is_remote), heading=CANNOT_RUN)
     return derive(with_values(config, {"model.path": config.model.path or str(TINY_MODEL)}), device=device)
+
+
+def faults_of(config: Config, work: Work, *, device: str = "cpu", is_remote: bool = False) -> list[str]:
+    """All that keeps a config, whose types and ranges are right, from being used for this work.
+
+    device, is_remote: as in `freeze`, but device is never `auto`.
+    """
+    is_training = work.trains and work.takes_steps and config.evaluate.train
+    examined = with_values(config, {"evaluate.train": is_training})  # the one place where checks look
+    faults = list(contradictions(examined))
+    faults += model_faults(
+        examined.model,
+        examined.deepspeed,
+        is_training=is_training,
+        is_remote=is_remote or not work.loads_weights,
+    )
+    if work.is_run:
+        faults += launch_faults(examined.launch, run_dir=examined.run.dir)
+        faults += pair_faults(examined)
+        faults += vllm_faults(examined, device=device, is_remote=is_remote or not work.opens_engine)
+    if is_training and (fault := uneven_share(config.trainer, config.memory, config.launch)):
+        faults.append(fault)
+    return faults
 
 
 def freeze_plain(composed: DictConfig, schema: type[S]) -> S:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,12 @@ _PLUGINS = (
     "hydra_plugins.hydra_submitit_launcher.",
     "hydra_plugins.hydra_optuna_sweeper.",
 )
+_OF_A_LAUNCHER = re.compile(
+    r"(LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|ACCELERATE_USE_(DEEPSPEED|FSDP)"
+    r"|(TORCHELASTIC|PET|OMPI_COMM_WORLD|PMI|PMIX|MV2_COMM_WORLD)_\w+|MPI_LOCAL(RANKID|NRANKS)"
+)
+"""Variables of torchrun, `accelerate launch`, MPI and job managers, by which torch, accelerate and DeepSpeed count
+processes."""
 _SHELL = ("setup", "additional_parameters", "srun_args")  # of a cluster's launcher: lines and options of a script
 _TO_THE_TERMINAL = ("logging.StreamHandler", "ext://sys.stdout", "ext://sys.stderr")
 
@@ -36,6 +43,7 @@ def careful_environment() -> Iterator[None]:
     before = dict(os.environ)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises the error, instead of printing it, and we reword it
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+    _forget_outer_job()
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # also where a library asks for a full pickle, as DeepSpeed does
     if Path(vrft.__file__).parents[1] != Path.cwd():  # a checkout that is not installed
         os.environ["PYTHONSAFEPATH"] = "1"  # or Python would import a json.py of the current folder
@@ -44,6 +52,16 @@ def careful_environment() -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def _forget_outer_job() -> None:
+    """Remove the ranks that another launcher has set: torch would wait for processes that nobody starts."""
+    given = {name: os.environ.pop(name) for name in list(os.environ) if _OF_A_LAUNCHER.fullmatch(name)}
+    if named := [
+        f"{name}={value}" for name, value in given.items() if name.endswith("SIZE") and value not in ("", "1")
+    ]:
+        what = ", ".join(named)
+        print(f"warning: {what} of another launcher is not used; launch=torchrun starts processes", file=sys.stderr)
 
 
 @dataclass

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from vrft.config.schema import DeepSpeed, Model
+from vrft.config.schema import DeepSpeed, Model, Trainer
 
 PARTS = ("vision", "projector", "language")
 
@@ -22,6 +24,18 @@ def part_faults(model: Model, deepspeed: DeepSpeed) -> Iterator[str]:
         yield f"{key}.stage is {zero['stage']!r}; 1, 2 or 3 is needed, or deepspeed=none"
     if zero.get("stage") == 3 and zero.get("stage3_gather_16bit_weights_on_model_save") is not True:
         yield f"{key}.stage3_gather_16bit_weights_on_model_save must be true, or checkpoints would hold no weights"
+
+
+def type_faults(model: Model, path: str) -> Iterator[str]:
+    """Yield that the weights in folder `path` are of another type than the family's; loading says so of a hub's."""
+    from vrft.models.families import FAMILIES, other_type_fault
+
+    try:
+        found = json.loads((Path(path) / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError, RecursionError):  # no folder, or one that loading refuses
+        return
+    if isinstance(found, str) and model.family in FAMILIES and found != FAMILIES[model.family].model_type:
+        yield f"model.family is {model.family}, but the weights at model.path={path} are {other_type_fault(found)}"
 
 
 def quantization_faults(
@@ -44,6 +58,17 @@ def quantization_faults(
             "model.quantization=nf4 does not go with ZeRO-3, which would share out packed numbers; choose "
             "deepspeed=zero2 or none, or model/peft=lora with deepspeed=zero3"
         )
+
+
+def unshared_key(model: Model, trainer: Trainer) -> str | None:
+    """The setting of an adapter or trainer with which no prompt is shared, as `KEY=VALUE`, or None."""
+    peft = model.peft or {}
+    keys = {
+        "model.peft.lora_dropout": peft.get("lora_dropout"),
+        "model.peft.alora_invocation_tokens": peft.get("alora_invocation_tokens"),
+        "trainer.args.neftune_noise_alpha": trainer.args.get("neftune_noise_alpha"),
+    }
+    return next((f"{key}={value}" for key, value in keys.items() if value), None)
 
 
 def has_four_bits() -> bool:

@@ -263,11 +263,6 @@ class Config(Section):
     derived: Derived | None = None
 
     @property
-    def is_training(self) -> bool:
-        """True if the run trains: neither an evaluation nor a question about one image."""
-        return self.evaluate.train and self.predict is None
-
-    @property
     def prompt_settings(self) -> dict[str, Any]:
         """What a checkpoint's `vrft.json` keeps, by its names there (`vrft.models.prompt_settings.PROMPT_SETTINGS`)."""
         memory = self.memory

@@ -17,8 +17,6 @@ _NEEDED = {
 
 def uses_vllm(config: Config) -> bool:
     """True if a run with this config generates by vLLM: GRPO's training, or `rollout.evaluate`."""
-    if config.predict or config.probe:
-        return False
     is_sampling = config.evaluate.train and config.trainer.name == "grpo"
     return config.rollout.name.startswith("vllm") and (is_sampling or config.rollout.evaluate)
 

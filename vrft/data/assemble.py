@@ -31,10 +31,11 @@ from vrft.data.images import ImageReader
 from vrft.data.options import CommonOptions, read_options
 from vrft.data.read_ahead import read_ahead, usable_cores
 from vrft.data.readers import Located
-from vrft.data.splits import Checked, cut, few_shot, write_manifest
+from vrft.data.splits import Checked, cut, few_shot, read_manifest, write_manifest
 from vrft.errors import UserError, raise_all
 from vrft.files import write_text_atomically
 from vrft.tasks import Task
+from vrft.tasks.boxes import Frame
 from vrft.tasks.rows import Row
 
 SKIPPED_FILE = "skipped.json"
@@ -62,9 +63,12 @@ def build_splits(
     """
     chosen = read_options(options, own)
     faults: list[str] = []
+    left_out: Counter[str] = Counter()
 
     def checked_rows(*, is_test: bool) -> list[Checked]:
-        found = _read_source(chosen, read, is_test=is_test, task=task, out_dir=Path(out_dir), faults=faults)
+        found = _read_source(
+            chosen, read, is_test=is_test, task=task, out_dir=Path(out_dir), faults=faults, left_out=left_out
+        )
         return sorted(found, key=lambda item: item.row["row_id"])
 
     train = checked_rows(is_test=False)
@@ -72,10 +76,17 @@ def build_splits(
     train, tests = _without_repeats(train, tests, faults)
     if chosen.on_bad_row == "stop":
         raise_all(faults, heading=f"dataset={_title(chosen)} has rows that cannot be used:")
-    _report_skipped(faults, notes or {}, Path(out_dir))
+    notes = dict(notes or {})
+    notes |= {f"values of column {name!r}, which no task reads, are left out": n for name, n in left_out.items()}
+    _report_skipped(faults, notes, Path(out_dir))
+    _report_twice([*train, *tests], task)
+    if chosen.unseen_by and chosen.has_own_test:
+        tests = _unseen(tests, chosen.unseen_by)
+    elif chosen.unseen_by:
+        train = _unseen(train, chosen.unseen_by)
     splits = _cut(train, tests, chosen, seed=seed)
     recorded = {key: value for key, value in options.items() if key != "n_processes"}  # rows do not depend on it
-    write_manifest(Path(out_dir), splits, options=recorded, seed=seed, notes=notes or {}, n_skipped=len(faults))
+    write_manifest(Path(out_dir), splits, options=recorded, seed=seed, notes=notes, n_skipped=len(faults))
     return {split: [row for row, _ in part] for split, part in splits.items()}
 
 
@@ -91,8 +102,10 @@ def _read_source(
     task: Task,
     out_dir: Path,
     faults: list[str],
+    left_out: Counter[str],
 ) -> list[Checked]:
-    """The checked rows of the training or the test source. Each bad row adds a text to `faults`."""
+    """The checked rows of the training or the test source. Each bad row adds a text to `faults`. left_out: as in
+    `check_row`."""
     n_faults, what = len(faults), "test" if is_test else "row"
     located, root = read(options, is_test=is_test, faults=faults)
     own_root = options.root_of(is_test=is_test)
@@ -103,7 +116,7 @@ def _read_source(
     checked = []
     for item in tqdm(rows, desc=f"check {what}s", unit=" rows", disable=None, file=sys.stderr):
         try:
-            checked.append(check_row(item, frame=options.frame, task=task, images=images))
+            checked.append(check_row(item, frame=options.frame, task=task, images=images, left_out=left_out))
         except ValueError as error:
             faults.append(f"{item.place}: {str(error)[:500]}")
     if not checked and (len(faults) == n_faults or options.on_bad_row == "skip"):
@@ -133,6 +146,40 @@ def _without_repeats(
     return kept, [item for item in tests if counts[item.row["row_id"]] == 1]
 
 
+def _unseen(checked: list[Checked], folder: str) -> list[Checked]:
+    """The rows that show no image of the training and validation rows in a folder of built rows; prints how many are
+    left out. Raises `UserError` if none is left."""
+    seen = read_manifest(Path(folder))["splits"]
+    seen = {content for split in ("train", "validation") for row in seen.get(split, []) for content in row["images"]}
+    unseen = [item for item in checked if seen.isdisjoint(item.contents)]
+    n_out = len(checked) - len(unseen)
+    if n_out:
+        said = f"{n_out} of {len(checked)} rows are left out, as {folder} has their images for training or validation"
+        print(f"note: {said}; dataset.n_test=all takes them too", file=sys.stderr)
+    if not unseen:
+        raise UserError(
+            f"no row is left: {folder} has all images for training or validation; dataset.n_test=all takes them"
+        )
+    return unseen
+
+
+def _report_twice(checked: Sequence[Checked], task: Task) -> None:
+    """Print a warning that names the rows of the same images, question and gold as an earlier one."""
+    first: dict[str, str] = {}
+    pairs = []
+    for row, contents in checked:
+        image_wh = tuple(row["image_wh"])
+        said = [contents, task.question(row, Frame("norm1000", image_wh, image_wh)), row["gold"]]
+        if (other := first.setdefault(json.dumps(said, sort_keys=True), row["row_id"])) != row["row_id"]:
+            pairs.append(f"{row['row_id']} as {other}")
+    if pairs:
+        print(
+            f"warning: {len(pairs)} rows are given twice (same image, question and gold), so they count twice: "
+            f"{', '.join(pairs[:5])}{', …' if pairs[5:] else ''}; keep one of each",
+            file=sys.stderr,
+        )
+
+
 def _report_skipped(faults: list[str], notes: dict[str, Any], out_dir: Path) -> None:
     """Print the counts, and write the list of bad rows; without any, delete the list of an earlier build."""
     path = out_dir / SKIPPED_FILE
@@ -147,16 +194,16 @@ def _report_skipped(faults: list[str], notes: dict[str, Any], out_dir: Path) -> 
 
 
 def _cut(train: list[Checked], tests: list[Checked], options: CommonOptions, *, seed: int) -> dict[str, list[Checked]]:
+    """The splits that the options ask for; a part may be empty."""
+    n_test, n_validation, a_fifth = options.n_test, options.n_validation, -(-len(train) // 5)
     if options.has_own_test:
-        test, rest = cut(tests, len(tests) if options.n_test is None else options.n_test, seed=seed)[0], train
+        test, rest = cut(tests, len(tests) if n_test in (None, "all") else n_test, seed=seed)[0], train
     else:
-        test, rest = cut(train, options.n_test or 0, seed=seed)
-    validation, train_part = cut(rest, options.n_validation, seed=seed)
+        usual = min(a_fifth, options.most_test)
+        test, rest = cut(train, {None: usual, "all": len(train)}.get(n_test, n_test), seed=seed)
+    if n_validation is None:
+        n_validation = min(a_fifth, options.most_validation, len(rest) // 2)
+    validation, train_part = cut(rest, n_validation, seed=seed)
     if options.k_shot is not None:
         train_part = few_shot(train_part, options.k_shot, seed=seed, negatives=getattr(options, "negatives", 0.0))
-    if not train_part and rest:  # without rest, the source is only a test set: for evaluation
-        raise UserError(
-            f"dataset.n_validation={options.n_validation} and n_test={options.n_test} leave none of {len(train)} rows "
-            "for training; lower them"
-        )
     return {"train": train_part, "validation": validation, "test": test}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vrft.data.readers import read_json
+from vrft.data.readers import read_json, reading
 from vrft.errors import UserError, raise_all
 from vrft.tasks.answers import normal_name
 
@@ -73,6 +73,7 @@ class ClassNames:
         """Replace the names that labels are compared with."""
         self.names = names
         self.listed = None if names is None else {normal_name(name): name for name in names}
+        self._spelled = frozenset(names or ())
 
     def written(self, name: str) -> str:
         """The class name that a folder or file name stands for."""
@@ -98,7 +99,7 @@ class ClassNames:
 
     def labelled(self, label: int | str, where: str) -> str | None:
         """The class name of a label: a name, or a whole number that is not itself a class name."""
-        if isinstance(label, str) and (not label.isdecimal() or label in (self.names or ())):
+        if isinstance(label, str) and (not label.isdecimal() or label in self._spelled):
             return self.named(label, where)
         return self.numbered(int(label), where, first=self.options.first_label)
 
@@ -125,14 +126,15 @@ def read_pth_labels(path: Path, faults: list[str], *, key: str) -> Iterator[tupl
     import torch  # imported here because most class lists do not need it
 
     form = "{image path: {label: number, pred_class: numbers}}"
-    try:
-        entries = torch.load(path, map_location="cpu", weights_only=True)  # True: tensors and containers, no code
-    except FileNotFoundError:
-        raise UserError(f"{key} is {path}: there is no such file") from None
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"names {named.group(1)}, which is code" if named else str(error).partition("\n")[0][:200]
-        raise UserError(f"{path} cannot be read as tensors and lists alone ({what})") from None
+    if not path.is_file():
+        raise UserError(f"{key} is {path}: there is no such file")
+    with reading(path, "tensors and lists alone"):
+        try:
+            entries = torch.load(path, map_location="cpu", weights_only=True)  # True: tensors and containers, no code
+        except pickle.UnpicklingError as error:
+            if named := re.search(r"GLOBAL (\S+)", str(error)):
+                raise ValueError(f"names {named.group(1)}, which is code") from None
+            raise
     if not isinstance(entries, list):
         raise UserError(f"{path} holds a {type(entries).__name__}; a list of {form} is right")
 

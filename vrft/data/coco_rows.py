@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -61,6 +61,8 @@ class Options(CommonOptions):
     distractors: bool = False
     federated: bool = False
     not_exhaustive: bool = True
+    most_validation: ClassVar[int] = 200
+    most_test: ClassVar[int] = 300
 
     def faults(self) -> list[str]:
         """Keys that contradict each other."""

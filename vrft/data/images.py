@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from vrft.errors import UserError
+from vrft.errors import UserError, first_line
 from vrft.files import open_to_append, written_whole
 
 MAX_PIXELS = 64_000_000
@@ -192,8 +192,8 @@ def locate(path: Any, root: Path | None) -> Path:
     try:
         found = (root / path).resolve()
         is_file = found.is_file()
-    except OSError as error:
-        raise ValueError(f"image {path[:100]!r} is not the path of an image file ({error.strerror})") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself, until Python 3.12
+        raise ValueError(f"image {path[:100]!r} is not the path of an image file ({first_line(error)})") from None
     if not found.is_relative_to(root):
         raise ValueError(f"image {path!r} is {found}, outside of {root}; move it, or set dataset.image_root")
     if not is_file:
@@ -216,6 +216,9 @@ def load_image(path: Path, *, what: str) -> Image.Image:
 
     what: what the image is for. Raises `UserError` that names it and the file if the image cannot be read.
     """
+    if not path.exists() or path.is_dir():
+        found = "is a folder" if path.is_dir() else "is missing: there is no such file"
+        raise UserError(f"{what}: the image {path} {found}; give the path of a PNG or JPEG file")
     try:
         return decode_upright(image_bytes(path))[0]
     except (OSError, ValueError) as error:
@@ -232,6 +235,8 @@ def decode_upright(data: bytes) -> tuple[Image.Image, bool]:
     with _decoding():
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     _check_size(*image.size)
+    if image.format == "JPEG" and len(data) < image.width * image.height / 512:
+        raise ValueError(f"is damaged: no {len(data):,} bytes can hold {image.width} × {image.height} pixels")
     with _decoding():
         image.verify()
         image = Image.open(io.BytesIO(data), formats=FORMATS)

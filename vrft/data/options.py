@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -49,8 +49,11 @@ class CommonOptions(DatasetOptions):
     frame: the frame of the boxes in `problem` and `solution`.
     columns: `{vrft's name: name in the file}`.
     max_rows: number of rows to read from each source, from its start.
-    n_validation, n_test: rows to take out of the training source, whole images at a time. With a separate test set,
-        `n_test` of its rows are used (null: all).
+    n_validation, n_test: rows to take out of the training source, whole images at a time; null: a fifth of its rows, at
+        most `most_validation` and `most_test`. `n_test` of a separate test set are used (null: all). `all`: every row
+        is a test row.
+    unseen_by: a folder of built rows, such as a run's `data`; rows for the test that share an image with its training
+        or validation rows are left out.
     k_shot: training rows per class (`category`, a `gold` that is a name, or the labels of its boxes). Rows without an
         object are left out, unless the source has `negatives`.
     on_bad_row: `stop` lists the bad rows and builds nothing. `skip` leaves them out, counts them, and lists them in
@@ -63,11 +66,14 @@ class CommonOptions(DatasetOptions):
     frame: Annotated[str, AfterValidator(_frame_of_solutions)] | None = None
     columns: dict[str, str] = {}
     max_rows: AtLeastOne | None = None
-    n_validation: AtLeastZero = 0
-    n_test: AtLeastZero | None = None
+    n_validation: AtLeastZero | None = 0
+    n_test: AtLeastZero | Literal["all"] | None = None
+    unseen_by: Folder | None = None
     k_shot: AtLeastOne | None = None
     on_bad_row: Literal["stop", "skip"] = "stop"
     n_processes: AtLeastOne | None = None
+    most_validation: ClassVar[int] = 50
+    most_test: ClassVar[int] = 100
 
     @property
     def has_own_test(self) -> bool:

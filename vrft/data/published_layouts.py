@@ -5,15 +5,16 @@ Layouts as in the documentation of torchvision.datasets.
 
 from __future__ import annotations
 
-import struct
-import zlib
+import math
 from pathlib import Path
+from typing import Any
 
 from vrft.data.class_names import ClassNames, Labelled, read_class_names, read_lines
+from vrft.data.readers import reading
 from vrft.errors import UserError
 
-_DAMAGED_MAT = (OSError, ValueError, TypeError, LookupError, NotImplementedError, EOFError, struct.error, zlib.error)
-"""Exceptions of scipy for damaged files, besides its own error."""
+_MOST_LABELS = 10_000_000
+"""More in one variable of a MATLAB file are refused before they are unpacked: the sets have some 10,000."""
 
 
 def flowers(path: Path, split: str | None, classes: ClassNames) -> list[Labelled]:
@@ -22,10 +23,11 @@ def flowers(path: Path, split: str | None, classes: ClassNames) -> list[Labelled
     if part is None:
         raise UserError(f"the split is {split!r}; flowers have train, val and test")
     labels, labelled = _mat(path / "imagelabels.mat", "labels"), []
-    for number in sorted(int(number) for number in _mat(path / "setid.mat", part)):
+    listed = [_whole(one, f"setid.mat, {part} {n}", classes) for n, one in enumerate(_mat(path / "setid.mat", part), 1)]
+    for number in sorted(one for one in listed if one is not None):
         if not 1 <= number <= len(labels):
             classes.faults.append(f"setid.mat, {part}: there is no image {number}; imagelabels.mat has {len(labels)}")
-        elif name := classes.numbered(int(labels[number - 1]), f"imagelabels.mat, row {number}", first=1):
+        elif name := _class_of(labels[number - 1], f"imagelabels.mat, row {number}", classes):
             labelled.append(Labelled(f"jpg/image_{number:05d}.jpg", name, "imagelabels.mat", number))
     return labelled
 
@@ -57,7 +59,7 @@ def cars(path: Path, split: str | None, classes: ClassNames) -> list[Labelled]:
     if missing := {"fname", "class"} - set(entries.dtype.names or ()):
         raise UserError(f"{file}: the annotations have no {' and no '.join(sorted(missing))}; labels are needed")
     for number, (image, label) in enumerate(zip(entries["fname"], entries["class"], strict=True), 1):
-        if found := classes.numbered(int(label), f"{name}, row {number} ({image})", first=1):
+        if found := _class_of(label, f"{name}, row {number} ({str(image)[:100]})", classes):
             labelled.append(Labelled(f"cars_{split}/{image}", found, name, number))
     return labelled
 
@@ -79,15 +81,32 @@ def pets(path: Path, split: str | None, classes: ClassNames) -> list[Labelled]:
     return labelled
 
 
+def _class_of(label: Any, where: str, classes: ClassNames) -> str | None:
+    """The class of a label in a MATLAB file, which counts from 1; None, and a fault, if it has none."""
+    number = _whole(label, where, classes)
+    return None if number is None else classes.numbered(number, where, first=1)
+
+
+def _whole(value: Any, where: str, classes: ClassNames) -> int | None:
+    """The whole number that a value of a MATLAB file is; None, and a fault, for NaN, a text, a struct and the like."""
+    try:
+        if float(value) == int(value):
+            return int(value)
+    except (ValueError, TypeError, OverflowError):
+        pass
+    classes.faults.append(f"{where}: {str(value)[:60]!r} found; a whole number is needed")
+    return None
+
+
 def _mat(path: Path, key: str):
     """A variable of a MATLAB file, as a flat array."""
+    import numpy as np
     from scipy.io import loadmat, whosmat
-    from scipy.io.matlab import MatReadError
 
-    try:
-        holds = [name for name, *_ in whosmat(path)]
+    with reading(path, "a MATLAB file"):
+        holds = {name: math.prod(shape) for name, shape, _ in whosmat(path)}
+        if holds.get(key, 0) > _MOST_LABELS:
+            raise UserError(f"{path}: {key} has {holds[key]:,} entries; at most {_MOST_LABELS:,} are read")
         if key in holds:
-            return loadmat(path, variable_names=[key], squeeze_me=True)[key].reshape(-1)
-    except (MatReadError, *_DAMAGED_MAT) as error:
-        raise UserError(f"{path} cannot be read as a MATLAB file ({str(error)[:200]})") from None
+            return np.ravel(loadmat(path, variable_names=[key], squeeze_me=True)[key])
     raise UserError(f"{path} has no variable {key!r}; it holds {', '.join(holds) or 'none'}")

@@ -5,31 +5,49 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vrft.errors import UserError
+from vrft.errors import UserError, first_line
 from vrft.files import numbered_rows
 
 FILE_KINDS = (".jsonl", ".json", ".parquet")
 _SAVED_BY_DATASETS = ("dataset_dict.json", "dataset_info.json", "state.json")
+_MOST_TIMES = 50
+"""A .gz, or a column of parquet, may unpack to so many times its file's size, or to 16 MiB. Annotations shrink to a
+fifth, indented ones to a thirtieth; 6 MB of zeros hold 6 GB."""
 
 Located = tuple[str, int, dict[str, Any]]
 """A raw row: the name of its file, its number in the file from 1 (JSON lines: its line), and its columns."""
+
+
+@contextmanager
+def reading(path: Any, form: str, advice: str = "") -> Iterator[None]:
+    """Within, whatever a library raises about a file's bytes becomes a `UserError` that names the file.
+
+    Parsers of damaged or hostile bytes raise anything, memory that runs out too; so no list of exceptions is whole.
+    form: what the file ought to be. advice: what to do.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+        raise UserError(f"{path} cannot be read as {form} ({reason}){advice}") from None
 
 
 def read_hub(name: str, *, split: str, revision: str | None) -> Iterator[Located]:
     """The rows of a data set on the hub; only this uses the network. Raises `UserError` if they cannot be loaded."""
     import datasets
 
-    try:
+    what = f"dataset.hub={name} (split {split}, revision {revision or 'newest'})"
+    advice = "; check the name, the split and the network, or download it and give its folder as dataset.path"
+    with reading(what, "a data set", advice):
         dataset = datasets.load_dataset(name, split=split, revision=revision)
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: it needs a loading script
-        raise UserError(
-            f"dataset.hub={name} (split {split}, revision {revision or 'newest'}) cannot be loaded: {error}\n"
-            "Check the name, the split and the network; or download it and give its folder as dataset.path."
-        ) from None
     return _read_dataset(dataset, f"{name}/{split}")
 
 
@@ -91,40 +109,63 @@ def read_json(path: Path, *, key: str, object_hook: Callable[[dict], Any] | None
         raise UserError(f"{key} is {path}: there is no such file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8") from None
-    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, RecursionError, MemoryError, zlib.error) as error:
         raise UserError(f"{path}: not JSON ({error}); {key} takes JSON in UTF-8, or the same in .gz") from None
 
 
 def _text_of(path: Path) -> str:
-    data = path.read_bytes()
-    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+    data = _unpacked(path) if path.suffix == ".gz" else path.read_bytes()
+    return data.decode("utf-8-sig")
+
+
+def _most_bytes(path: Path) -> int:
+    """How many bytes a compressed file may unpack to."""
+    return max(2**24, _MOST_TIMES * path.stat().st_size)
+
+
+def _unpacked(path: Path) -> bytes:
+    """The bytes in a .gz file. Raises `UserError` as soon as they are more than a sound file holds."""
+    size, most, data = path.stat().st_size, _most_bytes(path), bytearray()
+    with gzip.open(path) as file:
+        while chunk := file.read(2**20):
+            data += chunk
+            if len(data) > most:
+                raise UserError(
+                    f"{path}: its {size:,} bytes unpack to more than {most:,}, which could fill the memory; if that is "
+                    "right, unpack it (gunzip) and give the .json"
+                )
+    return bytes(data)
 
 
 def _read_parquet(file: Path) -> Iterator[Located]:
-    import pyarrow
-    import pyarrow.parquet
+    from pyarrow.parquet import ParquetFile
 
-    try:
-        batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=32)
-        rows = (row for batch in batches for row in batch.to_pylist())
+    with reading(file, "a parquet file"):
+        table, n_bytes = ParquetFile(file), Counter()
+        for group in table.metadata.to_dict()["row_groups"]:
+            for column in group["columns"]:
+                n_bytes[column["path_in_schema"].partition(".")[0]] += column["total_uncompressed_size"]
+        for name, n in n_bytes.items():
+            if n > _most_bytes(file):
+                raise UserError(
+                    f"{file}: its {file.stat().st_size:,} bytes unpack to {n:,} in the column {name!r}, which could "
+                    "fill the memory; leave the column out, or save the file without compression"
+                )
+        rows = (row for batch in table.iter_batches(batch_size=32) for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):
             yield file.name, number, row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{file}: not a readable parquet file ({error})") from None
 
 
 def _read_saved(path: Path, *, key: str, split: str) -> Iterator[Located]:
     import datasets
 
-    try:
+    with reading(f"{key}={path}", "a folder saved by datasets"):
         dataset = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{key} is {str(path)!r}, a folder saved by datasets that cannot be read ({error})") from None
-    if isinstance(dataset, datasets.DatasetDict):
-        if split not in dataset:
-            raise UserError(f"the split is {split!r}; {key} {str(path)!r} has {', '.join(dataset)}")
-        dataset = dataset[split]
-    yield from _read_dataset(dataset, f"{path.name}/{split}")
+        if isinstance(dataset, datasets.DatasetDict):
+            if split not in dataset:
+                raise UserError(f"the split is {split!r}; {key} {str(path)!r} has {', '.join(dataset)}")
+            dataset = dataset[split]
+        yield from _read_dataset(dataset, f"{path.name}/{split}")
 
 
 def _read_dataset(dataset, name: str) -> Iterator[Located]:

@@ -19,25 +19,11 @@ from typing import Any, Literal, NoReturn
 from vrft.data.assemble import build_splits
 from vrft.data.coco_files import read_sections, with_ids
 from vrft.data.options import CommonOptions
-from vrft.data.readers import Located, read_json
+from vrft.data.readers import Located, read_json, reading
 from vrft.data.reasonseg import clip_by_a_pixel, refuse_other_tasks, shown
 from vrft.errors import UserError, raise_all
 from vrft.tasks import Task
 from vrft.tasks.rows import Row
-
-_BROKEN_PICKLE = (
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-)
-"""Exceptions of the unpickler for damaged data, and its own error."""
 
 
 class Options(CommonOptions):
@@ -167,14 +153,11 @@ def _unpickle(path: Path, *, key: str) -> Any:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{key} is {str(path)!r}, which cannot be read ({error.strerror})") from None
-    try:
+    with reading(path, "a pickle of containers, numbers and texts alone"):
         try:
             return _PlainUnpickler(io.BytesIO(data), encoding="utf-8").load()
         except UnicodeDecodeError:  # texts of Python 2, in the code page of their author
             return _PlainUnpickler(io.BytesIO(data), encoding="latin-1").load()
-    except _BROKEN_PICKLE as error:
-        reason = str(error)[:200] or type(error).__name__
-        raise UserError(f"{path} is not a pickle of containers, numbers and texts alone: {reason}") from None
 
 
 def _read_instances(path: Path) -> tuple[dict[int, dict], dict[int, dict]]:

@@ -133,6 +133,26 @@ def mix(rows: Sequence[Row], weights: Mapping[str, float], *, seed: int) -> list
     return [row for key, row in sorted(drawn, key=lambda item: _draw(item[0], seed))]
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder of built rows. Raises `UserError` that names the file if it is not one."""
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise UserError(f"{folder} has no {MANIFEST_FILE}; the folder of a finished vrft build is needed")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        for split, rows in manifest["splits"].items():
+            if Path(split).name != split or not all(_is_entry(row) for row in rows):
+                raise ValueError(f"the rows of {split!r}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is cut or not what vrft build wrote ({error}); build the rows again") from None
+    return manifest
+
+
+def _is_entry(row: dict[str, Any]) -> bool:
+    texts = [row["row_id"], row["row"], *row["images"]]
+    return isinstance(row["images"], list) and all(isinstance(text, str) for text in texts)
+
+
 def write_manifest(
     out_dir: Path,
     splits: Mapping[str, Sequence[Checked]],

@@ -52,7 +52,7 @@ def _token_probabilities(parsed: Parsed, completion: Mapping, row: Row, *, task:
     n_opened = len(parsed.text) - len(text)  # length of the <think> that the prompt may contain
     begin, end = answer_span(parsed.text)
     written: dict[tuple, float] = {}
-    for first, last in box_spans(parsed.text[begin:end]):
+    for first, last in box_spans(parsed.text[begin:end], with_labels=getattr(task, "labelled", False)):
         piece = f"<answer>{parsed.text[begin + first : begin + last]}</answer>"
         alone = task.parse(f"</think>{piece}", row, frame).answer
         place = (begin - n_opened + first, begin - n_opened + last)

@@ -149,7 +149,7 @@ def _checked_lines(path: Path, faults: list[str], check: Callable[[Row], None]) 
 def _check_row(row: Row, task, frame: str) -> None:
     if not isinstance(row.get("row_id"), str):
         raise ValueError(f"row_id is {row.get('row_id')!r}; a text is needed, as in its completion")
-    for key in ("image_wh", "seen_wh") if frame == "seen_pixels" else ("image_wh",):
+    for key in ("image_wh", "seen_wh") if frame == "seen_pixels" or "seen_wh" in row else ("image_wh",):
         sides = row.get(key)
         if not isinstance(sides, list) or len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
             raise ValueError(f"{key} is {sides!r}; [width, height] in pixels is needed")

@@ -7,12 +7,12 @@ numbers, the most confident first. A list of class names (`classes=…`, one nam
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vrft.data.class_names import read_class_names, read_pth_labels
-from vrft.errors import UserError, raise_all, suggestion
+from vrft.errors import N_SHOWN, UserError, raise_all, suggestion
 from vrft.evaluate.bootstrap import mean_with_interval
 from vrft.files import numbered_rows
 from vrft.tasks.answers import normal_name
@@ -86,9 +86,9 @@ def _read_lines(path: Path, names: list[str] | None) -> list[Answer]:
     if not path.is_file():
         raise UserError(f"cases={path}: there is no such file; JSON lines are needed, each {_LINE}, or a .pth")
     faults: list[str] = []
-    answers = []
+    answers, known = [], None if names is None else dict.fromkeys(names)  # a look-up takes no time
     for number, row in numbered_rows(path, faults):
-        own = list(_line_faults(row, names))
+        own = list(_line_faults(row, known, is_shown=len(faults) < N_SHOWN))
         faults += [f"{path.name}, line {number}: {fault}" for fault in own]
         if not own:
             label, prediction = row["label"], row["prediction"]
@@ -97,7 +97,8 @@ def _read_lines(path: Path, names: list[str] | None) -> list[Answer]:
     return _checked(answers, faults, path)
 
 
-def _line_faults(row: dict, names: list[str] | None) -> Iterator[str]:
+def _line_faults(row: dict, names: Collection[str] | None, *, is_shown: bool) -> Iterator[str]:
+    """is_shown: False for a fault beyond those that are printed, for which no near name is looked for."""
     missing = [key for key in ("image", "label", "prediction") if key not in row]
     if missing:
         yield f"{', '.join(missing)} missing; the keys are {', '.join(row)}; needed: {_LINE}"
@@ -108,7 +109,8 @@ def _line_faults(row: dict, names: list[str] | None) -> Iterator[str]:
     if row["prediction"] is not None and not isinstance(row["prediction"], str):
         yield f"prediction is {str(row['prediction'])[:60]!r}; a name is needed, or null for an unreadable answer"
     if names is not None and isinstance(row["label"], str) and row["label"] not in names:
-        yield f"label is {row['label']!r}; {suggestion(row['label'], names)}one of the {len(names)} classes is needed"
+        near = suggestion(row["label"], names) if is_shown else ""
+        yield f"label is {row['label']!r}; {near}one of the {len(names)} classes is needed"
 
 
 def _read_numbers(path: Path, names: list[str] | None) -> list[Answer]:

@@ -15,7 +15,7 @@ from vrft.errors import UserError, first_line
 from vrft.memory.four_bits import pack
 from vrft.models.adapters import lora_settings
 from vrft.models.attention import register_attention
-from vrft.models.families import FAMILIES
+from vrft.models.families import FAMILIES, other_type_fault
 from vrft.models.load import freeze_parts
 
 _TEXT = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -69,7 +69,7 @@ def architecture(model: Model) -> PreTrainedConfig:
     except (OSError, ValueError) as error:
         raise UserError(f"model.path={path}: no config.json to plan by ({first_line(error)})") from None
     if found.model_type not in {family.model_type for family in FAMILIES.values()}:
-        raise UserError(f"model.path={path} is a {found.model_type}; a plan knows the Qwen-VL families")
+        raise UserError(f"model.path={path} is {other_type_fault(found.model_type)}")
     return found
 
 

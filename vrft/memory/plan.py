@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vrft.config.batch_sizes import batch_sizes
+from vrft.config.model_checks import unshared_key
 from vrft.config.schema import Model
 from vrft.errors import UserError
 from vrft.memory.architectures import architecture, make_model
@@ -193,7 +194,10 @@ def _shapes(setup: Setup, seen: tuple[int, int], text_tokens: int, completion_to
         prompt=_image_tokens(seen, setup) + text_tokens,
         completion=completion_tokens or memory.max_completion_length,
         image_grid=(1, seen[1] // cell, seen[0] // cell),
-        shares=is_grpo and bool(setup.rollout.sharing) and setup.model.attention != "eager",
+        shares=is_grpo
+        and bool(setup.rollout.sharing)
+        and setup.model.attention != "eager"
+        and not unshared_key(setup.model, trainer),
         trainer=trainer.name,
         checkpointing=memory.gradient_checkpointing,
         accumulates=accumulation > 1,

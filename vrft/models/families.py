@@ -49,6 +49,25 @@ FAMILIES = {
 pixels of the resized image. `tiny` is the embedded Qwen2-VL: its patches are 7 pixels wide, and its vocabulary has only
 every twentieth number."""
 
+NOT_SUPPORTED = {
+    "qwen3_vl_moe": "a mixture of experts, which has no family here yet",
+    "qwen3_5": "with layers of linear attention, which LoRA's names and shared prompts do not cover",
+    "qwen3_5_moe": "with layers of linear attention, which LoRA's names and shared prompts do not cover",
+    "qwen4_exp": "with sparse attention whose blocks mix neighbouring tokens, which shared prompts do not cover",
+    "qwen2_5_omni": "which also hears and speaks; vrft trains on images and text alone",
+    "qwen3_omni_moe": "which also hears and speaks; vrft trains on images and text alone",
+}
+"""Newer Qwen models by `model_type`, and why none of the families fits."""
+
+
+def other_type_fault(model_type: str) -> str:
+    """What to say of a `model_type` that is not the one of the chosen family."""
+    if model_type in {family.model_type for family in FAMILIES.values()}:
+        return f"a {model_type}, which may write boxes in another frame; choose the matching model=…"
+    reason = f", {NOT_SUPPORTED[model_type]}" if model_type in NOT_SUPPORTED else ""
+    known = ", ".join(sorted({family.model_type for family in FAMILIES.values()}))
+    return f"a {model_type}{reason}; vrft supports {known}"
+
 
 def seen_size(image_wh: Sequence[int], family: Family, *, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """The (width, height) to which the family's image processor resizes an image; limits are areas in pixels."""

@@ -18,7 +18,8 @@ from transformers import (
 
 from vrft.errors import UserError
 from vrft.models.rollout import generate_shared
-from vrft.models.shared_prefix import model_fault, without_adapter
+from vrft.models.shareable import model_fault
+from vrft.models.shared_prefix import without_adapter
 
 
 def chat(question: str, n_images: int) -> list[dict]:
@@ -95,12 +96,18 @@ def generate_texts(
         "generation_config": _generation_config(model, processor, max_new_tokens, temperature),
         "logits_processor": LogitsProcessorList([greedy_logprobs] if with_logprobs else []),
     }
-    # The shared loop calls `forward` as often as its own rows need: under ZeRO-3 the other processes would hang.
-    if synced_gpus or model_fault(without_adapter(model)):
-        output = model.generate(**inputs, **options, synced_gpus=synced_gpus)
-    else:
-        output = generate_shared(model.generate, inputs, range(len(prompts)), **options)
-    model.train(is_training)
+    base = without_adapter(model)
+    # `generate` would take what is not asked for here, such as `num_beams`, from the checkpoint.
+    own, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        # The shared loop calls `forward` as often as its own rows need: under ZeRO-3 the other processes would hang.
+        if synced_gpus or model_fault(model, is_training=False):
+            output = model.generate(**inputs, **options, synced_gpus=synced_gpus)
+        else:
+            output = generate_shared(model.generate, inputs, range(len(prompts)), **options)
+    finally:
+        base.generation_config = own
+        model.train(is_training)
     completion_ids = output[:, inputs["input_ids"].shape[1] :]
     end_ids = torch.tensor(end_token_ids(model, processor), device=output.device)
     completions = [completion_of(ids, end_ids, processor, response_prefix) for ids in completion_ids]

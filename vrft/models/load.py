@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -9,6 +10,7 @@ from pickle import UnpicklingError
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
@@ -17,9 +19,9 @@ from transformers import (
 )
 
 from vrft.errors import UserError, first_line
-from vrft.files import is_local
+from vrft.files import model_fault
 from vrft.models.adapters import read_adapter
-from vrft.models.families import Family, part_of
+from vrft.models.families import Family, other_type_fault, part_of
 
 
 def load_processor(
@@ -69,6 +71,10 @@ def load_model(
     require_folder(path)
     if adapter := read_adapter(Path(path)):
         revision = adapter.get("revision")  # of the base model
+    elif family:  # before the weights are read
+        with contextlib.suppress(OSError, ValueError):  # which loading the model reports
+            config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+            _check_type(path, family, config.model_type)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             path,
@@ -81,11 +87,7 @@ def load_model(
         )
     except (OSError, ValueError, ImportError, SafetensorError, UnpicklingError) as error:
         raise UserError(_load_fault(path, error)) from None
-    if family is not None and model.config.model_type != family.model_type:
-        raise UserError(
-            f"model.family is {family.name}, but the weights at model.path={path} are a {model.config.model_type}, "
-            "which may write boxes in another frame; choose the matching model=…"
-        )
+    _check_type(path, family, model.config.model_type)
     return model if quantization else model.to(device)
 
 
@@ -110,16 +112,15 @@ def freeze_parts(model: PreTrainedModel, parts: Sequence[str], family: Family) -
 
 def require_folder(path: str) -> None:
     """Raise `UserError` if a local path is not a model's folder. Other paths are names on the hub."""
-    folder = Path(path)
-    if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise UserError(
-            f"model.path={path} is a folder without config.json (or, for an adapter, adapter_config.json); "
-            "a folder written by save_pretrained is needed"
-        )
-    if is_local(path) and not folder.is_dir():
-        raise UserError(
-            f"model.path={path} does not exist; name a model's folder, or a hub name such as Qwen/Qwen2-VL-2B-Instruct"
-        )
+    if fault := model_fault(path):
+        raise UserError(fault)
+
+
+def _check_type(path: str, family: Family | None, model_type: str) -> None:
+    """Raise `UserError` if the weights are of another type than the family's."""
+    if family is not None and model_type != family.model_type:
+        fault = other_type_fault(model_type)
+        raise UserError(f"model.family is {family.name}, but the weights at model.path={path} are {fault}")
 
 
 def _load_fault(path: str, error: Exception) -> str:

@@ -22,13 +22,6 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from vrft.models.attention import register_attention
 from vrft.models.group_cache import GroupCache
 
-# Settings that keep no state of their own per row. Any other one goes to transformers' loop; see `sampling_fault`.
-_KNOWN_SETTINGS = {
-    *("max_new_tokens", "max_length", "min_new_tokens", "min_length", "eos_token_id", "pad_token_id", "bos_token_id"),
-    *("do_sample", "temperature", "top_p", "top_k", "min_p", "suppress_tokens", "bad_words_ids"),
-    *("use_cache", "disable_compile", "transformers_version"),
-}
-
 
 @torch.no_grad()
 def generate_shared(
@@ -55,16 +48,6 @@ def generate_shared(
         custom_generate=_decode,
         prompt_of_row=torch.as_tensor(prompt_of_row, device=inputs["input_ids"].device),
     )
-
-
-def sampling_fault(config: GenerationConfig) -> str | None:
-    """Why these sampling settings cannot be used here, or None. Some keep state per row, and rows leave the batch."""
-    other = {
-        name
-        for name, value in config.to_diff_dict().items()
-        if name not in _KNOWN_SETTINGS and (name, value) != ("repetition_penalty", 1.0) and value is not None
-    }
-    return f"the sampling setting {', '.join(sorted(other))} is left to transformers" if other else None
 
 
 def _decode(

@@ -32,7 +32,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vrft.models.attention import SHAREABLE_ATTENTION, Suffixes
+from vrft.models.attention import Suffixes
 
 
 @dataclass(frozen=True)
@@ -119,18 +119,6 @@ class Prompts:
 def without_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The transformers model without PEFT's wrapper; the adapter's layers stay active."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def model_fault(model: PreTrainedModel) -> str | None:
-    """Why prompts of this model cannot be shared, or None."""
-    attention = model.config.get_text_config()._attn_implementation
-    if attention not in SHAREABLE_ATTENTION:
-        return f"model.attention={attention}; {' or '.join(SHAREABLE_ATTENTION)} is needed"
-    if "sliding_attention" in (getattr(model.config.get_text_config(), "layer_types", None) or ()):
-        return "the model has layers of sliding attention"
-    if not hasattr(model.base_model, "get_rope_index"):
-        return f"a {model.config.model_type} is not of the Qwen-VL families"
-    return None
 
 
 def rotary_positions(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:

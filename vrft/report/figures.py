@@ -57,6 +57,16 @@ class Panel:
         return " / ".join(str(n) for n in dict.fromkeys(line.n for line in self.lines))
 
 
+def untrained_notes(shown: Sequence[Panel]) -> list[str]:
+    """One sentence for each method whose best checkpoint by validation is the model as it was before training."""
+    lines = {line.label: line for panel in shown for line in panel.lines}
+    return [
+        f"{label}: step 0, the untrained model, as no later step had a higher validation figure"
+        for label, line in lines.items()
+        if line.kind == "best" and line.run.best_step == 0
+    ]
+
+
 def metric_label(metric: str) -> str:
     """The name of a metric in tables."""
     return METRIC_LABELS.get(metric, metric)

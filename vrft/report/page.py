@@ -20,7 +20,7 @@ from vrft.report.confusion import confusion
 from vrft.report.detection import detection_figures
 from vrft.report.draw import EDGE_COLOUR, GOLD_COLOUR, PREDICTED_COLOUR
 from vrft.report.escaping import csv_text, markdown_rows, markdown_text
-from vrft.report.figures import Line, Panel, methods_of, metric_label, panels
+from vrft.report.figures import Line, Panel, methods_of, metric_label, panels, untrained_notes
 from vrft.report.gallery import make_gallery
 from vrft.report.headline import duration, facts, headline, number, origin, sentences, share, signed
 from vrft.report.run_files import CHECKPOINT_NAMES, RunFiles
@@ -107,7 +107,7 @@ def text_table(shown: Sequence[Panel]) -> str:
             cells = [_cell(panel, label) for panel in of_metric]
             lines.append(f"  {label:{width - 2}}" + "".join(f"{cell:{column}}" for cell in cells))
         lines.append("")
-    return "\n".join(line.rstrip() for line in [*lines, "[ ]: 95 % bootstrap interval"])
+    return "\n".join(line.rstrip() for line in [*lines, *untrained_notes(shown), "[ ]: 95 % bootstrap interval"])
 
 
 def markdown_table(shown: Sequence[Panel]) -> str:
@@ -115,7 +115,8 @@ def markdown_table(shown: Sequence[Panel]) -> str:
     heads = [f"{panel.title}: {panel.label} (n = {panel.n})" for panel in shown]
     rows = [["", *heads], ["---"] + ["---:"] * len(shown)]
     rows += [[label, *(_cell(panel, label) + _against(panel, label) for panel in shown)] for label in _labels(shown)]
-    return f"{markdown_rows(rows)}\n\nIn brackets: 95 % bootstrap interval.\n"
+    notes = "".join(f"\n\n{note}." for note in untrained_notes(shown))
+    return f"{markdown_rows(rows)}{notes}\n\nIn brackets: 95 % bootstrap interval.\n"
 
 
 def csv_table(shown: Sequence[Panel]) -> str:

@@ -8,8 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel
 
+from vrft.config.package_files import config_folder
 from vrft.errors import UserError
 from vrft.evaluate.protocols import protocol_key
 from vrft.files import read_rows, read_written
@@ -20,6 +22,12 @@ METHOD_NAMES = {"grpo": "RFT", "sft": "SFT"}
 NOT_COMPARED = ("run.", "question.", "logging.", "derived.")
 """Sections of a config in which runs of one experiment may differ."""
 CHECKPOINT_NAMES = {"best": "best by validation", "last": "last step"}
+
+
+def _family_of(group: str | None) -> str | None:
+    """The family of a file of the config group `model`; None for one that vrft does not bring."""
+    path = config_folder() / "model" / f"{group}.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8"))["family"] if path.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -62,8 +70,14 @@ class RunFiles:
 
     @property
     def model_name(self) -> str:
-        """The name of the model for readers: its config group, and the folder or hub name if it adds something."""
+        """The name of the model for readers: its config group, and the folder or hub name if it adds something.
+
+        In place of a group of another family, as a checkpoint may be, its family.
+        """
         path, chosen = self.config["model"]["path"], (self.provenance.get("choices") or {}).get("model")
+        family = self.provenance.get("model_family") or self.config["model"]["family"]
+        if _family_of(chosen) not in (None, family):
+            chosen = family
         folder = Path(path or "")
         is_checkpoint = folder.parent.name == "checkpoints"
         shown = (

@@ -22,7 +22,7 @@ from vrft.models.generate import render_prompt, set_thought_opening
 from vrft.models.load import load_processor
 from vrft.run.health import Status
 from vrft.run.resume import read_config
-from vrft.run.rows import data_folder, evaluation_folder, with_other
+from vrft.run.rows import data_folder, evaluation_folder, other_names, with_other
 from vrft.tasks import MixedTask, Task, load_task
 from vrft.tasks.boxes import Frame
 from vrft.tasks.reward import RewardFunction
@@ -146,6 +146,13 @@ def question_lengths(experiment: RunContext, rows: Sequence[Row]) -> Iterator[tu
         n_image_tokens = math.prod(frame.seen_wh) // family.pixel_factor**2
         n_text_tokens = len(experiment.processor.tokenizer(prompt, add_special_tokens=False)["input_ids"])
         yield n_text_tokens + len(row["images"]) * (n_image_tokens - 1), n_image_tokens
+
+
+def check_questions(experiment: RunContext) -> None:
+    """`check_question_lengths` of a run and of all other tasks that it is judged on, whose rows are written."""
+    check_question_lengths(experiment)
+    for name in other_names(experiment.config):
+        open_other(experiment, name)
 
 
 def check_question_lengths(experiment: RunContext) -> None:

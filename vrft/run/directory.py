@@ -15,6 +15,7 @@ from vrft.config.package_files import PACKAGE
 from vrft.config.schema import Model
 from vrft.errors import UserError
 from vrft.files import file_hash, hash_of, open_to_append
+from vrft.models.prompt_settings import read_prompt_settings
 from vrft.run import health
 
 PACKAGES = (
@@ -112,6 +113,7 @@ def provenance(
         "config_hash": config_hash,
         "data_hash": data_hash,
         "model_path": model.path,
+        "model_family": read_prompt_settings(model.path).get("family") or model.family,
         "model_revision": model.revision,
         "model_hash": weight_hash(Path(model.path)),
         "seed": seed,

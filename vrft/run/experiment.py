@@ -13,7 +13,7 @@ from typing import Any
 from vrft.config.batch_sizes import derive
 from vrft.config.schema import Config
 from vrft.config.section import with_values
-from vrft.errors import ExitCode, UserError
+from vrft.errors import ExitCode, UserError, disk_told
 from vrft.files import write_text_atomically
 from vrft.memory.auto import fitting_changes, turned_knobs
 from vrft.memory.training_setup import Setup
@@ -38,7 +38,7 @@ from vrft.run.resume import (
     warn_of_versions,
     write_config,
 )
-from vrft.run.rows import build_others, build_rows, data_hash, warn_of_frames, warn_of_questions
+from vrft.run.rows import data_hash, prepare_rows
 from vrft.tasks import load_task
 from vrft.tasks.rows import Row
 
@@ -61,20 +61,22 @@ def run_experiment(config: Config, *, choices: dict[str, Any], overrides: list[s
     with contextlib.ExitStack() as held:
         config = remembered(run_dir, config)
         config, is_fresh = _prepare(run_dir, config, choices=choices, overrides=overrides, held=held)
-        if launch.name != "slurm":
-            code = _run_backing_off(start_worker, run_dir, config)  # whatever ends it, what it has made stays
-    if launch.name == "slurm":  # the job takes the lock
+        start = start_worker
+        if launch.name == "slurm":
+            start = slurm.run_as_job
+            held.close()  # the job takes the lock
         try:
-            code = _run_backing_off(slurm.run_as_job, run_dir, config)
+            code = _run_backing_off(start, run_dir, config)  # whatever ends it, what it has made stays
         except UserError:
-            if is_fresh and {path.name for path in run_dir.iterdir()} <= _BEFORE_IT_BEGINS:
+            if is_fresh and not _is_begun(run_dir):
                 remove_all_but_cache(run_dir)
             raise
-        if code is None:
-            return 0
+    if code is None:
+        return 0
     if code in (0, ExitCode.STOPPED_BY_ALARM):
-        write_reports([run_dir])
-    is_begun = not {path.name for path in run_dir.iterdir()} <= _BEFORE_IT_BEGINS
+        with disk_told(then=f"give vrft report runs=[{run_dir}]"):
+            write_reports([run_dir])
+    is_begun = _is_begun(run_dir)
     if code not in (0, ExitCode.STOPPED_BY_ALARM, ExitCode.USER_ERROR) or (code == ExitCode.USER_ERROR and is_begun):
         print(
             f"vrft: not finished; the same command with run.dir={run_dir} run.resume=true resumes it", file=sys.stderr
@@ -82,6 +84,11 @@ def run_experiment(config: Config, *, choices: dict[str, Any], overrides: list[s
     if code == ExitCode.USER_ERROR and is_fresh and not is_begun:  # refused
         remove_all_but_cache(run_dir)
     return code
+
+
+def _is_begun(run_dir: Path) -> bool:
+    """True if a worker has left more there than what it reads."""
+    return not {path.name for path in run_dir.iterdir()} <= _BEFORE_IT_BEGINS
 
 
 def _run_backing_off(start: Callable[[Path, Config], int | None], run_dir: Path, config: Config) -> int | None:
@@ -119,12 +126,9 @@ def _prepare(
         drift = [] if config.evaluate.train else setting_drift(config.prompt_settings, config.model.path)
         for difference in drift:
             print(f"warning: {difference}", file=sys.stderr)
-        rows = build_rows(config, run_dir / "data", is_resuming=not is_fresh)
+        rows, others = prepare_rows(config, run_dir, is_resuming=not is_fresh)
         if is_auto and not (run_dir / "config.yaml").is_file():
             config = _fitted(config, rows)
-        warn_of_frames(rows, FAMILIES[config.model.family], config.dataset.get("frame"))
-        warn_of_questions(rows, config.protocol)
-        others = build_others(config, run_dir, is_resuming=not is_fresh)
         record = provenance(
             config.model,
             seed=config.run.seed,

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import Any
 import psutil
 
 from vrft.config.schema import Config
-from vrft.errors import SIGNALLED, ExitCode
+from vrft.errors import SIGNALLED, ExitCode, UserError, first_line
 from vrft.memory.gpus import gpu_at_hand
 from vrft.run import health
 
@@ -51,13 +52,16 @@ def start_worker(run_dir: Path, config: Config, *, is_patient: bool = False) -> 
 
     `torch.distributed.run` starts the processes where there are several, and under DeepSpeed, which needs its
     environment. Of several machines each starts its own processes. They begin when all are there, in the run directory
-    of machine 0. A signal to one machine makes all of them save and end.
+    of machine 0. A signal to one machine makes all of them save and end. Raises `UserError` where machine 0 cannot
+    listen at the port of `launch.rdzv_endpoint`.
     """
     launch, node = config.launch, getattr(config.launch, "node_rank", 0)
     health.remove_statuses(run_dir, node)
     if (n_nodes := getattr(launch, "nnodes", 1)) > 1:
+        if node == 0:
+            _check_port(launch.rdzv_endpoint)
         where = f"at {launch.rdzv_endpoint} (launch.rdzv_timeout_s={launch.rdzv_timeout_s})"
-        print(f"vrft: machine {node} of {n_nodes} waits for the others {where}", file=sys.stderr)
+        _say(f"vrft: machine {node} of {n_nodes} waits for the others {where}")
     received: list[int] = []
     # torchrun inherits SIG_IGN; else it would kill its workers after 30 s. Workers set handlers of their own.
     with health.handling(signal.SIG_IGN) as handled:
@@ -79,6 +83,25 @@ def start_worker(run_dir: Path, config: Config, *, is_patient: bool = False) -> 
     return _code_of_run(watch)
 
 
+def _say(words: str) -> None:
+    """Print a line on the standard error. Where nobody takes it the run goes on."""
+    with contextlib.suppress(OSError):
+        print(words, file=sys.stderr)
+
+
+def _check_port(endpoint: str) -> None:
+    """Raise `UserError` if another program listens at the port where this machine is to receive the others."""
+    with socket.socket() as own:
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch does; a port just left is free
+        try:
+            own.bind(("", int(endpoint.rpartition(":")[2])))
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"launch.rdzv_endpoint is {endpoint}, and this machine cannot listen there ({first_line(error)}); "
+                "choose another port on all machines"
+            ) from None
+
+
 def _code_of_run(watch: _Watch) -> int:
     """The exit code that the run's end means. Prints the cause where no process has."""
     statuses, code = health.read_statuses(watch.run_dir, watch.node), watch.worker.returncode
@@ -90,7 +113,7 @@ def _code_of_run(watch: _Watch) -> int:
     explained = [status for status in statuses if status.get("code") in _EXPLAINED]  # torchrun turns every code into 1
     for status in sorted(explained, key=lambda status: status["code"] != ExitCode.OUT_OF_MEMORY):
         if status["rank"] and "error" in status and status["code"] != ExitCode.OUT_OF_MEMORY:
-            print(f"vrft: {status['error']}", file=sys.stderr)  # the others failed because this process ended
+            _say(f"vrft: {status['error']}")  # the others failed because this process ended
         return status["code"]
     have_all_ended = len(codes) == len(statuses)
     interrupted = [one for one in codes if one > SIGNALLED]
@@ -100,7 +123,7 @@ def _code_of_run(watch: _Watch) -> int:
         return SIGNALLED + watch.received[0]
     if statuses and have_all_ended:
         return max(codes)
-    print(first_failure(watch.run_dir, statuses, watch.missed), file=sys.stderr)
+    _say(first_failure(watch.run_dir, statuses, watch.missed))
     return SIGNALLED - code if code < 0 else code  # below 0: killed by that signal
 
 
@@ -208,10 +231,10 @@ class _Watch:
         """
         self._send(signal.SIGUSR1)
         time.sleep(1.0)
-        print(f"vrft: no word for launch.watchdog_s={watchdog_s:g} seconds, so the run is ended", file=sys.stderr)
+        _say(f"vrft: no word for launch.watchdog_s={watchdog_s:g} seconds, so the run is ended")
         for status in statuses:
             stack = self.run_dir / health.FOLDER / f"stack_{status['rank']}.txt"
-            print(f"vrft: rank {status['rank']} {_position(status)}; its stack: {stack}", file=sys.stderr)
+            _say(f"vrft: rank {status['rank']} {_position(status)}; its stack: {stack}")
 
     def _send(self, number: int) -> None:
         """Send a signal to every process that has written a status."""
@@ -224,9 +247,9 @@ class _Watch:
         if not statuses:
             _kill(self.worker)
             self.is_killed = True
-        elif any(status.get("saves") for status in statuses):
-            print("\nvrft: interrupted; the step is finished and saved (once more: end at once)", file=sys.stderr)
-        self._send(self.received[0])
+        self._send(self.received[0])  # before a word: `| tee log` ends by the same Ctrl-C, and a broken pipe takes none
+        if any(status.get("saves") for status in statuses):
+            _say("\nvrft: interrupted; the step is finished and saved (once more: end at once)")
 
 
 def _silent_s(statuses: Sequence[dict[str, Any]]) -> float:

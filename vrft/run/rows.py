@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from vrft.config.batch_sizes import rows_at_once, unfilled_step
 from vrft.config.schema import Config, Evaluate, Protocol, Trainer
 from vrft.config.section import with_values
 from vrft.config.verb_schema import BuildConfig
+from vrft.data.splits import MANIFEST_FILE
 from vrft.errors import raise_all
 from vrft.evaluate.protocols import questions_not_asked, row_faults
 from vrft.files import hash_of, write_rows
-from vrft.models.families import Family
+from vrft.models.families import FAMILIES, Family
 from vrft.run.resume import check_same_rows
 from vrft.tasks import load_task
 from vrft.tasks.base import Task
 from vrft.tasks.rows import Row, rows_hash
+
+
+def prepare_rows(
+    config: Config, run_dir: Path, *, is_resuming: bool = False
+) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
+    """The rows of a run, and those of the other tasks that it is judged on (`build_others`), built and written.
+
+    Refuses and warns for every verb that reads rows as a training does. Raises `UserError`.
+    """
+    rows = build_rows(config, run_dir / "data", is_resuming=is_resuming)
+    warn_of_frames(rows, FAMILIES[config.model.family], config.dataset.get("frame"))
+    warn_of_questions(rows, config.protocol)
+    if config.evaluate.train:
+        tell_left_out(len(rows["train"]), rows_at_once(config.trainer, config.memory, config.launch))
+    return rows, build_others(config, run_dir, is_resuming=is_resuming)
 
 
 def build_rows(
@@ -28,13 +47,22 @@ def build_rows(
     from vrft.data import load_builder
 
     dataset, task = dict(config.dataset), load_task(**config.task, trust_code=config.trust_code)
+    if only or (isinstance(config, Config) and not config.evaluate.train):
+        dataset = _for_test(dataset, Path(config.model.path))
     build = load_builder(dataset.pop("builder"))
     splits = build(dataset, task=task, out_dir=data_dir, seed=config.run.seed)
     if only:
         splits = {split: splits.get(split, []) for split in only}
-    needed = needed_splits(config.evaluate, config.trainer) if isinstance(config, Config) else {}
+    if isinstance(config, Config):
+        needed = needed_splits(config.evaluate, config.trainer)
+    else:
+        needed = {"train": "training"} if splits.get("validation") else {}
+        if not splits.get("train"):
+            print("warning: no row is left for training; these rows can only be evaluated on", file=sys.stderr)
     check_rows(splits, task, needed={split: key for split, key in needed.items() if not only or split in only})
     if isinstance(config, Config):
+        if config.evaluate.train and not only:
+            raise_all(list(training_faults(splits["train"], config)), heading="Nothing can be trained on these rows:")
         judged, protocol = [row for split, rows in splits.items() if split != "train" for row in rows], config.protocol
         raise_all(row_faults(protocol.plain(), judged), heading=f"protocol={protocol.name} needs more:")
     if is_resuming:
@@ -42,6 +70,16 @@ def build_rows(
     for split, rows in splits.items():
         write_rows(data_dir / f"{split}.jsonl", rows)
     return splits
+
+
+def _for_test(dataset: dict[str, Any], model: Path) -> dict[str, Any]:
+    """The options of rows of which none is trained on: without numbers of rows, each of a file is a test row, unless
+    the run that saved the checkpoint `model` has trained or validated on its images."""
+    if "n_test" not in dataset or (dataset["n_test"], dataset["n_validation"]) != (None, None):
+        return dataset
+    seen = model.parent.parent / "data"
+    is_of_run = model.parent.name == "checkpoints" and (seen / MANIFEST_FILE).is_file()
+    return dataset | {"n_test": "all"} | ({"unseen_by": str(seen)} if is_of_run else {})
 
 
 def build_others(config: Config, run_dir: Path, *, is_resuming: bool = False) -> dict[str, list[Row]]:
@@ -57,6 +95,29 @@ def build_others(config: Config, run_dir: Path, *, is_resuming: bool = False) ->
             {**row, "images": [str(Path("others") / name / path) for path in row["images"]]} for row in splits["test"]
         ]
     return found
+
+
+def training_faults(rows: list[Row], config: Config) -> Iterator[str]:
+    """Yield why a training on these rows would take no step, or has no target for some of them."""
+    trainer = config.trainer
+    if fault := unfilled_step(len(rows), trainer, config.memory, config.launch):
+        yield fault
+    without = [row["row_id"] for row in rows if trainer.sft_thought == "gold" and not row.get("thought")]
+    if without:
+        yield (
+            f"trainer.sft_thought=gold, but {len(without)} of {len(rows)} rows have no column 'thought' "
+            f"(first: {without[0]}); give them one, or choose trainer.sft_thought=empty or none"
+        )
+
+
+def tell_left_out(n_rows: int, n_at_once: int) -> None:
+    """Print how many rows each epoch leaves out, where the last ones do not fill a step. n_at_once: `rows_at_once`."""
+    if n_left := n_rows % n_at_once:
+        print(
+            f"{n_left} of {n_rows} training rows, others each time, are left out of each epoch: {n_at_once} are taken "
+            "at once (trainer.prompts_per_step), and they do not fill that",
+            file=sys.stderr,
+        )
 
 
 def warn_of_questions(splits: dict[str, list[Row]], protocol: Protocol) -> None:
@@ -107,9 +168,10 @@ def needed_splits(evaluate: Evaluate, trainer: Trainer) -> dict[str, str]:
 
 def check_rows(splits: dict[str, list[Row]], task: Task, *, needed: dict[str, str]) -> None:
     """Raise `UserError` listing every row whose gold the task refuses, and every needed split without rows."""
+    counts = ", ".join(f"{len(rows)} in {split}" for split, rows in splits.items()) or "none"
     faults = [
-        f"the split {split} has no rows, but {key} needs it; look at dataset.n_validation, dataset.n_test "
-        "and the other keys of `dataset`"
+        f"the split {split} has no rows, but {key} needs it (there are {counts}); look at dataset.n_validation, "
+        "dataset.n_test and the other keys of `dataset`"
         for split, key in needed.items()
         if not splits.get(split)
     ]

@@ -7,7 +7,6 @@ machine's number where there are several. It knows plain values only, no Hydra.
 from __future__ import annotations
 
 import contextlib
-import errno
 import faulthandler
 import json
 import os
@@ -21,9 +20,8 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate.utils import gather_object, set_seed
-from safetensors import SafetensorError
 
-from vrft.errors import SIGNALLED, ExitCode, UserError, first_line, phase_of
+from vrft.errors import SIGNALLED, ExitCode, UserError, disk_told, first_line, phase_of
 from vrft.files import open_to_append, read_written, write_text_atomically
 from vrft.models.prompt_settings import read_prompt_settings, wording_drift
 from vrft.report.run_forms import Provenance
@@ -144,9 +142,10 @@ def main() -> int:
     with contextlib.suppress(OSError):  # a file system without locks
         directory.join(lock)
     status.begin(run_dir, rank, node)
-    _write_stacks_on_request(run_dir, rank)
     try:
-        set_environment(run_dir)
+        with disk_told(then=f"resume with run.dir={run_dir} run.resume=true"):
+            _write_stacks_on_request(run_dir, rank)
+            set_environment(run_dir)
     except UserError as error:  # config.yaml is of another version, or edited
         print(f"vrft: {error}", file=sys.stderr)
         return ExitCode.USER_ERROR
@@ -159,7 +158,8 @@ def main() -> int:
 def _outcome(run_dir: Path, status: Status, *, is_main: bool) -> int:
     """Run, and turn what a user can act on into a message and an exit code."""
     try:
-        stopped_by = run(run_dir, status)
+        with disk_told(then=f"resume with run.dir={run_dir} run.resume=true"):
+            stopped_by = run(run_dir, status)
     except Interrupted:
         return SIGNALLED + (status.received() or signal.SIGTERM)  # it came to another process
     except UserError as error:
@@ -168,12 +168,6 @@ def _outcome(run_dir: Path, status: Status, *, is_main: bool) -> int:
         status.say(error=str(error))
         return ExitCode.USER_ERROR
     except Exception as error:
-        if isinstance(error, (OSError, SafetensorError)) and os.strerror(errno.ENOSPC) in str(error):
-            print(
-                f"vrft: the disk of run.dir={run_dir} is full; free some space and resume with run.resume=true",
-                file=sys.stderr,
-            )
-            return ExitCode.USER_ERROR
         if is_out_of_memory(error):
             status.say(oom=phase_of(error) or "loading", error=first_line(error))
             return ExitCode.OUT_OF_MEMORY

@@ -244,11 +244,16 @@ def require_distinct(names: list[str], column: str) -> None:
             raise ValueError(f"column {column!r} has {other!r} and {name!r}, which count as the same name; rename one")
 
 
+def given(row: Row, column: str) -> Any:
+    """The row's value in that column. Raises ValueError if it is missing or null."""
+    if row.get(column) is None:
+        raise ValueError(f"column {column!r} is missing; the row has {', '.join(row) or 'none'}")
+    return row[column]
+
+
 def require(row: Row, column: str, kind: type) -> Any:
-    """The row's value in that column. Raises ValueError if it is missing, of another type, or an empty text."""
-    if column not in row:
-        raise ValueError(f"column {column!r} is missing; the row has {', '.join(row)}")
-    value = row[column]
+    """As `given`. Raises ValueError also if the value is of another type, or an empty text."""
+    value = given(row, column)
     if not isinstance(value, kind) or value == "":
         raise ValueError(f"column {column!r} is {value!r}; a {kind.__name__} is needed")
     return value

@@ -43,6 +43,8 @@ class ClassificationTask(Task):
         require_distinct(row.get("candidates", []), "candidates")
         if "aliases" in row:
             require_texts(row, "aliases")
+        if "instruction" in row:
+            require(row, "instruction", str)
 
     def ask(self, row: Row, frame: Frame) -> str:
         wanted = row.get("instruction") or f"Name the {self.subject} in the image."

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vrft.tasks.answers import read_count
-from vrft.tasks.base import AnswerTerm, Metric, Parsed, Task, require
+from vrft.tasks.base import AnswerTerm, Metric, Parsed, Task, given, require
 from vrft.tasks.boxes import Frame
 from vrft.tasks.reward_terms import RewardOptions, count_closeness
 from vrft.tasks.rows import Row
@@ -29,7 +29,7 @@ class CountingTask(Task):
     def check(self, row: Row) -> None:
         if "problem" not in row:
             require(row, "category", str)
-        gold = row.get("gold")
+        gold = given(row, "gold")
         if type(gold) is not int or not 0 <= gold < 10**9:
             raise ValueError(f"gold is {gold!r}; a whole number from 0 is needed")
 

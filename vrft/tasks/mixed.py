@@ -36,9 +36,11 @@ class MixedTask:
 
     def for_row(self, row: Row) -> Task:
         """The row's own task. Raises ValueError if the row names no task of the mixture."""
-        if row.get("task") not in self.tasks:
-            raise ValueError(f"column 'task' is {row.get('task')!r}; one of {', '.join(self.tasks)} is needed")
-        return self.tasks[row["task"]]
+        name = row.get("task")
+        if not isinstance(name, str) or name not in self.tasks:
+            found = "missing" if name is None else repr(name)[:100]
+            raise ValueError(f"column 'task' is {found}; one of {', '.join(self.tasks)} is needed")
+        return self.tasks[name]
 
     def check(self, row: Row) -> None:
         """As `Task.check`."""

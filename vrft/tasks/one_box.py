@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vrft.tasks.answers import read_box
-from vrft.tasks.base import AnswerTerm, Metric, Parsed, Task, require
+from vrft.tasks.base import AnswerTerm, Metric, Parsed, Task, given, require
 from vrft.tasks.boxes import Frame, clip_to_image, from_frame, iou_matrix, to_frame
 from vrft.tasks.reward_terms import RewardOptions, box_giou, box_iou
 from vrft.tasks.rows import Row, check_box
@@ -27,7 +27,7 @@ class OneBoxTask(Task):
     def check(self, row: Row) -> None:
         if "problem" not in row:
             require(row, "phrase", str)
-        check_box(row.get("gold"), row["image_wh"])
+        check_box(given(row, "gold"), row["image_wh"])
 
     def answer_form(self, frame: Frame) -> str:
         return "(x1,y1),(x2,y2)"

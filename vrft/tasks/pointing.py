@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vrft.tasks.answers import read_box, read_point
-from vrft.tasks.base import AnswerTerm, Metric, Task, coordinate_words, require
+from vrft.tasks.base import AnswerTerm, Metric, Task, coordinate_words, given, require
 from vrft.tasks.boxes import Frame, from_frame, to_frame
 from vrft.tasks.reward_terms import RewardOptions, point_closeness, point_in_box
 from vrft.tasks.rows import Row, check_box
@@ -34,7 +34,7 @@ class PointingTask(Task):
     def check(self, row: Row) -> None:
         if "problem" not in row:
             require(row, "phrase", str)
-        check_box(row.get("gold"), row["image_wh"])
+        check_box(given(row, "gold"), row["image_wh"])
 
     def ask(self, row: Row, frame: Frame) -> str:
         return f"Point at this object in the image: {row['phrase']}. Give one point in {coordinate_words(frame)}."

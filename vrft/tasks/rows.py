@@ -80,4 +80,9 @@ def box_fault(xyxy: Any, image_wh: Sequence[int]) -> str | None:
     slack = 1e-6 * max(width, height)  # for the rounding of boxes that were converted from another frame
     if min(x1, y1) < -slack or x2 > width + slack or y2 > height + slack:
         return f"box {xyxy!r} lies outside the image of {width} × {height} pixels; give boxes in its pixels"
+    if max(x2, y2) <= 1:
+        return (
+            f"box {xyxy!r} lies in the first pixel of the image of {width} × {height}, as a box in fractions of it does; "
+            "give boxes in its pixels, or as a `solution` with dataset.frame=norm1"
+        )
     return None

@@ -7,11 +7,8 @@ generated and not yet used, a reference model that moves, and a folder that is n
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import pickle
-import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,10 +20,10 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from transformers import Trainer
 
 from vrft.errors import UserError
-from vrft.files import DamagedFolderError, check_whole, publish, remove
+from vrft.files import DamagedFolderError, check_whole, flush_to_disk, publish, remove
 from vrft.train.micro_batches import in_pieces
 
-_NEARLY_FULL = 2**20  # bytes left
+_PROBE = 2**20  # bytes
 _REFERENCE = "reference.safetensors"
 
 
@@ -72,8 +69,7 @@ def remove_superfluous(folder: Path, *, limit: int | None, resumed_step: int, wr
 def staged(folder: Path, *, is_main: bool, wait: Callable[[], None]) -> Iterator[Path]:
     """A folder beside `folder` to write a checkpoint in, as `STAGED / folder.name`; published once the block has ended.
 
-    All processes call this; `wait` waits for all. Raises `OSError` (ENOSPC) where a write failed for want of disk
-    space.
+    All processes call this; `wait` waits for all. Raises `OSError` where a write failed as the disk takes no more.
     """
     staging = folder.with_name("checkpoint.partial")
     try:
@@ -87,14 +83,22 @@ def staged(folder: Path, *, is_main: bool, wait: Callable[[], None]) -> Iterator
                 if path.name == "training_args.bin" or path.suffix == ".py":
                     path.unlink()  # a pickle, and DeepSpeed's scripts, that nobody needs
             publish(staging / folder.name, folder)  # over a damaged one that was passed over
-    except RuntimeError as error:
-        # torch reports a full disk as a RuntimeError without a cause.
-        if shutil.disk_usage(folder.parent).free > _NEARLY_FULL:
-            raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+    except RuntimeError:
+        _raise_of_disk(staging)  # torch reports a full disk as a RuntimeError without a cause
+        raise
     finally:
         if is_main:
             remove(staging)
+
+
+def _raise_of_disk(staging: Path) -> None:
+    """Raise the `OSError` of the disk if it takes no more after what was written last."""
+    files = [path for path in staging.rglob("*") if path.is_file()]
+    if files:
+        with max(files, key=lambda path: path.stat().st_mtime_ns).open("ab") as file:
+            file.write(bytes(_PROBE))
+            file.flush()
+            flush_to_disk(file.fileno())
 
 
 @contextmanager

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin, Qwen2_5_VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
+from transformers.utils.chat_template_utils import _get_template_variables
+
+KNOWN_PROCESSORS = (Qwen2VLProcessor, Qwen2_5_VLProcessor, Qwen3VLProcessor)
+_ARGUMENTS = ("tools", "chat_template", "add_generation_prompt", "continue_final_message")  # that TRL passes
 
 
 class PromptOnce:
@@ -30,7 +34,12 @@ class PromptOnce:
     ) -> str | list[str] | BatchFeature:
         """As the processor's own, for one conversation or several; with `tokenize`, the result of calling it."""
         conversations = conversation if isinstance(conversation[0], list) else [conversation]
-        options = {name: value for name, value in options.items() if value not in (None, False)}
+        # TRL passes these arguments at one of its two calls and leaves them out at the other.
+        options = {name: value for name, value in options.items() if value or name not in _ARGUMENTS}
+        if not self._knows(conversations, options) or (tokenize and not return_dict):
+            return self.processor.apply_chat_template(
+                conversation, tokenize=tokenize, return_dict=return_dict, **options
+            )
         texts = [self._render(one, options) for one in conversations]
         if tokenize:
             return self(text=texts, images=[_images(one) for one in conversations])
@@ -57,6 +66,17 @@ class PromptOnce:
                 fields[name] = [row[0].tolist() for row in values]
         return BatchFeature(fields)
 
+    def _knows(self, conversations: list[list[dict]], options: dict) -> bool:
+        """True for text and images, and options that the template reads; others would go to the processor."""
+        template = options.get("chat_template", self.processor.chat_template)
+        parts = [part for conversation in conversations for turn in conversation for part in _parts(turn)]
+        return (
+            isinstance(template, str)
+            and options.keys() <= _get_template_variables(template) | set(_ARGUMENTS)
+            and "tools" not in options
+            and all(part["type"] in ("text", "image") for part in parts)
+        )
+
     def _render(self, conversation: list[dict], options: dict) -> str:
         key = json.dumps([conversation, options], default=lambda other: type(other).__name__)
         if key not in self.rendered:
@@ -72,5 +92,8 @@ class PromptOnce:
 
 
 def _images(conversation: list[dict]) -> list:
-    parts = [part for turn in conversation if isinstance(turn["content"], list) for part in turn["content"]]
-    return [part["image"] for part in parts if part["type"] == "image"]
+    return [part["image"] for turn in conversation for part in _parts(turn) if part["type"] == "image"]
+
+
+def _parts(turn: dict) -> list[dict]:
+    return turn["content"] if isinstance(turn["content"], list) else []

@@ -9,7 +9,6 @@ from peft import PeftConfig
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from vrft.errors import UserError
 from vrft.tasks.base import Task
 from vrft.tasks.boxes import Frame
 from vrft.tasks.rows import Row
@@ -42,16 +41,10 @@ def sft_trainer(
 ) -> SFTTrainer:
     """TRL's trainer, ready to train `model` on the golds of the rows; the loss is on the completion only.
 
-    thought: `gold` (the row's own; a row without one is refused), `empty` (empty think tags), `none` (no think tags) or
+    thought: `gold` (the row's own, which every row has), `empty` (empty think tags), `none` (no think tags) or
     `own` (the row's column `own_completion` as it stands).
     arguments: fields of `trl.SFTConfig`. resumable: further arguments of `vrft.train.trl_overrides.Resumable`.
     """
-    without = [row["row_id"] for row in rows if thought == "gold" and not row.get("thought")]
-    if without:
-        raise UserError(
-            f"trainer.sft_thought=gold, but {len(without)} of {len(rows)} rows have no column 'thought' "
-            f"(first: {without[0]}); give them one, or choose trainer.sft_thought=empty or none"
-        )
     return ResumableSFT(
         model=model,
         processing_class=processor,

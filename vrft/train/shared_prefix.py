@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -23,10 +24,12 @@ from trl import GRPOTrainer
 
 from vrft.errors import UserError
 from vrft.models.image_features import ImageFeatures, is_vision_frozen
-from vrft.models.rollout import generate_shared, sampling_fault
-from vrft.models.shared_prefix import Prompts, in_chunks, model_fault, pack, rotary_positions, without_adapter
+from vrft.models.rollout import generate_shared
+from vrft.models.shared_prefix import Prompts, in_chunks, pack, rotary_positions, without_adapter
+from vrft.train.unlike_trl import unlike_trl
 
 _VISION = ("pixel_values", "image_grid_thw", "mm_encoder_outputs")
+_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo")
 
 
 class Sharing:
@@ -37,9 +40,9 @@ class Sharing:
     batch.
     """
 
-    def __init__(self, *, must_share: bool, is_main_process: bool) -> None:
-        """must_share: True to raise `UserError` where a batch cannot be shared."""
-        self.must_share, self.is_main_process = must_share, is_main_process
+    def __init__(self, *, must_share: bool, is_main_process: bool, fault: str | None = None) -> None:
+        """must_share: True to raise `UserError` where a batch cannot be shared. fault: why none can, or None."""
+        self.must_share, self.is_main_process, self.fault = must_share, is_main_process, fault
         self.warnings: set[str] = set()
         self.zero_variance = 0.0
         self.skipped: Tensor | None = None
@@ -64,7 +67,7 @@ class Sharing:
 def check_settings(trainer: GRPOTrainer) -> None:
     """Warn of settings that share less than they could. Raises `UserError` where `must_share` cannot be kept."""
     if trainer.sharing.must_share:
-        trainer.sharing.refuses(rollout_fault(trainer, without_adapter(trainer.model), {}))
+        trainer.sharing.refuses(unlike_trl(trainer, trainer.model, is_training=True, is_rollout=True))
     n_rows = trainer.args.per_device_train_batch_size * trainer.args.steps_per_generation
     if n_rows % trainer.num_generations:
         trainer.sharing.warn(
@@ -84,12 +87,12 @@ def sharing_generate(trainer: GRPOTrainer, policy: PreTrainedModel, images: Sequ
     stock = policy.generate
 
     def generate(input_ids: Tensor, attention_mask: Tensor, generation_config: Any, **fields) -> Tensor:
-        prompts = Prompts.of(input_ids, attention_mask, fields, [len(own or ()) for own in images or ()])
-        fault = rollout_fault(trainer, without_adapter(policy), fields) or prompts.fault()
-        if trainer.sharing.refuses(fault):
+        batch = input_ids, attention_mask, fields, [len(own or ()) for own in images or ()]
+        if trainer.sharing.refuses(unlike_trl(trainer, policy, batch, is_rollout=True)):
             log(trainer, "shared_prefix/fraction_sampled", 0.0)
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **fields}
             return stock(**inputs, generation_config=generation_config)
+        prompts = Prompts.of(*batch)
         groups = prompts.groups()
         log(trainer, "shared_prefix/fraction_sampled", _sharing_fraction(groups, len(input_ids)))
         prompt_of_row = torch.empty(len(input_ids), dtype=torch.long, device=input_ids.device)
@@ -106,8 +109,11 @@ def zero_variance_share(terms: Tensor, weights: Tensor, group_size: int) -> floa
 
     TRL tests whether the standard deviation is 0, which rounding of the mean can prevent.
     """
-    groups = (terms * weights.to(terms.device)).nansum(1).view(-1, group_size)
-    return (groups.amax(1) == groups.amin(1)).float().mean().item()
+    rewards = (terms * weights.to(terms.device)).nansum(1)
+    is_unknown = terms.isnan().all(1).view(-1, group_size)  # not a reward of 0; as TRL, a group of such is not counted
+    groups = rewards.view(-1, group_size)
+    highest, lowest = (groups.masked_fill(is_unknown, none) for none in (-torch.inf, torch.inf))
+    return (highest.amax(1) == lowest.amin(1)).float().mean().item()
 
 
 # --- loss ------------------------------------------------------------------------------------------------------------
@@ -121,8 +127,10 @@ def rows_without_effect(trainer: GRPOTrainer, inputs: Mapping[str, Any]) -> Tens
     skipped = ~inputs["completion_mask"].bool().any(1)
     if not trainer.model.training:
         return torch.zeros_like(skipped)
+    # VESPO logs the mean of a weight that a row has by its log probabilities, whatever its advantage.
     is_only_by_advantage = (
         trainer.beta == 0.0
+        and trainer.loss_type in _LOSSES
         and not trainer._entropy_bonus_enabled
         and trainer.top_entropy_quantile == 1.0
         and not trainer.aux_loss_enabled
@@ -135,10 +143,15 @@ def rows_without_effect(trainer: GRPOTrainer, inputs: Mapping[str, Any]) -> Tens
     return skipped
 
 
-def add_zero_gradients(model: torch.nn.Module) -> None:
-    """Give each trained parameter the gradient that the backward of a loss of constant 0 would have added."""
+def add_zero_gradients(model: PreTrainedModel | PeftModel, *, has_images: bool) -> None:
+    """Give each trained parameter the gradient that the backward of a loss of constant 0 would have added.
+
+    has_images: False if the batch has none, which leaves the vision tower without gradients.
+    """
+    unused = () if has_images else without_adapter(model).base_model.visual.parameters()
+    unused = set(map(id, unused))
     for parameter in model.parameters():
-        if parameter.requires_grad and parameter.grad is None:
+        if parameter.requires_grad and parameter.grad is None and id(parameter) not in unused:
             parameter.grad = torch.zeros_like(parameter)
 
 
@@ -237,22 +250,6 @@ def with_image_features(trainer: GRPOTrainer, inputs: dict[str, Any]) -> dict[st
         return inputs
     with trainer.accelerator.autocast():
         return trainer.sharing.image_features.replace_pixels(policy, inputs)
-
-
-def scoring_fault(model: PreTrainedModel, fields: Mapping[str, Any], has_aux_loss: bool) -> str | None:
-    """Why a loss on these fields of a batch cannot share prompts, or None."""
-    unknown = {name for name, value in fields.items() if value is not None} - {*_VISION, "mm_token_type_ids"}
-    if unknown:
-        return f"the batch has {', '.join(sorted(unknown))}, which only TRL's path knows"
-    return "the loss has a load-balancing term" if has_aux_loss else model_fault(model)
-
-
-def rollout_fault(trainer: GRPOTrainer, model: PreTrainedModel, fields: Mapping[str, Any]) -> str | None:
-    """Why a rollout cannot share prompts, or None."""
-    if is_deepspeed_zero3_enabled() and not trainer.args.ds3_gather_for_generation:
-        return "trainer.args.ds3_gather_for_generation=false: processes would wait for each other at every token"
-    sampling = None if trainer.use_vllm else sampling_fault(trainer.generation_config)
-    return sampling or scoring_fault(model, fields, has_aux_loss=False)
 
 
 def metrics(trainer: GRPOTrainer) -> dict[str, list[float]]:

@@ -21,14 +21,15 @@ from trl.trainer.utils import RepeatSampler
 
 from vrft.errors import phase
 from vrft.models.attention import register_attention
-from vrft.models.shared_prefix import Prompts, without_adapter
+from vrft.models.shared_prefix import Prompts
 from vrft.models.vllm import as_seen, collapse_image_tokens
 from vrft.train import checkpoints, shared_prefix
 from vrft.train.callbacks import Validation
 from vrft.train.deepspeed_state import named_once, readable_state, recount_steps
 from vrft.train.micro_batches import micro_batches
 from vrft.train.non_finite import NonFiniteGuard
-from vrft.train.prompt_once import PromptOnce
+from vrft.train.prompt_once import KNOWN_PROCESSORS, PromptOnce
+from vrft.train.unlike_trl import trainer_fault, unlike_trl
 
 VERSIONS = {"trl": "1.16.0", "transformers": "5.23.0"}
 """The versions whose source was read."""
@@ -191,12 +192,19 @@ class SharedPrefixTrainer(GRPOTrainer):
         """must_share: True to raise `UserError` where a batch cannot be shared; else it takes TRL's own path."""
         super().__init__(*args, **kwargs)
         register_attention()
-        self.sharing = shared_prefix.Sharing(must_share=must_share, is_main_process=self.accelerator.is_main_process)
+        self.sharing = shared_prefix.Sharing(
+            must_share=must_share,
+            is_main_process=self.accelerator.is_main_process,
+            fault=trainer_fault(self),
+        )
         shared_prefix.check_settings(self)
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
         self.sharing.image_features.clear()
-        with shared_prefix.replaced(self, "processing_class", PromptOnce(self.processing_class)):
+        processor = self.processing_class
+        if self.sharing.fault is None and type(processor) in KNOWN_PROCESSORS:
+            processor = PromptOnce(processor)
+        with shared_prefix.replaced(self, "processing_class", processor):
             batch = super()._generate_and_score_completions(inputs)
         shared_prefix.metrics(self)["frac_reward_zero_std"][-1] = self.sharing.zero_variance
         return batch
@@ -216,7 +224,7 @@ class SharedPrefixTrainer(GRPOTrainer):
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         generate_every = self.args.steps_per_generation * self.num_iterations
         is_buffered = self._step % generate_every and self._buffered_inputs is not None
-        if is_buffered or not self.model.training:
+        if is_buffered or not self.model.training or unlike_trl(self, self.model):
             return super()._prepare_inputs(generation_batch)
         # TRL shuffles rows before it splits a generation, which would spread a prompt over micro-batches.
         batch = self._generate_and_score_completions(generation_batch)
@@ -230,7 +238,8 @@ class SharedPrefixTrainer(GRPOTrainer):
             loss = super()._compute_loss(model, inputs)
             if sharing.skipped.all():
                 shared_prefix.metrics(self)["entropy"][-1] = math.nan  # there is none; logs leave it out
-                shared_prefix.add_zero_gradients(model)
+                policy, has_images = self.accelerator.unwrap_model(model), inputs.get("pixel_values") is not None
+                shared_prefix.add_zero_gradients(policy, has_images=has_images)
                 loss.requires_grad_()  # no forward has run, and a backward will be called
             share = sharing.skipped.float().mean().item()
         finally:
@@ -251,13 +260,13 @@ class SharedPrefixTrainer(GRPOTrainer):
         **fields,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         n_prompt = input_ids.shape[1] - logits_to_keep
-        prompts = Prompts.of(input_ids[:, :n_prompt], attention_mask[:, :n_prompt], fields, num_images)
-        base = without_adapter(self.accelerator.unwrap_model(model))
-        fault = shared_prefix.scoring_fault(base, fields, compute_aux_loss) or prompts.fault()
+        prompts = input_ids[:, :n_prompt], attention_mask[:, :n_prompt], fields, num_images
+        policy = self.accelerator.unwrap_model(model)
+        fault = unlike_trl(self, policy, prompts, has_aux_loss=compute_aux_loss)
         batch = (model, input_ids, attention_mask, logits_to_keep)
         options = {"batch_size": batch_size, "compute_entropy": compute_entropy}
         if not self.sharing.refuses(fault):
-            return *shared_prefix.score(self, *batch, prompts=prompts, **options), None
+            return *shared_prefix.score(self, *batch, prompts=Prompts.of(*prompts), **options), None
         shared_prefix.log(self, "shared_prefix/fraction", 0.0)
         if self.sharing.skipped is not None:
             self.sharing.skipped = torch.zeros_like(self.sharing.skipped)  # TRL's path computes them all

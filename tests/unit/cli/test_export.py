@@ -116,7 +116,7 @@ def test_what_cannot_be_exported_is_refused_by_name(tmp_path):
     adapter = trained_adapter(base, tmp_path / "adapter")
     with pytest.raises(UserError, match=r"out is .*base, which exists and is not empty"):
         export(adapter, base)
-    with pytest.raises(UserError, match=r"model.path=.*absent does not exist"):
+    with pytest.raises(UserError, match=r"model.path is .*absent, which does not exist"):
         export(tmp_path / "absent", tmp_path / "out")
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(UserError, match=r"no adapter_model.safetensors; other formats can run code"):

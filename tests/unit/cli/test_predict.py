@@ -75,5 +75,23 @@ def test_a_cut_answer_says_so(config, monkeypatch, capsys):
 
 def test_a_missing_image_is_named(config, monkeypatch):
     answer_with(monkeypatch, "")
-    with pytest.raises(UserError, match=r"predict\.image: the image none\.png cannot be read"):
+    with pytest.raises(UserError, match=r"predict\.image: the image none\.png is missing: there is no such file"):
         predict(with_values(config, {"predict.image": "none.png"}))
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [(".", "predict.out is .*; the name of a .png"), ("a.txt", "a .png, .jpg or .webp"), ("scene.png", "are both"),
+     ("link.png", "are both")],
+)  # fmt: skip
+def test_a_picture_that_cannot_be_written_or_would_replace_the_image_is_refused_first(config, tmp_path, out, words):
+    (tmp_path / "link.png").hardlink_to(tmp_path / "scene.png")
+    with pytest.raises(UserError, match=words):
+        predict(with_values(config, {"predict.out": str(tmp_path / out)}))
+
+
+def test_a_picture_that_is_replaced_is_told(config, monkeypatch, capsys):
+    answer_with(monkeypatch, "<answer>[]</answer>")
+    for told in ("b.png\n", "b.png, in place of an earlier file\n"):
+        predict(config)
+        assert capsys.readouterr().out.endswith(told)

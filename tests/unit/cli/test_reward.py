@@ -126,6 +126,8 @@ def test_a_gold_box_that_cannot_be_right_is_told_and_judged(tmp_path, capsys):
         ({"completion": "", "solution": "(1,2),(3,4)", "image_wh": [9, 9]}, {"frame": "seen_pixels"}, "seen_wh"),
         ({"completion": "", "solution": "(1,2),(3,4)"}, {"task": "pointing", "frame": "pixels"}, "image_wh is needed"),
         ({"completion": "", "solution": "dog", "aliases": "cat"}, {"task": "classification"}, "'aliases' is 'cat'"),
+        ({"completion": "", "solution": "dog", "instruction": ["a"]}, {"task": "classification"}, "'instruction' is"),
+        ({"completion": "", "solution": "(1,2),(3,4)", "seen_wh": 7}, {"frame": "norm1000"}, "'seen_wh' is 7"),
     ],
 )
 def test_what_would_be_judged_wrongly_is_refused(case, options, words):

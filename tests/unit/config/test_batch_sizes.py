@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from vrft.config.batch_sizes import batch_sizes, uneven_share
+from vrft.config.batch_sizes import batch_sizes, rows_at_once, uneven_share, unfilled_step
 from vrft.config.launch_schema import TorchrunLaunch
 from vrft.config.schema import Memory, Trainer
-from vrft.errors import UserError
 
 
-def settings(*, trainer="grpo", prompts, group=8, limit=None, processes=1, machines=1) -> tuple:
+def settings(*, trainer="grpo", prompts, group=8, limit=None, processes=1, machines=1, args=None) -> tuple:
     """The sections that decide how a step is dealt out, with nothing else in them."""
     return (
-        Trainer.model_construct(name=trainer, prompts_per_step=prompts),
+        Trainer.model_construct(name=trainer, prompts_per_step=prompts, args=args or {}),
         Memory.model_construct(num_generations=group, completions_per_device=limit),
         TorchrunLaunch.model_construct(nproc_per_node=processes, nnodes=machines),
     )
@@ -46,11 +47,35 @@ def test_sweeping_the_group_leaves_the_prompts_of_a_step():
 
 
 def test_processes_that_cannot_share_a_step_are_refused_with_the_arithmetic():
-    with pytest.raises(UserError, match=r"2 × 3 = 6 .*nproc_per_node=4 .*prompts_per_step=4 would do"):
-        batch_sizes(*settings(prompts=2, group=3, processes=4))
+    fault = uneven_share(*settings(prompts=2, group=3, processes=4))
+    assert re.search(r"2 × 3 = 6 .*nproc_per_node=4 .*prompts_per_step=4 would do", fault)
     assert uneven_share(*settings(prompts=2, group=3, processes=2)) is None
 
 
 def test_processes_of_all_machines_share_a_step():
     assert batch_sizes(*settings(prompts=2, processes=2, machines=2))["per_device_train_batch_size"] == 4
     assert "nproc_per_node=2 × launch.nnodes=3 processes" in uneven_share(*settings(prompts=2, processes=2, machines=3))
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "given", "words"),
+    [
+        (16, settings(prompts=16), None),  # just enough
+        (10, settings(prompts=16), "10 rows .*the 16 of one step .*trainer.prompts_per_step=10 would do"),
+        (1, settings(prompts=16, trainer="sft"), None),  # SFT takes what there is
+        (10, settings(prompts=16, group=2, processes=8), "prompts_per_step=8 would do"),  # 10 × 2 is no multiple of 8
+        (3, settings(prompts=16, group=2, processes=8), "lower launch.nproc_per_node"),
+        (3, settings(prompts=2, args={"steps_per_generation": 2}), "the 4 of one generation .*leave out trainer.args"),
+        (4, settings(prompts=2, args={"steps_per_generation": 2}), None),
+        (4, settings(prompts=4, limit=8, args={"steps_per_generation": 2}), None),  # half of a step at once
+    ],
+)
+def test_rows_that_fill_no_step_are_told_with_a_step_that_they_fill(n_rows, given, words):
+    fault = unfilled_step(n_rows, *given)
+    assert fault is None if words is None else re.search(words, fault)
+
+
+def test_rows_sampled_together_are_those_of_a_step_or_of_a_generation():
+    assert rows_at_once(*settings(prompts=16)) == 16
+    assert rows_at_once(*settings(prompts=16, limit=8, args={"steps_per_generation": 4})) == 4
+    assert rows_at_once(*settings(prompts=16, trainer="sft")) == 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from omegaconf import OmegaConf
 
-from vrft.config.hydra import _hydra_faults, _script_faults
+from vrft.config.hydra import _hydra_faults, _script_faults, careful_environment
 
 SLURM = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", "partition": "gpu"}
 LOGS = {"hydra_logging": None, "job_logging": None}
@@ -54,3 +56,35 @@ def test_files_put_no_line_into_a_script(launcher, overrides, named):
     found = list(_script_faults(settings, overrides))
     assert len(found) == (named is not None)
     assert all(fault.startswith(named) for fault in found)
+
+
+OUTER = {
+    "torchrun": {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": "a",
+                 "MASTER_PORT": "1", "GROUP_RANK": "0", "ROLE_RANK": "3", "ROLE_WORLD_SIZE": "8",
+                 "TORCHELASTIC_USE_AGENT_STORE": "True", "PET_NNODES": "2"},
+    "mpirun": {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_RANK": "3",
+               "OMPI_COMM_WORLD_LOCAL_SIZE": "8", "MPI_LOCALRANKID": "3", "MPI_LOCALNRANKS": "8"},
+    "srun": {"PMI_RANK": "3", "PMI_SIZE": "8", "PMIX_RANK": "3"},
+    "accelerate": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_USE_FSDP": "true", "MV2_COMM_WORLD_SIZE": "8"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("launcher", OUTER)
+def test_the_ranks_of_an_outer_job_reach_neither_this_process_nor_its_children(monkeypatch, capsys, launcher):
+    for name, value in OUTER[launcher].items():
+        monkeypatch.setenv(name, value)
+    with careful_environment():
+        assert not OUTER[launcher].keys() & os.environ.keys()
+    assert OUTER[launcher].items() <= os.environ.items()
+    told = capsys.readouterr().err
+    assert [line for line in told.splitlines() if "SIZE=8" in line and "launch=torchrun" in line] == [told.strip()]
+
+
+def test_one_process_of_an_outer_job_is_nothing_to_speak_of(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("WORLD_SIZES", "mine")
+    with careful_environment():
+        assert "RANK" not in os.environ
+        assert os.environ["WORLD_SIZES"] == "mine"
+    assert capsys.readouterr().err == ""

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vrft.data.assemble import SKIPPED_FILE, build_splits
+from vrft.data.assemble import SKIPPED_FILE, _cut, build_splits
+from vrft.data.coco_rows import Options as CocoOptions
 from vrft.data.images import KEPT_FILE, ImageReader
 from vrft.data.json_rows import build
 from vrft.data.options import CommonOptions, read_options
 from vrft.data.read_ahead import N_ALONE, N_ROWS, read_ahead
-from vrft.data.splits import MANIFEST_FILE
+from vrft.data.splits import MANIFEST_FILE, Checked
 from vrft.errors import UserError
 from vrft.files import write_rows
 from vrft.tasks import load_task
@@ -59,7 +60,7 @@ def many(tmp_path_factory):
 def built(folder, rows=None, *, file="rows.jsonl", out="out", seed=0, **options):
     if rows is not None:
         write_rows(folder / file, rows)
-    options = {"path": str(folder / file), **options}
+    options = {"path": str(folder / file), **({} if "test_path" in options else {"n_test": 0}), **options}
     return build(options, task=load_task("detection"), out_dir=folder.parent / out, seed=seed)
 
 
@@ -123,14 +124,14 @@ def test_any_source_is_assembled(data):
         "seed": 0,
     }
     with pytest.raises(UserError) as caught:
-        build_splits({"path": "list.txt"}, **chosen)
+        build_splits({"path": "list.txt", "n_test": 0}, **chosen)
     for words in (
         "dataset=list.txt has rows",
         "list.txt, line 9: nonsense",
         "list.txt, row 2: image 'x.png' is missing",
     ):
         assert words in str(caught.value)
-    [row] = build_splits({"path": "list.txt", "on_bad_row": "skip"}, **chosen)["train"]
+    [row] = build_splits({"path": "list.txt", "n_test": 0, "on_bad_row": "skip"}, **chosen)["train"]
     assert row["images"] == [str(data / "0.png")]
 
 
@@ -208,6 +209,44 @@ def test_the_same_seed_gives_the_same_bytes(many):
     assert bytes_of(folder, rows, out="four", n_processes=1, seed=1) != usual
 
 
+def picked(n_rows, **options):
+    """The lengths of training, validation and test part of that many rows, each with an image of its own."""
+    checked = [Checked({"row_id": str(n)}, [str(n)]) for n in range(n_rows)]
+    tests = [Checked({"row_id": f"test {n}"}, [f"test {n}"]) for n in range(7)] if "test_path" in options else []
+    splits = _cut(checked, tests, CocoOptions(**{"path": "a", "n_validation": None} | options), seed=0)
+    return [len(splits[split]) for split in ("train", "validation", "test")]
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "options", "lengths"),
+    [
+        (60, {}, [36, 12, 12]),  # a fifth each
+        (3, {}, [1, 1, 1]),
+        (2, {}, [1, 0, 1]),
+        (5000, {}, [4500, 200, 300]),  # at most so many
+        (60, {"n_validation": 5}, [43, 5, 12]),  # a number wins
+        (60, {"n_validation": 0, "n_test": 20}, [40, 0, 20]),
+        (60, {"n_test": 100}, [0, 0, 60]),
+        (60, {"n_test": "all"}, [0, 0, 60]),
+        (60, {"test_path": "b"}, [48, 12, 7]),
+        (60, {"test_path": "b", "n_test": 3}, [48, 12, 3]),
+        (60, {"test_path": "b", "n_test": "all"}, [48, 12, 7]),
+    ],
+)
+def test_without_numbers_a_fifth_is_set_apart(n_rows, options, lengths):
+    assert picked(n_rows, **options) == lengths
+
+
+def test_images_that_a_checkpoint_has_seen_are_left_out(data, capsys):
+    rows = [{"image": f"{n}.png", **BOX} for n in range(8)]
+    seen = built(data, rows, out="seen", n_validation=2, n_test=3)
+    options = {"n_test": "all", "unseen_by": str(data.parent / "seen")}
+    assert built(data, **options) == {"train": [], "validation": [], "test": seen["test"]}
+    assert "note: 5 of 8 rows are left out" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"has all images for training or validation; dataset\.n_test=all takes them"):
+        built(data, [rows[int(row["row_id"][-1]) - 1] for row in seen["train"]], file="other.jsonl", **options)
+
+
 def test_fewer_shots_are_among_more_shots(many):
     folder, rows = many
     shots = [
@@ -265,7 +304,7 @@ from vrft.tasks import load_task
 
 if __name__ == "__main__":
     path, out = sys.argv[1:]
-    build({"path": path, "n_processes": 2}, task=load_task("detection"), out_dir=pathlib.Path(out), seed=0)
+    build({"path": path, "n_processes": 2, "n_test": 0}, task=load_task("detection"), out_dir=pathlib.Path(out), seed=0)
 """
 
 

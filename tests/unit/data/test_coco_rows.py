@@ -59,7 +59,8 @@ def write(folder, contents, *, name="annotations.json", has_images=True) -> Path
 def built(path, *, task="detection", builder="coco", seed=0, out="out", labelled=None, **options):
     task = load_task(task) if labelled is None else load_task(task, labelled=labelled)
     build, out_dir = load_builder(builder), path.parent.parent / out
-    return build({"path": str(path), **options}, task=task, out_dir=out_dir, seed=seed)
+    usual = {} if "test_path" in options else {"n_test": 0}
+    return build({"path": str(path), **usual, **options}, task=task, out_dir=out_dir, seed=seed)
 
 
 def refusal(path, **options) -> str:

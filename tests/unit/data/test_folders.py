@@ -1,7 +1,9 @@
 """Class folders, lists of labelled images, and the published layouts: what is read, and what is refused by name."""
 
+import contextlib
 import os
 import pickle
+import random
 from collections import Counter
 from pathlib import Path
 from typing import get_args
@@ -127,7 +129,7 @@ def test_a_damaged_image_is_named(animals, tmp_path):
     (animals / "dog" / "2.bmp").write_bytes(b"")
     with pytest.raises(UserError, match=r"dog/2\.bmp, row 1: image 'dog/2\.bmp' is empty"):
         built(animals, tmp_path)
-    splits = built(animals, tmp_path, on_bad_row="skip")
+    splits = built(animals, tmp_path, on_bad_row="skip", n_test=0)
     assert len(splits["train"]) == 4
 
 
@@ -392,6 +394,55 @@ def test_a_published_set_that_is_not_whole_is_refused(tmp_path, layout, make, br
         options = {"classes": str(tmp_path / "set" / "names.txt"), **options}
     with pytest.raises(UserError, match=words):
         rows_of(tmp_path / "set", layout=layout, **options)
+
+
+def test_odd_values_in_mat_files_are_named_by_file_and_row(tmp_path):
+    odd = [np.nan, np.inf, 2.5, "x", "", {"a": 1}, [1, 2], []]  # no whole number: a fault each
+    values, kind = np.empty(9, object), [("class", object), ("fname", object)]
+    values[:] = [2, *odd]
+    make_flowers(tmp_path / "flowers")
+    names = str(tmp_path / "flowers" / "names.txt")
+    savemat(tmp_path / "flowers" / "imagelabels.mat", {"labels": values})
+    savemat(tmp_path / "flowers" / "setid.mat", {"trnid": np.arange(1, 10), "valid": values})
+    rows, faults = rows_of(tmp_path / "flowers", layout="flowers", classes=names)
+    assert [row["gold"] for row in rows] == ["sweet pea"]
+    assert [fault.partition(":")[0] for fault in faults] == [f"imagelabels.mat, row {n}" for n in range(2, 10)]
+    _, faults = rows_of(tmp_path / "flowers", layout="flowers", classes=names, split="val")
+    listed = [fault.partition(":")[0] for fault in faults if "setid" in fault]
+    assert listed == [f"setid.mat, valid {n}" for n in range(2, 10)]
+    savemat(tmp_path / "flowers" / "imagelabels.mat", {"labels": np.array([1.0, np.nan])})
+    savemat(tmp_path / "flowers" / "setid.mat", {"trnid": np.array([1.0, np.nan])})
+    rows, faults = rows_of(tmp_path / "flowers", layout="flowers", classes=names)
+    assert (len(rows), len(faults)) == (1, 1)
+    make_cars(tmp_path / "cars")
+    entries = np.array([[(value, f"{n:05d}.jpg") for n, value in enumerate(values, 1)]], dtype=kind)
+    savemat(tmp_path / "cars" / "devkit" / "cars_train_annos.mat", {"annotations": entries})
+    rows, faults = rows_of(tmp_path / "cars", layout="cars", split="train")
+    assert [row["image"] for row in rows] == ["cars_train/00001.jpg"]
+    where = [fault.partition(":")[0] for fault in faults]
+    assert where == [f"cars_train_annos.mat, row {n} ({n:05d}.jpg)" for n in range(2, 10)]
+
+
+def test_a_mat_file_of_a_billion_labels_is_refused_before_it_is_unpacked(tmp_path):
+    make_flowers(tmp_path / "set")
+    savemat(tmp_path / "set" / "imagelabels.mat", {"labels": np.zeros((1, 10_000_001), np.uint8)}, do_compression=True)
+    with pytest.raises(UserError, match=r"imagelabels\.mat: labels has 10,000,001 entries"):
+        rows_of(tmp_path / "set", layout="flowers", classes=str(tmp_path / "set" / "names.txt"))
+
+
+def test_a_pth_with_damaged_bytes_is_refused_by_name_or_read(tmp_path, classes):
+    torch = pytest.importorskip("torch")
+    path, draw, n_read = tmp_path / "list.pth", random.Random(0), 0
+    torch.save([{"a.jpg": {"label": torch.tensor(0)}}], path)
+    whole = path.read_bytes()
+    for _ in range(60):
+        data = bytearray(whole)
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        path.write_bytes(data)
+        with contextlib.suppress(UserError):
+            rows_of(path, layout="list", classes=classes)
+            n_read += 1
+    assert 0 < n_read < 60
 
 
 def test_wrong_labels_of_published_sets_are_named(tmp_path):

@@ -90,6 +90,14 @@ def jpeg() -> bytes:
     return stream.getvalue()
 
 
+def enlarged_jpeg() -> bytes:
+    """A header that claims 8000 × 8000 pixels; libjpeg makes up those that are not there."""
+    content = bytearray(jpeg())
+    at = content.index(b"\xff\xc0") + 5  # after the marker, its length and the bits
+    content[at : at + 4] = (8000).to_bytes(2) * 2
+    return bytes(content)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -101,6 +109,7 @@ def jpeg() -> bytes:
         ),  # Pillow would start Ghostscript
         (png(picture(0))[:2000], "is damaged"),
         (jpeg()[:1000], "is damaged"),
+        (enlarged_jpeg(), "is damaged: no [0-9,]+ bytes can hold 8000 × 8000 pixels"),
         (png(Image.new("1", (8001, 8000))), "has 8001 × 8000 pixels; at most 64,000,000"),
         (png(Image.new("1", (20000, 10000))), "has too many pixels"),  # Pillow's own limit
         (png(Image.new("L", (1, 1))), "is a single pixel"),
@@ -108,7 +117,20 @@ def jpeg() -> bytes:
         (animated(), r"is animated \(2 frames\)"),
         (deep(), "has pixels of mode F"),
     ],
-    ids=["empty", "text", "program", "cut PNG", "cut JPEG", "large", "bomb", "1x1", "long", "animated", "float"],
+    ids=[
+        "empty",
+        "text",
+        "program",
+        "cut PNG",
+        "cut JPEG",
+        "enlarged JPEG",
+        "large",
+        "bomb",
+        "1x1",
+        "long",
+        "animated",
+        "float",
+    ],
 )
 def test_an_image_that_cannot_be_used_is_named(data, content, words):
     (data / "bad.png").write_bytes(content)
@@ -119,6 +141,18 @@ def test_an_image_that_cannot_be_used_is_named(data, content, words):
 def test_the_wrong_extension_does_no_harm(data):
     (data / "a.png").write_bytes(jpeg())
     assert reader(data).read("a.png").path == str(data / "a.png")
+
+
+def test_a_link_to_itself_is_no_image(data):
+    (data / "round.png").symlink_to("round.png")
+    with pytest.raises(ValueError, match=r"^image 'round.png' is (not the path of an image file|missing)"):
+        reader(data).read("round.png")
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_the_smallest_jpeg_is_no_damage(data, progressive):
+    Image.new("L", (4000, 4000)).save(data / "a.jpg", optimize=True, progressive=progressive)
+    assert reader(data).read("a.jpg").image_wh == (4000, 4000)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")

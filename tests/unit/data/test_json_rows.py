@@ -1,11 +1,14 @@
 """Users' rows: what is read, what is refused by row, and that splits share no image."""
 
+import datetime
 import io
 import json
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from vrft.data.json_rows import build
@@ -41,7 +44,8 @@ def data(tmp_path):
 def built(data, rows=None, *, task="detection", file="rows.jsonl", seed=0, **options):
     if rows is not None:
         write_rows(data / file, rows)
-    options = {"builder": "records", "path": str(data / file), **options}
+    usual = {} if {"test_path", "test_split"} & set(options) else {"n_test": 0}
+    options = {"builder": "records", "path": str(data / file), **usual, **options}
     return build(options, task=load_task(task), out_dir=data.parent / "run", seed=seed)
 
 
@@ -99,6 +103,50 @@ def test_columns_may_be_called_otherwise(data):
     )
 
 
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "<image>How many blocks?",
+        "<image>\nHow many blocks?",
+        "How many blocks?\n<image>",
+        "How many blocks? <image>",
+        "<image 1> How many blocks?",
+        "<IMAGE>\n\nHow many blocks?",
+    ],
+)
+def test_the_mark_of_an_image_is_taken_out_of_a_question(data, problem):
+    [row] = built(data, [{"image": "0.png", "problem": problem, "gold": 3}], task="counting")["train"]
+    assert row["problem"] == "How many blocks?"
+
+
+def test_the_marks_of_several_images_are_taken_out(data):
+    row = {"images": ["0.png", "1.png"], "problem": "Compare.\n<image><image>\nHow many blocks?", "gold": 3}
+    [row] = built(data, [row], task="counting")["train"]
+    assert row["problem"] == "Compare.\nHow many blocks?"
+
+
+def test_columns_that_no_task_reads_are_left_out_where_json_cannot_hold_them(data, capsys):
+    pa, pq = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+    odd = {"taken": datetime.date(2024, 5, 1), "lux": float("nan"), "note": " ", "raw": b"\x00", "site": "A"}
+    rows = [{"image": png(picture(n)), **BOX, **odd} for n in range(2)]
+    pq.write_table(pa.Table.from_pylist(rows), data / "rows.parquet")
+    splits = built(data, file="rows.parquet")
+    assert [set(row) - {"row_id", "images", "image_wh", *BOX} for row in splits["train"]] == [{"site"}] * 2
+    said = capsys.readouterr().err
+    assert all(
+        f"2 values of column {name!r}, which no task reads, are left out" in said for name in odd if name != "site"
+    )
+
+
+def test_a_row_given_twice_is_mentioned(data, capsys):
+    rows = [{"image": "0.png", "id": 1, **BOX}, {"image": "0.png", "id": 2, **BOX}, {"image": "1.png", **BOX}]
+    assert len(built(data, rows)["train"]) == 3
+    assert "1 rows are given twice (same image, question and gold)" in (said := capsys.readouterr().err)
+    assert "row-000002 as row-000001" in said
+    built(data, rows[1:])
+    assert "twice" not in capsys.readouterr().err
+
+
 BAD_ROWS = [
     ({**BOX}, "one column of image, images, image_path is needed"),
     ({**BOX, "image": "0.png", "image_path": "0.png"}, "one column of image"),
@@ -121,6 +169,7 @@ BAD_ROWS = [
     ({"image": "0.png", "gold": []}, "category"),
     ({"image": "0.png", "category": "dog", "gold": [[0, 0, 65, 48]]}, "outside the image of 64 × 48"),
     ({"image": "0.png", "category": "dog", "gold": [[30, 2, 1, 40]]}, "no area"),
+    ({"image": "0.png", "category": "dog", "gold": [[0.1, 0.2, 0.45, 0.6]]}, "as a box in fractions of it does"),
     ({"image": "0.png", "category": "dog", "gold": [[1, 2, 3]]}, "four finite numbers"),
     ({**BOX, "image": "0.png", "distractors": [[0, 0, 99, 9]]}, "distractors: box"),
     ({**BOX, "image": "0.png", "distractors": 3}, "'distractors' is '3'; a list is needed"),
@@ -135,6 +184,12 @@ BAD_ROWS = [
     ({"image": "0.png", "problem": "?", "solution": "[{'Position': [0, 0, 5, 5]}, {'Posi"}, "(cut)"),
     ({"image": "0.png", "problem": "?", "solution": "[[0, 0, 1001, 5]]"}, "outside the image"),
     ({"image": "0.png", "problem": "?", "solution": [[0, 0, 5, 5]]}, "'solution'"),
+    (
+        {**BOX, "image": "0.png", "problem": "In <image>, where?"},
+        "images stand before the question",
+    ),
+    ({**BOX, "image": "0.png", "problem": "<image><image>Where?"}, "with 2 times <image>, and the row has 1 images"),
+    ({**BOX, "image": "0.png", "problem": "<image>"}, "write it without <image>"),
 ]
 
 
@@ -180,9 +235,39 @@ def test_row_ids_are_unique_over_all_splits(data):
     assert "row_id 'same' occurs 2 times" in refusal(data, rows[:1], test_path=str(data / "test.jsonl"))
 
 
-def test_boxes_without_a_stated_frame_are_refused(data):
-    rows = [{"image": "0.png", "problem": "?", "solution": "[[0, 0, 5, 5]]"}]
-    assert "dataset.frame must name: norm1000, pixels or norm1" in refusal(data, rows)
+@pytest.mark.parametrize(
+    ("task", "solution", "frame", "words"),
+    [
+        (
+            "detection",
+            "[[0, 0, 5, 5]]",
+            None,
+            "dataset.frame must name: norm1000, pixels or norm1. Their largest number is 5",
+        ),
+        ("grounding", "(40,20),(230,190)", None, "type dataset.frame=pixels if they are pixels of it"),
+        ("pointing", "(40,20),(230,190)", None, "dataset.frame must name"),
+        ("grounding", "[0.1, 0.2, 0.45, 0.6]", "norm1000", "fractions, up to 0.6, and dataset.frame is norm1000"),
+        ("detection", "[[0, 0, 1, 1], [0, 0, 0.5, 1]]", "pixels", "type dataset.frame=norm1"),
+        ("detection", "No Objects", None, None),  # nothing in a frame
+        ("counting", "3", None, None),
+        ("classification", "0.5", None, None),
+    ],
+)
+def test_the_frame_of_boxes_is_asked_for_and_doubted(data, task, solution, frame, words):
+    rows = [{"image": "0.png", "problem": "?", "solution": solution}]
+    if words is None:
+        assert len(built(data, rows, task=task, frame=frame)["train"]) == 1
+    else:
+        assert words in refusal(data, rows, task=task, frame=frame)
+
+
+def test_only_published_rows_with_boxes_state_a_frame():
+    configs = Path(__file__).parents[3] / "conf" / "dataset"
+    frames = {path.stem: yaml.safe_load(path.read_text("utf-8")).get("frame") for path in configs.glob("*.yaml")}
+    stated = {name: frame for name, frame in frames.items() if frame}
+    assert stated == dict.fromkeys(
+        ["virft_coco", "virft_coco_8_cate_4_shot", "virft_coco_base65", "virft_lvis_few_shot"], "norm1000"
+    )
 
 
 @pytest.mark.parametrize(
@@ -199,7 +284,6 @@ def test_boxes_without_a_stated_frame_are_refused(data):
         ({"n_test": 0.5}, "dataset.n_test is 0.5"),
         ({"k_shot": 0}, "dataset.k_shot is 0"),
         ({"n_valid": 3}, "no key 'n_valid'; did you mean n_validation? known: image_root, "),
-        ({"n_validation": 1}, "leave none of 1 rows"),
     ],
 )
 def test_a_wrong_option_is_named(data, options, words):
@@ -226,7 +310,7 @@ def test_a_source_without_rows_is_refused(data):
         ("rows.json", "[3]", "rows.json, row 1: int found"),
         ("rows.json", b"[\xff]", "not UTF-8"),
         ("rows.csv", "image,gold", "end in .jsonl, .json, .parquet"),
-        ("rows.parquet", "PAR1", "not a readable parquet file"),
+        ("rows.parquet", "PAR1", "cannot be read as a parquet file"),
     ],
 )
 def test_a_file_that_holds_no_rows_is_named(data, name, content, words):

@@ -103,7 +103,7 @@ def test_boxes_refer_to_the_upright_image(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90°: stored 64 × 48, seen 48 × 64
     pair(tmp_path / "set", "a", labelled(shape("target", [[3, 4], [48.5, 10], [20, 64]])), exif=exif)
-    [row] = built(tmp_path / "set", tmp_path)["train"]
+    [row] = built(tmp_path / "set", tmp_path, n_test=0)["train"]
     assert (row["image_wh"], row["gold"]) == ([48, 64], [3, 4, 48, 64])
     outside = labelled(shape("target", [[3, 4], [60, 10], [20, 40]]))  # inside only if it were lying
     pair(tmp_path / "set", "a", outside, exif=exif)
@@ -160,7 +160,7 @@ def test_bad_pairs_stop_the_build_or_are_skipped(tmp_path):
         built(tmp_path / "set", tmp_path)
     assert "outside.json, row 1: box [3, 3, 70, 40] lies outside the image of 64 × 48" in str(caught.value)
     assert "damaged.json, row 1: image 'damaged.jpg' is empty" in str(caught.value)
-    splits = built(tmp_path / "set", tmp_path, on_bad_row="skip")
+    splits = built(tmp_path / "set", tmp_path, on_bad_row="skip", n_test=0)
     assert [row["row_id"] for row in splits["train"]] == ["good-1"]
 
 

@@ -46,7 +46,8 @@ def by_character(text, *, likely, unlikely):
         "(1,2),(3,4) and (5,6),(7,8)",
         "[[1, 2, 3, 4], [5, 6, 7, 8]]",
         " 1, 2, 3, 4",
-        "[1,2,3,4] (a dog) [5,6,7,8]",
+        '["dog", [1,2,3,4]], ["cat", [5,6,7,8]]',
+        "x1=1, y1=2, x2=3, y2=4",
         f"[{A}, {{'Position': [1, 2",  # cut
         "No Objects",
         "[]",
@@ -54,7 +55,7 @@ def by_character(text, *, likely, unlikely):
 )
 def test_a_box_is_where_it_is_said_to_be_written(block):
     boxes, _ = read_boxes(block, with_labels=True)
-    pieces = [block[first:last] for first, last in box_spans(block)]
+    pieces = [block[first:last] for first, last in box_spans(block, with_labels=True)]
     assert [read_boxes(piece, with_labels=True)[0] for piece in pieces] == [[box] for box in boxes]
 
 

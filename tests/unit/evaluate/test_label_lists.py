@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
@@ -123,3 +124,14 @@ def test_a_pth_of_another_form_is_refused(tmp_path, content, classes, words):
 def test_a_file_that_is_not_there(tmp_path, name):
     with pytest.raises(UserError, match="no such file"):
         score_label_file(tmp_path / name)
+
+
+def test_wrong_labels_beyond_those_that_are_printed_are_compared_with_no_name(tmp_path):
+    names = [f"class {n}" for n in range(3000)]
+    path = write_lines(
+        tmp_path, *({"image": f"{n}.jpg", "label": f"klass {n}", "prediction": None} for n in range(3000))
+    )
+    begun = time.process_time()
+    with pytest.raises(UserError, match=r"did you mean class 19.*\n.* and 2980 more"):
+        score_label_file(path, classes=names)
+    assert time.process_time() - begun < 10  # half a second; a minute and more, if each is compared with each

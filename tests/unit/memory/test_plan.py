@@ -282,5 +282,5 @@ def test_a_table_of_all_phases(tiny):
 def test_a_model_of_another_kind_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     settings = model(str(tmp_path), "qwen2_vl")
-    with pytest.raises(UserError, match="is a gpt2; a plan knows the Qwen-VL families"):
+    with pytest.raises(UserError, match="is a gpt2; vrft supports qwen2_5_vl, qwen2_vl, qwen3_vl"):
         architecture(settings)

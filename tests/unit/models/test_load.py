@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hydra import compose, initialize_config_dir
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
@@ -11,6 +13,7 @@ from vrft.config.package_files import TINY_MODEL, config_folder
 from vrft.config.schema import Model
 from vrft.errors import UserError
 from vrft.memory.architectures import architecture
+from vrft.models.families import FAMILIES
 from vrft.models.load import load_model, load_processor, require_folder
 
 
@@ -55,3 +58,12 @@ def composed(*overrides: str) -> str:
         return freeze(
             compose("train", overrides=["model=qwen2_vl_2b", "deepspeed=zero2", "trainer.max_steps=1", *overrides])
         ).model.path
+
+
+@pytest.mark.parametrize("model_type", ["qwen4_exp", "qwen2_5_omni", "qwen3_omni_moe", "qwen3_5", "gpt2"])
+def test_weights_of_no_family_are_refused_by_name_before_they_are_read(tmp_path, model_type):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
+    with pytest.raises(UserError, match=rf"model\.path=.* are a {model_type}[,;].* vrft supports qwen2_5_vl, qwen2_vl"):
+        load_model(str(tmp_path), family=FAMILIES["qwen3_vl"])
+    with pytest.raises(UserError, match=f"model.family is qwen2_vl, but .* are a {model_type}"):
+        composed(f"model.path={tmp_path}")

@@ -10,7 +10,8 @@ from transformers import DynamicCache, GenerationConfig
 
 from vrft.models import group_cache
 from vrft.models.generate import render_prompt
-from vrft.models.rollout import generate_shared, sampling_fault
+from vrft.models.rollout import generate_shared
+from vrft.models.shareable import sampling_fault
 
 N_NEW = 24
 QUESTIONS = [("find it", [(112, 84)]), ("where is the digit seven", [(56, 56), (84, 84)]), ("count", [(84, 140)])]
@@ -160,7 +161,7 @@ def test_a_token_looks_at_its_prompt_and_at_its_own_row_alone():
     ],
 )
 def test_settings_that_know_the_batch_are_left_to_transformers(options, name):
-    fault = sampling_fault(sampling(**options))
+    fault = sampling_fault(sampling(**options), GenerationConfig())
     assert fault is None if name is None else name in fault
 
 

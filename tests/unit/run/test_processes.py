@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ import pytest
 from vrft.config.launch_schema import LocalLaunch, TorchrunLaunch
 from vrft.config.schema import Config, DeepSpeed
 from vrft.config.section import with_values
+from vrft.errors import UserError
 from vrft.run import health, processes
 from vrft.run.processes import first_failure, start_worker, worker_command
 
@@ -121,6 +124,27 @@ def test_the_first_signal_reaches_the_worker_which_ends_in_its_own_time(worker, 
     assert start_worker(tmp_path, settings()) == code
     assert (tmp_path / "saved").exists()
     assert capfd.readouterr().err.count("interrupted; the step is finished and saved") == 1
+
+
+def test_a_signal_is_passed_on_though_nobody_reads_what_is_printed(worker, tmp_path, monkeypatch):
+    """Ctrl-C of `vrft train … 2>&1 | tee log` ends tee, too."""
+    out, into = os.pipe()
+    os.close(out)
+    monkeypatch.setattr("sys.stderr", os.fdopen(into, "w", buffering=1))
+    worker(WORKER + PATIENT.format(name="SIGINT", then='time.sleep(0.5); (run_dir / "saved").touch()'))
+    assert start_worker(tmp_path, settings()) == 130
+    assert (tmp_path / "saved").exists()
+
+
+def test_a_port_that_is_taken_is_told_before_anything_starts(tmp_path):
+    meeting = {"nnodes": 2, "node_rank": 0, "rdzv_id": "vrft", "rdzv_timeout_s": 60}
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        endpoint = f"node1:{other.getsockname()[1]}"
+        launch = TorchrunLaunch.model_construct(name="torchrun", nproc_per_node=1, rdzv_endpoint=endpoint, **meeting)
+        with pytest.raises(UserError, match=rf"launch.rdzv_endpoint is {endpoint}, .*Address already in use"):
+            start_worker(tmp_path, Config.model_construct(launch=launch))
 
 
 def test_a_signal_that_reaches_every_process_counts_once(worker, tmp_path):

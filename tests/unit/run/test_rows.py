@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from vrft.config.schema import Evaluate, Trainer
 from vrft.errors import UserError
-from vrft.run.rows import check_rows, needed_splits
+from vrft.run.rows import _for_test, check_rows, needed_splits
 from vrft.tasks import load_task
+
+
+@pytest.mark.parametrize(
+    ("dataset", "model", "more"),
+    [
+        ({"n_validation": None, "n_test": None}, "ORG/NAME", {"n_test": "all"}),
+        ({"n_validation": None, "n_test": None}, "run/checkpoints/best", {"n_test": "all", "unseen_by": "run/data"}),
+        ({"n_validation": None, "n_test": None}, "other/checkpoints/best", {"n_test": "all"}),  # it has no manifest
+        ({"n_validation": None, "n_test": 5}, "run/checkpoints/best", {}),  # numbers win
+        ({"n_validation": 3, "n_test": None}, "run/checkpoints/best", {}),
+        ({"path": "rows/mine"}, "run/checkpoints/best", {}),  # built rows have their splits
+    ],
+)
+def test_where_nothing_is_trained_every_row_is_judged(tmp_path, monkeypatch, dataset, model, more):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    (tmp_path / "run" / "data" / "manifest.json").touch()
+    assert _for_test(dataset, Path(model)) == dataset | more
 
 
 def test_rows_are_checked_by_their_task():
@@ -18,5 +38,7 @@ def test_rows_are_checked_by_their_task():
     with pytest.raises(UserError) as refused:
         check_rows({"train": [good, bad], "test": []}, load_task("grounding"), needed=needed)
     assert "train, row b" in str(refused.value)
-    assert "the split test has no rows" in str(refused.value)
+    assert "the split test has no rows, but evaluate.before or evaluate.after needs it (there are 2 in train, 0" in str(
+        refused.value
+    )
     assert "row a" not in str(refused.value)

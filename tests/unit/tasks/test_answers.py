@@ -59,6 +59,19 @@ def test_read_answer_block(text, block, reason):
         ("120, 40", (120, 40), None),  # bare
         ("The handle is at (120,40).", (120, 40), None),
         ("(-1.5,+2.)", (-1.5, 2), None),
+        ('<points x1="120" y1="40" alt="cup">cup</points>', (120, 40), None),  # Qwen2.5-VL's cookbook
+        ('<point x="120" y="40" alt="cup (1,2)">cup (1,2)</point>', (120, 40), None),
+        ("<point>120, 40</point>", (120, 40), None),
+        ('<points x1="1" y1="2" x2="3" y2="4" alt="cups">cups</points>', None, "several"),
+        ("x: 120, y: 40", (120, 40), None),
+        ("X=120 Y=40", (120, 40), None),
+        ('{"y": 40, "x": 120}', (120, 40), None),  # by its names
+        ('[{"x": 1, "y": 2}, {"x": 3, "y": 4}]', None, "several"),
+        ('{"point_2d": [120, 40], "label": "cup (1,2)"}', (120, 40), None),  # a text holds no point
+        ("（120，40）", (120, 40), None),  # Chinese marks
+        ("x：120，y：40", (120, 40), None),
+        ("x: 1e5, y: 40", None, "malformed"),
+        ("x1: 1, y1: 2, x2: 3, y2: 4", None, "several"),  # a box
         ("(1,2) or (3,4)", None, "several"),
         ("(1,2) (1,2)", None, "several"),  # the same twice
         ("(1,2),(3,4)", None, "several"),  # a box
@@ -116,6 +129,25 @@ def test_read_point(block, point, reason):
         ("someone", None, "not_found"),  # no part of a word
         ("many", None, "not_found"),
         ("whole number in digits", None, "not_found"),  # the form itself
+        ("3个", 3, None),  # with a Chinese measure word
+        ("共3只。", 3, None),
+        ("图中一共有3个杯子", 3, None),
+        ("答案：3", 3, None),
+        ("Answer:3", 3, None),
+        ("【3】", 3, None),
+        ("三", 3, None),
+        ("两只", 2, None),
+        ("答案是三个。", 3, None),
+        ("第3个", None, "malformed"),  # the third
+        ("3万", None, "malformed"),  # 30,000
+        ("负3", None, "malformed"),
+        ("3、4", None, "malformed"),
+        ("3:4", None, "malformed"),
+        ("3只猫和2只狗", None, "several"),
+        ("3个半", None, "several"),  # 3.5
+        ("十三", None, "malformed"),  # words up to ten
+        ("几十个", None, "malformed"),
+        ("３个", None, "malformed"),
     ],
 )
 def test_read_count(block, count, reason):
@@ -134,6 +166,8 @@ def test_read_count(block, count, reason):
         ("737-300", "737-300", None),
         ("Maine Coon, Sphynx", "Maine Coon, Sphynx", None),  # a list is one wrong name
         ("猫", "猫", None),
+        ("《猫》", "猫", None),
+        ("「猫（黑）」。", "猫（黑", None),  # marks at the edge go, as for (Maine Coon)
         ("-", None, "not_found"),  # nothing to compare
         ("_ _", None, "not_found"),
         ("...", None, "not_found"),
@@ -153,6 +187,7 @@ def test_read_name(block, name, reason):
         ("**Rose**.", "rose", True),  # marks around it
         ("(rose)", '"Rose"', True),
         ("St. John's wort", "St John's wort", False),  # marks inside count
+        ("【玫瑰】", "玫瑰", True),
         ("rose", "primrose", False),  # no substrings
         ("rose", "rose, lily", False),  # no lists
         ("", "rose", False),
@@ -188,6 +223,17 @@ DEAR_TEXTS = [  # 100,000 characters each; read in quadratic time they take from
     "</think>" * 12_000,
     "_" * 100_000,
     "```" * 33_000,
+    "{'Position': [1,2,3,4]," + '"a ' * 33_000 + "}",
+    "{'Position': [1,2,3,4]," + "'\\" * 50_000 + "}",
+    "{'a" * 33_000,
+    "x1=1,y1=2," * 10_000 + "x2=3,y2=",
+    "x1=" + " " * 100_000 + "y2",
+    '="' * 50_000,
+    '<point x="1' * 9_000,
+    "<ref>" * 20_000 + "(1,2),(3,4)",
+    "cat: [1,2,3,4] " * 6_000,
+    "3个" * 50_000,
+    "答案" * 50_000,
 ]
 
 

@@ -88,8 +88,13 @@ def test_an_unknown_task_or_option_is_refused(name, options, words):
         ("classification", {**CLASSIFY, "gold": ""}, "gold"),
         ("classification", {**CLASSIFY, "gold": 3}, "a str is needed"),
         ("classification", {**CLASSIFY, "gold": "--"}, "no letter or digit"),  # equal to '_' and ' '
+        ("classification", {**CLASSIFY, "instruction": ["Name it."]}, "instruction"),
         ("classification", {**CLASSIFY, "candidates": ["Sphynx"]}, "not among the candidates"),
         ("classification", {**CLASSIFY, "candidates": ["Sphynx", "Maine_Coon"]}, None),
+        *(  # missing, not a box, count or name of the value None
+            (name, {**row, "gold": None}, "column 'gold' is missing; the row has")
+            for name, row in (("grounding", GROUND), ("pointing", GROUND), ("counting", COUNT), ("detection", DETECT))
+        ),
     ],
 )
 def test_check(name, row, words):

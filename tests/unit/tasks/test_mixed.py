@@ -48,7 +48,9 @@ def test_a_wrong_mixture_is_refused(options, words):
         load_task("mixed", **options)
 
 
-@pytest.mark.parametrize("named", [{}, {"task": None}, {"task": "detection"}, {"task": "mixed"}])
+@pytest.mark.parametrize(
+    "named", [{}, *({"task": name} for name in (None, "detection", "mixed", ["counting"], {"a": 1}))]
+)
 def test_a_row_of_no_task_of_the_mixture_is_refused(task, named):
     row = {**{key: value for key, value in COUNT.items() if key != "task"}, **named}
     for ask in (task.for_row, task.check, lambda row: task.question(row, FRAME), lambda row: task.gold(row, FRAME)):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 
 import pytest
+import torch
 
 from vrft.errors import UserError
 from vrft.files import publish
 from vrft.train.best_and_last import previous, rewind, rewind_rollouts, settle_best
-from vrft.train.checkpoints import newest_checkpoint, remove_superfluous
+from vrft.train.checkpoints import newest_checkpoint, remove_superfluous, staged
 
 
 def checkpoint(parent, step: int, *, is_whole: bool = True):
@@ -141,3 +143,16 @@ def test_rollouts_of_later_steps_go(tmp_path):
         (tmp_path / f"{name}.jsonl").touch()
     rewind_rollouts(tmp_path, 2)
     assert steps(tmp_path) == ["step_000000.jsonl", "step_000001.jsonl", "step_000001_rank1.jsonl"]
+
+
+def test_a_limit_that_torch_runs_into_is_told_as_the_disks(tmp_path):
+    """torch raises a RuntimeError without a cause, here by `ulimit -f`; a quota and a full disk are the same to it."""
+    folder, (soft, hard) = tmp_path / "checkpoint-4", resource.getrlimit(resource.RLIMIT_FSIZE)
+    inner = tmp_path / "checkpoint.partial" / folder.name
+    made = staged(folder, is_main=True, wait=lambda: inner.mkdir(parents=True, exist_ok=True))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"), made:
+            torch.save(torch.zeros(100_000), inner / "optimizer.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -123,6 +123,32 @@ def test_what_is_asked_otherwise_the_processor_answers(counted):
     assert once.tokenizer is processor.tokenizer
 
 
+ASKED = [[{"role": "user", "content": [{"type": "text", "text": "find it"}]}]]
+TRLS = {"tools": None, "chat_template": None, "add_generation_prompt": True, "tokenize": True, "return_dict": True}
+
+
+@pytest.mark.parametrize("value", [False, None, 0, "", True])
+def test_a_switch_of_the_template_reaches_it_whatever_its_value(value):
+    processor = small_processor("qwen2_vl")
+    processor.chat_template += "{{ switch is defined }} {{ switch }}"
+    once = PromptOnce(processor)
+    theirs, ours = (one.apply_chat_template(ASKED, **TRLS, switch=value) for one in (processor, once))
+    assert ours["input_ids"] == theirs["input_ids"] != once.apply_chat_template(ASKED, **TRLS)["input_ids"]
+    assert once.apply_chat_template(ASKED[0], switch=value) == processor.apply_chat_template(ASKED[0], switch=value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"return_dict": False}, {"tools": [lambda: None]}, {"add_special_tokens": False}, {"return_tensors": "np"}],
+    ids=str,
+)
+def test_what_the_processor_takes_otherwise_is_left_to_it(options, monkeypatch):
+    processor, asked = small_processor("qwen2_vl"), []
+    monkeypatch.setattr(processor, "apply_chat_template", lambda *args, **rest: asked.append(rest) or "its own")
+    assert PromptOnce(processor).apply_chat_template(ASKED, **TRLS | options) == "its own"
+    assert options.items() <= asked[0].items()
+
+
 def test_rows_without_an_image_stand_beside_rows_with_one(tmp_path):
     """TRL itself refuses such a batch. Whatever shares a micro-batch, the gradient is the same."""
     gradients = []
@@ -276,7 +302,13 @@ def test_all_rows_count_in_an_evaluation_and_one_where_processes_wait(tmp_path, 
 
 @pytest.mark.parametrize(
     ("rewards", "share"),
-    [([0.1] * 4 + [0.7] * 4, 1.0), ([0.1] * 3 + [0.2] + [0.7] * 4, 0.5), ([0.1, 0.2] * 4, 0.0)],
+    [
+        ([0.1] * 4 + [0.7] * 4, 1.0),
+        ([0.1] * 3 + [0.2] + [0.7] * 4, 0.5),
+        ([0.1, 0.2] * 4, 0.0),
+        ([None, 1.0, 1.0, 1.0] + [0.1, 0.2] * 2, 0.5),  # None is no reward of 0
+        ([None] * 4 + [0.7] * 4, 0.5),  # a group without rewards has no equal ones
+    ],
 )
 def test_the_share_of_groups_with_equal_rewards(tmp_path, rewards, share):
     """TRL looks at the spread, which the mean's rounding may lift off zero."""
