@@ -11,7 +11,7 @@ from vrft.files import write_rows
 
 _CONFIG = {
     "run": {"name": "x", "seed": 0},
-    "model": {"path": None},
+    "model": {"path": None, "family": "tiny"},
     "task": {"name": "grounding"},
     "dataset": {"builder": "digits"},
     "trainer": {"name": "grpo", "prompts_per_step": 8, "learning_rate": 1e-4},

@@ -115,7 +115,7 @@ def markdown_table(shown: Sequence[Panel]) -> str:
     heads = [f"{panel.title}: {panel.label} (n = {panel.n})" for panel in shown]
     rows = [["", *heads], ["---"] + ["---:"] * len(shown)]
     rows += [[label, *(_cell(panel, label) + _against(panel, label) for panel in shown)] for label in _labels(shown)]
-    notes = "".join(f"\n\n{note}." for note in untrained_notes(shown))
+    notes = "".join(f"\n\n{markdown_text(note)}." for note in untrained_notes(shown))
     return f"{markdown_rows(rows)}{notes}\n\nIn brackets: 95 % bootstrap interval.\n"
 
 

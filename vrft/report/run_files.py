@@ -27,7 +27,7 @@ CHECKPOINT_NAMES = {"best": "best by validation", "last": "last step"}
 def _family_of(group: str | None) -> str | None:
     """The family of a file of the config group `model`; None for one that vrft does not bring."""
     path = config_folder() / "model" / f"{group}.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8"))["family"] if path.is_file() else None
+    return yaml.safe_load(path.read_text(encoding="utf-8")).get("family") if path.is_file() else None
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ class _Memory(BaseModel):
 
 class _Model(BaseModel):
     path: str | None
+    family: str
 
 
 class _Dataset(BaseModel):
@@ -123,6 +124,7 @@ class Provenance(BaseModel):
     config_hash: str | None = None
     data_hash: str | None = None
     model_hash: str | None = None
+    model_family: str | None = None
     earlier: list[dict[str, Any]] = []
 
 
