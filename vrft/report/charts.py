@@ -20,6 +20,7 @@ _DASHES = ("solid", (0, (4, 2)), (0, (1, 1.5)))
 _PAGE_COLOURS = {_INK: "var(--ink)", _MUTED: "var(--muted)", _RULE: "var(--rule)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, 1)
 }
+_LARGEST = 1e300  # of what is drawn
 _END_LABEL_GAP = 0.09  # minimum distance of two labels at the line ends, as a share of the chart's height
 
 
@@ -196,7 +197,7 @@ def precision_recall_chart(
 def curve_of(logs: Sequence[dict], key: str, label: str) -> Curve:
     """The logged values of a key over their steps, without those that are not finite."""
     found = [(entry["step"], entry[key]) for entry in logs if isinstance(entry.get(key), int | float)]
-    found = [(step, value) for step, value in found if np.isfinite(value)]
+    found = [(step, value) for step, value in found if abs(value) < _LARGEST]  # False for NaN
     return Curve(label, [step for step, _ in found], [float(value) for _, value in found])
 
 

@@ -8,10 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from vrft.config.schema import Question
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e15, le=1e15)]
+Step = Annotated[int, Field(ge=0, le=10**9)]
 Interval = Annotated[list[Finite], Field(min_length=2, max_length=2)]
 Xyxy = Annotated[list[Finite], Field(min_length=4, max_length=4)]
-Side = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=1, le=10**6)]
 
 
 class Figure(BaseModel):
@@ -30,7 +31,7 @@ class Metrics(RootModel[ByProtocol]):
 
 
 class _Taken(BaseModel):
-    step: int
+    step: Step
     value: Finite | None
     n: int
 
@@ -133,13 +134,13 @@ class LogLine(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float | str | bool | None]
-    step: int
+    step: Step
 
 
 class Alarm(BaseModel):
     """A line of `alarms.jsonl`."""
 
-    step: int
+    step: Step
     rule: str
     action: str
     message: str

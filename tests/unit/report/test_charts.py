@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vrft import report
-from vrft.report.charts import ChartPlan, plan_chart, training_charts
+from vrft.report.charts import ChartPlan, curve_of, plan_chart, training_charts
 
 
 def test_more_curves_than_colours_are_all_drawn():
@@ -66,3 +66,9 @@ def test_validation_says_what_it_counts_and_which_dot_is_untrained(metric, note)
     assert "best 0.400, untrained" in chart.svg
     logs[1][f"validation/{metric}"] = 0.5
     assert ">untrained<" in training_charts(logs, metric=metric, best_step=5)[0].svg
+
+
+def test_what_is_no_drawable_number_is_left_out():
+    values = [0.5, float("nan"), float("inf"), "nan", None, 10**400, 0.7]
+    logs = [{"step": step, "kl": value} for step, value in enumerate(values)]
+    assert curve_of(logs, "kl", "").values == [0.5, 0.7]
