@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
@@ -36,7 +37,7 @@ def is_local(path: str) -> bool:
     return path.startswith((".", "/", "~")) or len(Path(path).parts) != 2 or Path(path).exists()
 
 
-def model_fault(path: str) -> str | None:
+def model_folder_fault(path: str) -> str | None:
     """Why a model's path is no folder of a saved model, or None; other paths are names on the hub, and None too.
 
     For the directory of a run it says which checkpoints are there.
@@ -217,7 +218,7 @@ def numbered_rows(path: Path, faults: list[str], *, may_be_cut: bool = False) ->
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8"))
+            row = json.loads(line.decode("utf-8"), object_pairs_hook=distinct_keys)
         except UnicodeDecodeError as error:
             faults.append(f"{path}, line {number}: not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8")
         except (ValueError, RecursionError) as error:
@@ -227,6 +228,18 @@ def numbered_rows(path: Path, faults: list[str], *, may_be_cut: bool = False) ->
                 yield number, row
             else:
                 faults.append(f"{path}, line {number}: {type(row).__name__} found; each line must be one JSON object")
+
+
+def distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object, for `json.loads(object_pairs_hook=…)`; without it the first of two values would be lost in silence.
+
+    Raises ValueError that names a key which stands twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twice!r} stands twice in {str(found)[:100]}")
+    return found
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -169,7 +169,6 @@ SAMPLE = {
     "DoRA": "qwen2_5_vl",
     "LoRA, dropout": "qwen3_vl",
     "aLoRA": "qwen2_vl",
-    "prompt tuning": "qwen2_vl",
     "attention dropout": "qwen2_5_vl",
     "NEFTune": "qwen2_vl",
     "template switch": "qwen3_vl",

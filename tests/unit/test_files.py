@@ -21,6 +21,7 @@ from vrft.files import (
     check_whole,
     file_hash,
     is_local,
+    model_folder_fault,
     publish,
     read_rows,
     read_written,
@@ -208,6 +209,20 @@ def test_only_what_does_not_lie_here_is_a_name_on_the_hub(tmp_path, monkeypatch,
     (tmp_path / "Qwen" / "mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert is_local(path) == expected
+
+
+def test_a_folder_that_is_no_model_is_told_with_the_checkpoint_that_is_meant(tmp_path):
+    run = tmp_path / "run"
+    for name in ("checkpoint-4", "last", "best"):
+        (run / "checkpoints" / name).mkdir(parents=True)
+        (run / "checkpoints" / name / "adapter_config.json").write_text("{}")
+    meant = f"give one of them: model.path={run}/checkpoints/best or model.path={run}/checkpoints/last"
+    assert meant in model_folder_fault(str(run))
+    assert meant in model_folder_fault(str(run / "checkpoints"))
+    assert model_folder_fault(str(run / "checkpoints" / "best")) is None
+    assert "which does not exist" in model_folder_fault(str(tmp_path / "none"))
+    assert "has no config.json" in model_folder_fault(str(run / ".."))
+    assert model_folder_fault("ORG/NAME") is None
 
 
 # --- one writer ------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def run(config: Config) -> None:
     """
     out = Path(config.run.dir)
     with fresh_run_dir(out, is_resuming=False):
-        splits, _ = prepare_rows(config, out)
+        _, splits, _ = prepare_rows(config, out)
         experiment = make_experiment(out, config, splits)
         report = {
             "n_rows": {split: len(rows) for split, rows in splits.items()},

@@ -41,7 +41,7 @@ def run(config: Config) -> int:
     """
     out, asked = Path(config.run.dir), config.probe
     with fresh_run_dir(out, is_resuming=False):
-        splits, _ = prepare_rows(config, out)
+        _, splits, _ = prepare_rows(config, out)
         experiment = make_experiment(out, config, splits)
         check_questions(experiment)
         rows = _spread(experiment.training_rows, asked.rows)

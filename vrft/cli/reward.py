@@ -18,8 +18,9 @@ from vrft.config.package_files import config_folder
 from vrft.config.verb_schema import RewardCasesConfig
 from vrft.errors import UserError, raise_all
 from vrft.evaluate.score import answer_as_json
-from vrft.files import numbered_rows, written_whole
+from vrft.files import numbered_rows, read_rows, written_whole
 from vrft.tasks import MixedTask, Task, load_task
+from vrft.tasks.base import given
 from vrft.tasks.boxes import Frame
 from vrft.tasks.reward import RewardFunction
 from vrft.tasks.rows import GoldBoxError, Row, labelled_boxes
@@ -84,8 +85,8 @@ def row_of(case: Mapping, task: Task | MixedTask, *, frame: str, root: Path) -> 
 
     Raises ValueError saying what is missing or wrong.
     """
-    if not isinstance(case.get("completion"), str):
-        raise ValueError(f"column 'completion' is {str(case.get('completion'))[:100]!r}; the model's text is needed")
+    if not isinstance(given(case, "completion"), str):
+        raise ValueError(f"column 'completion' is {str(case['completion'])[:100]!r}; the model's text is needed")
     if ("solution" in case) == ("gold" in case):
         raise ValueError(f"one of solution and gold is needed; the case has {', '.join(case)}")
     row, has_image = _with_size(case, frame=frame, root=root)
@@ -115,12 +116,13 @@ def _with_size(case: Mapping, *, frame: str, root: Path) -> tuple[Row, bool]:
     has_image = bool(images) or "image_wh" in row
     if images:
         row["images"] = images
-        row.setdefault("image_wh", list(_image_wh(images[0], root)))
+    if images and "image_wh" not in row:  # built rows have it, and their images may lie elsewhere
+        row["image_wh"] = list(_image_wh(images[0], root))
     elif not has_image:
         extent = Frame(frame, (1, 1), (1, 1)).extent_wh
         row["image_wh"] = [_UNBOUNDED] * 2 if "pixels" in frame else [round(side) for side in extent]
     for name in ("image_wh", "seen_wh") if frame == "seen_pixels" or "seen_wh" in row else ("image_wh",):
-        sides = row.get(name)
+        sides = row.get(name, "missing")
         if not isinstance(sides, list) or len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
             raise ValueError(f"column {name!r} is {sides!r}; [width, height] in pixels is needed with frame={frame}")
     return row, has_image
@@ -143,7 +145,10 @@ def run(config: RewardCasesConfig) -> None:
         raise UserError(f"cases and out are both {path}; give out another name, or the cases would be lost")
     task = load_task(**config.task, trust_code=config.trust_code)
     judge = RewardFunction(task, config.reward.plain(), trust_code=config.trust_code, root=path.parent)
-    cases = _read_cases(path, task, frame=config.frame)
+    if config.rows and not Path(config.rows).is_file():
+        raise UserError(f"rows is {config.rows}: there is no such file")
+    rows = {str(row.get("row_id")): row for row in read_rows(Path(config.rows))} if config.rows else None
+    cases = _read_cases(path, task, frame=config.frame, rows=rows)
     verdicts = []
     with written_whole(out) as file:
         for case, row in tqdm(cases, desc="judge", unit="case", disable=not sys.stderr.isatty()):
@@ -163,9 +168,15 @@ def _free_file(out: Path) -> Path:
 
 
 def _read_cases(
-    path: Path, task: Task | MixedTask, *, frame: str, completion: str | None = None
+    path: Path,
+    task: Task | MixedTask,
+    *,
+    frame: str,
+    completion: str | None = None,
+    rows: Mapping[str, Row] | None = None,
 ) -> list[tuple[dict, Row]]:
-    """Each case of a JSON-lines file with its row. completion: what stands in for a missing one."""
+    """Each case of a JSON-lines file with its row. completion: what stands in for a missing one. rows: by their ids,
+    what vrft's own completions answer."""
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; JSON lines are needed, each with completion and solution")
     faults: list[str] = []
@@ -174,6 +185,8 @@ def _read_cases(
         if completion is not None:
             case.setdefault("completion", completion)
         try:
+            if completion is None and "completion" not in case and {"row_id", "text"} <= set(case):
+                case = _with_row(case, rows)
             row, doubt = row_of(case, task, frame=frame, root=path.parent)
         except ValueError as error:
             faults.append(f"{path}, line {number}: {error}")
@@ -193,6 +206,18 @@ def _read_cases(
     return found
 
 
+def _with_row(completion: Mapping, rows: Mapping[str, Row] | None) -> dict:
+    """One of vrft's own completions as a case: with the columns of its row. Raises ValueError without that row."""
+    if rows is None:
+        raise ValueError(
+            "a completion of a run, which does not hold the right answer; give the rows that it answers: "
+            "rows=runs/NAME/data/SPLIT.jsonl"
+        )
+    if (row := rows.get(str(completion["row_id"]))) is None:
+        raise ValueError(f"row_id is {completion['row_id']!r}, which the file of rows does not have")
+    return {**row, "completion": completion["text"], "is_truncated": completion.get("is_truncated", False)}
+
+
 def _frame(name: str, row: Row) -> Frame:
     image_wh = tuple(row["image_wh"])
     return Frame(name, image_wh, tuple(row.get("seen_wh", image_wh)))
@@ -202,7 +227,7 @@ def _image_wh(image: Any, root: Path) -> tuple[int, int]:
     """Raises ValueError where it is no image, or none below `root`."""
     from vrft.data.images import decode_upright, image_bytes, locate
 
-    path = locate(image, root.resolve())
+    path = locate(image, root.resolve(), remedy="give image_wh, [width, height] in pixels, in place of image")
     try:
         return decode_upright(image_bytes(path))[0].size
     except (OSError, ValueError) as error:

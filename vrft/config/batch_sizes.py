@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from vrft.config.schema import Config, Derived, Launch, Memory, Trainer
+from vrft.errors import UserError
 
 
 def batch_sizes(trainer: Trainer, memory: Memory, launch: Launch) -> dict[str, int]:
@@ -39,24 +40,26 @@ def uneven_share(trainer: Trainer, memory: Memory, launch: Launch) -> str | None
     )
 
 
-def unfilled_step(n_rows: int, trainer: Trainer, memory: Memory, launch: Launch) -> str | None:
-    """Why a training on `n_rows` rows would take no step at all, and what would do; None if it takes some."""
-    needed, prompts, n_processes = rows_at_once(trainer, memory, launch), trainer.prompts_per_step, launch.n_processes
-    if n_rows >= needed:
-        return None
-    what = f"one step (trainer.prompts_per_step={prompts})"
-    if needed != prompts:
-        what = f"one generation (trainer.args.steps_per_generation={trainer.args['steps_per_generation']})"
-    if n_rows >= prompts:
-        remedy = "leave out trainer.args.steps_per_generation"
-    elif fits := [n for n in range(1, n_rows + 1) if n * memory.num_generations % n_processes == 0]:
-        remedy = f"trainer.prompts_per_step={fits[-1]} would do"
-    else:
-        remedy = f"{n_processes} processes share no smaller step; lower launch.nproc_per_node"
-    return (
-        f"there are {n_rows} rows to train on, fewer than the {needed} of {what}; a step that is not full is left out, "
-        f"so nothing would be trained; {remedy}, or give more rows"
-    )
+def fitting_step(n_rows: int, trainer: Trainer, memory: Memory, launch: Launch) -> int:
+    """`trainer.prompts_per_step`, or fewer where `n_rows` rows do not fill a step: TRL leaves out one that is not full,
+    so nothing would be trained.
+
+    Raises `UserError` if no smaller step is one that the processes can share.
+    """
+    prompts, group = trainer.prompts_per_step, memory.num_generations
+    if n_rows >= (needed := rows_at_once(trainer, memory, launch)):
+        return prompts
+    if n_rows >= prompts or trainer.args.get("steps_per_generation"):
+        asked = f"trainer.args.steps_per_generation={trainer.args['steps_per_generation']} samples {needed} at once"
+        raise UserError(f"{n_rows} rows to train on fill no generation: {asked}; leave it out, or give more rows")
+    fits = [n for n in range(1, n_rows + 1) if n * group % launch.n_processes == 0]
+    if not fits:
+        raise UserError(
+            f"{n_rows} rows to train on fill no step of trainer.prompts_per_step={prompts}, and no smaller one of "
+            f"memory.num_generations={group} completions a prompt can be shared by {launch.n_processes} processes; "
+            "lower launch.nproc_per_node, or give more rows"
+        )
+    return fits[-1]
 
 
 def rows_at_once(trainer: Trainer, memory: Memory, launch: Launch) -> int:

@@ -22,7 +22,7 @@ from vrft.config.schema import Alarms, Config, DeepSpeed, Launch, Memory, Model,
 from vrft.config.section import flat, with_values
 from vrft.config.trl_fields import argument_faults
 from vrft.errors import UserError, suggestion
-from vrft.files import model_fault
+from vrft.files import model_folder_fault
 
 
 def contradictions(config: Config) -> Iterator[str]:
@@ -54,7 +54,7 @@ def model_faults(model: Model, deepspeed: DeepSpeed, *, is_training: bool, is_re
             f"but model.family is {model.family}; give a folder or a hub name"
         )
     path = str(model.path or TINY_MODEL)
-    if fault := model_fault(path):
+    if fault := model_folder_fault(path):
         yield fault
     yield from type_faults(model, path)
     if is_training:

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vrft.config.batch_sizes import derive, uneven_share
 from vrft.config.cross_checks import contradictions, judging_faults, model_faults, pair_faults
 from vrft.config.launch_checks import launch_faults
+from vrft.config.not_given import warn_of_toy_model, with_rows_of_run
 from vrft.config.package_files import TINY_MODEL
 from vrft.config.schema import Config
 from vrft.config.section import Section, flat, with_values
@@ -33,9 +34,9 @@ def freeze(
     """The frozen config, with the section `derived` that the worker needs; `composed` is left alone.
 
     verb: for which it is, a key of `WORK`, which says what is checked. device: what `launch.device=auto` becomes.
-    overrides: of the command line; if nothing is trained, a checkpoint's `vrft.json` sets what they do not.
-    is_remote: True if packages and devices may be missing on this machine, whatever the verb does. Raises `UserError`
-    that lists all faults.
+    overrides: of the command line; if nothing is trained, a checkpoint's `vrft.json` and the rows of its run
+    set what they do not. is_remote: True if packages and devices may be missing on this machine, whatever the verb
+    does. Raises `UserError` that lists all faults.
     """
     return freeze_values(plain(composed), verb=verb, device=device, overrides=overrides, is_remote=is_remote)
 
@@ -53,7 +54,11 @@ def freeze_values(
     if not (work.trains and config.evaluate.train):
         from vrft.models.prompt_settings import with_prompt_settings  # numpy: not for --help
 
-        config = checked(with_prompt_settings(values, overrides), Config)  # vrft.json may hold anything
+        values = with_prompt_settings(values, overrides)
+        values = with_rows_of_run(values, overrides) if work.is_run else values
+        config = checked(values, Config)  # vrft.json may hold anything
+    if work.is_run:
+        warn_of_toy_model(config, overrides)
     device = device if config.launch.device == "auto" else config.launch.device
     raise_all(faults_of(config, work, device=device, is_remote=is_remote), heading=CANNOT_RUN)
     return derive(with_values(config, {"model.path": config.model.path or str(TINY_MODEL)}), device=device)

@@ -27,14 +27,14 @@ def part_faults(model: Model, deepspeed: DeepSpeed) -> Iterator[str]:
 
 
 def type_faults(model: Model, path: str) -> Iterator[str]:
-    """Yield that the weights in folder `path` are of another type than the family's; loading says so of a hub's."""
+    """Yield that no family knows the weights in folder `path`; those of a hub are seen when they are loaded."""
     from vrft.models.families import FAMILIES, other_type_fault
 
     try:
         found = json.loads((Path(path) / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError, RecursionError):  # no folder, or one that loading refuses
         return
-    if isinstance(found, str) and model.family in FAMILIES and found != FAMILIES[model.family].model_type:
+    if isinstance(found, str) and found not in {family.model_type for family in FAMILIES.values()}:
         yield f"model.family is {model.family}, but the weights at model.path={path} are {other_type_fault(found)}"
 
 

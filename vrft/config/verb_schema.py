@@ -15,6 +15,7 @@ class RewardCasesConfig(Section):
     reward: Reward
     trust_code: list[str]
     cases: str
+    rows: str | None = None
     out: str
     frame: Literal["norm1000", "seen_pixels", "pixels", "norm1"]
 

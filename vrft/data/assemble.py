@@ -56,7 +56,7 @@ def build_splits(
     seed: int,
     notes: dict[str, Any] | None = None,
 ) -> dict[str, list[Row]]:
-    """The rows as `{"train", "validation", "test"}`, each sorted by row id. Writes `manifest.json` to `out_dir`.
+    """The rows as `{"train", "validation", "test"}`, each sorted by row id. Writes a manifest to `out_dir`.
 
     own: the source's `Options`. read: its `read`. notes: counts that `read` makes, printed and kept in the manifest.
     Raises `UserError` that lists all faults of the options or the rows.

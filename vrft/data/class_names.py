@@ -99,7 +99,7 @@ class ClassNames:
 
     def labelled(self, label: int | str, where: str) -> str | None:
         """The class name of a label: a name, or a whole number that is not itself a class name."""
-        if isinstance(label, str) and (not label.isdecimal() or label in self._spelled):
+        if isinstance(label, str) and (not label.isdecimal() or len(label) > 9 or label in self._spelled):
             return self.named(label, where)
         return self.numbered(int(label), where, first=self.options.first_label)
 
@@ -132,9 +132,9 @@ def read_pth_labels(path: Path, faults: list[str], *, key: str) -> Iterator[tupl
         try:
             entries = torch.load(path, map_location="cpu", weights_only=True)  # True: tensors and containers, no code
         except pickle.UnpicklingError as error:
-            if named := re.search(r"GLOBAL (\S+)", str(error)):
-                raise ValueError(f"names {named.group(1)}, which is code") from None
-            raise
+            named = re.search(r"GLOBAL (\S+)", str(error))  # the rest is torch's advice to read code, too
+            what = f"names {named.group(1)}, which is code" if named else "is damaged, or holds something else"
+            raise ValueError(what) from None
     if not isinstance(entries, list):
         raise UserError(f"{path} holds a {type(entries).__name__}; a list of {form} is right")
 

@@ -32,6 +32,8 @@ KEPT_FILE = ".checked_images"
 """JSON lines, but without .jsonl: a run reads every .jsonl file of its data folder as a split."""
 
 _EXIF_ORIENTATION, _TRANSPOSED = 0x0112, (5, 6, 7, 8)  # orientations that swap width and height
+_BITS = (8, 10, 12, 14, 16)
+"""Of the sensors whose grey values stand in 16-bit files; a file does not say which."""
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error)
 """Exceptions of Pillow's decoders for damaged files."""
 
@@ -57,21 +59,24 @@ class ImageReader:
 
     Upright 8-bit RGB or grey files without transparency stay in place; rows name their absolute path. Other files, and
     embedded images, are converted to such a PNG below `out_dir/images`; rows name it relative to `out_dir`. Transparent
-    parts become white, and 16 bits become 8. Upright: by the EXIF orientation.
+    parts become white. Grey values of 16 bits become 8: those of 8, 10, 12 or 14 bits, by the largest one in the image,
+    keep their upper 8. Upright: by the EXIF orientation.
 
     root: the folder of relative paths; no path may leave it. None: only embedded images are read.
     is_kept: True records each decoded image in `out_dir/.checked_images`. A later build decodes a file again only if
         its size or modification time has changed, its PNG is gone, or it was damaged.
+    known: a folder of built rows: what its build recorded is used in the same way, and nothing is recorded.
     """
 
-    def __init__(self, *, root: Path | None, out_dir: Path, is_kept: bool = False) -> None:
+    def __init__(self, *, root: Path | None, out_dir: Path, is_kept: bool = False, known: Path | None = None) -> None:
         self.root = None if root is None else Path(root).resolve()
         self.out_dir = Path(out_dir)
         self.is_kept = is_kept
         self._located: dict[str, Path] = {}
         self._read: dict[str, ReadImage | str] = {}
         self._returned: set[str] = set()
-        self._earlier = _read_kept(self.out_dir) if is_kept else {}
+        self._earlier_dir = Path(known or out_dir)
+        self._earlier = _read_kept(self._earlier_dir) if is_kept or known else {}
 
     def read(self, value: Any) -> ReadImage:
         """The checked image of a row's value: a path, or `{"bytes", "path"}` as `datasets` stores it.
@@ -110,13 +115,18 @@ class ImageReader:
         good = [(item, image) for item, image in zip(unread, found, strict=True) if isinstance(image, ReadImage)]
         if self.is_kept and good:
             self.out_dir.mkdir(parents=True, exist_ok=True)
+            noted = [(item.key, item.state, image) for item, image in good]
+            made = [
+                (self.out_dir.resolve() / image.path, image) for _, image in good if not Path(image.path).is_absolute()
+            ]
+            noted += [(str(path), _state(path), image) for path, image in made]
             with open_to_append(self.out_dir / KEPT_FILE) as file:
-                file.write("".join("\n" + json.dumps([item.key, item.state, image]) for item, image in good))
+                file.write("".join("\n" + json.dumps(one) for one in noted))
 
     def _look_up(self, key: str, source: Path | bytes) -> Unread | None:
         """The image to decode; None if an earlier build has decoded it, and then its result is used."""
         state, earlier = _state(source), self._earlier.get(key)
-        if earlier and earlier[0] == state and (self.out_dir / earlier[1].path).is_file():
+        if earlier and earlier[0] == state and (self._earlier_dir / earlier[1].path).is_file():
             self._read[key] = earlier[1]
             return None
         return Unread(key, source, state)
@@ -170,16 +180,17 @@ def _read_kept(out_dir: Path) -> dict[str, tuple[tuple[int, int], ReadImage]]:
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             key, (size, changed), (stored, (width, height), content) = json.loads(line)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             continue
-        kept[key] = (size, changed), ReadImage(stored, (width, height), content)
+        if isinstance(key, str) and isinstance(stored, str):  # the folder may be somebody else's
+            kept[key] = (size, changed), ReadImage(stored, (width, height), content)
     return kept
 
 
-def locate(path: Any, root: Path | None) -> Path:
+def locate(path: Any, root: Path | None, *, remedy: str = "set dataset.image_root") -> Path:
     """The file of an image path, relative to `root` or absolute, symbolic links resolved.
 
-    Raises ValueError for a URL, a path outside `root`, or a missing file.
+    remedy: what else helps against a path outside `root`. Raises ValueError for a URL, such a path, or a missing file.
     """
     if not isinstance(path, str) or not path:
         raise ValueError(f"image {path!r} is not the path of an image file")
@@ -195,7 +206,7 @@ def locate(path: Any, root: Path | None) -> Path:
     except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself, until Python 3.12
         raise ValueError(f"image {path[:100]!r} is not the path of an image file ({first_line(error)})") from None
     if not found.is_relative_to(root):
-        raise ValueError(f"image {path!r} is {found}, outside of {root}; move it, or set dataset.image_root")
+        raise ValueError(f"image {path!r} is {found}, outside of {root}; move it, or {remedy}")
     if not is_file:
         raise ValueError(f"image {path!r} is missing: there is no file {found}")
     return found
@@ -241,11 +252,16 @@ def decode_upright(data: bytes) -> tuple[Image.Image, bool]:
         image.verify()
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         is_animated = image.format != "MPO" and getattr(image, "is_animated", False)
+        has_16_bits = any(";16" in str(args) for *_, args in image.tile)
         image.load()
         is_upright = image.getexif().get(_EXIF_ORIENTATION, 1) == 1
         upright = image if is_upright else ImageOps.exif_transpose(image)
     if is_animated:
         raise ValueError(f"is animated ({image.n_frames} frames); keep one frame")
+    if has_16_bits and image.mode == "RGB" and max(high for _, high in image.getextrema()) < 64:
+        raise ValueError(
+            "has 16 bits a channel and no value of more than 14, which Pillow reads as black; save it in 8"
+        )
     is_plain = image.mode in ("RGB", "L") and "transparency" not in image.info
     return _to_rgb(upright), is_upright and is_plain
 
@@ -277,7 +293,9 @@ def _check_size(width: int, height: int) -> None:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image)
+        bits = next(bits for bits in _BITS if values.max() < 1 << bits)
+        return Image.fromarray((values >> (bits - 8)).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"has pixels of mode {image.mode}; 8 or 16 bits a channel are read")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:

@@ -39,6 +39,7 @@ def _frame_of_solutions(name: str) -> str:
 AtLeastZero = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Folder = Annotated[str, AfterValidator(_existing_folder)]
+SolutionFrame = Annotated[str, AfterValidator(_frame_of_solutions)]
 
 
 class CommonOptions(DatasetOptions):
@@ -63,7 +64,7 @@ class CommonOptions(DatasetOptions):
 
     image_root: Folder | None = None
     test_image_root: Folder | None = None
-    frame: Annotated[str, AfterValidator(_frame_of_solutions)] | None = None
+    frame: SolutionFrame | None = None
     columns: dict[str, str] = {}
     max_rows: AtLeastOne | None = None
     n_validation: AtLeastZero | None = 0

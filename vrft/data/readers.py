@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vrft.errors import UserError, first_line
-from vrft.files import numbered_rows
+from vrft.files import distinct_keys, numbered_rows
 
 FILE_KINDS = (".jsonl", ".json", ".parquet")
 _SAVED_BY_DATASETS = ("dataset_dict.json", "dataset_info.json", "state.json")
@@ -104,7 +104,9 @@ def read_json(path: Path, *, key: str, object_hook: Callable[[dict], Any] | None
     Raises `UserError` that names the file and the config's `key`.
     """
     try:
-        return json.loads(_text_of(path), object_hook=object_hook)
+        return json.loads(
+            _text_of(path), object_hook=object_hook, object_pairs_hook=None if object_hook else distinct_keys
+        )
     except FileNotFoundError:
         raise UserError(f"{key} is {path}: there is no such file") from None
     except UnicodeDecodeError as error:

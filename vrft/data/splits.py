@@ -12,6 +12,7 @@ from vrft.errors import UserError, raise_all
 from vrft.tasks.rows import Row
 
 MANIFEST_FILE = "manifest.json"
+_UNFINISHED = MANIFEST_FILE + ".partial"
 
 
 class Checked(NamedTuple):
@@ -137,7 +138,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder of built rows. Raises `UserError` that names the file if it is not one."""
     path = folder / MANIFEST_FILE
     if not path.is_file():
-        raise UserError(f"{folder} has no {MANIFEST_FILE}; the folder of a finished vrft build is needed")
+        raise UserError(f"{folder} has no {MANIFEST_FILE}; dataset.path must be the folder of a finished vrft build")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         for split, rows in manifest["splits"].items():
@@ -146,6 +147,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is cut or not what vrft build wrote ({error}); build the rows again") from None
     return manifest
+
+
+def is_finished(folder: Path) -> bool:
+    """True if the folder has a manifest, and the rows of every split that it lists."""
+    try:
+        splits = read_manifest(folder)["splits"]
+    except UserError:
+        return False
+    return all((folder / f"{split}.jsonl").is_file() for split in splits)
 
 
 def _is_entry(row: dict[str, Any]) -> bool:
@@ -162,7 +172,8 @@ def write_manifest(
     notes: Mapping[str, Any],
     n_skipped: int,
 ) -> None:
-    """Write `manifest.json`: options, seed, counts, and the id, fingerprint and image contents of each row.
+    """Write what `finish_manifest` makes `manifest.json`: options, seed, counts, and the id, fingerprint and image
+    contents of each row.
 
     It has one line per row, and no paths except those of the options: two builds can be compared byte by byte.
     """
@@ -177,7 +188,9 @@ def write_manifest(
         f"{json.dumps(key)}: {json.dumps(value, sort_keys=True, ensure_ascii=False)},\n" for key, value in head.items()
     ]
     out_dir.mkdir(parents=True, exist_ok=True)
-    with (out_dir / MANIFEST_FILE).open("w", encoding="utf-8") as file:
+    for name in (MANIFEST_FILE, _UNFINISHED):  # of an earlier build, or a link that somebody planted
+        (out_dir / name).unlink(missing_ok=True)
+    with (out_dir / _UNFINISHED).open("x", encoding="utf-8") as file:
         file.writelines(["{\n", *lines, '"splits": {'])
         for number, (split, part) in enumerate(splits.items()):
             file.write(f"{',' if number else ''}\n{json.dumps(split)}: [")
@@ -186,6 +199,12 @@ def write_manifest(
                 file.write(f"{',' if position else ''}\n{json.dumps(line, ensure_ascii=False)}")
             file.write("\n]")
         file.write("\n}\n}\n")
+
+
+def finish_manifest(out_dir: Path) -> None:
+    """Give the manifest its name, by which rows count as finished; nothing for a source that writes none."""
+    if (out_dir / _UNFINISHED).is_file():
+        (out_dir / _UNFINISHED).replace(out_dir / MANIFEST_FILE)
 
 
 def _draw(text: str, seed: int) -> str:

@@ -99,7 +99,7 @@ def _mask(case: Mapping, mask_of: MaskOf | None, root: Path) -> np.ndarray:
     from vrft.data.images import load_image, locate
 
     try:
-        path = locate(case["image"], root.resolve())
+        path = locate(case["image"], root.resolve(), remedy="put the file of cases above it")
     except ValueError as error:
         raise UserError(f"case {case.get('id')}: {error}") from None
     image = load_image(path, what=f"case {case.get('id')}")

@@ -18,7 +18,7 @@ from transformers import (
 
 from vrft.errors import UserError
 from vrft.models.rollout import generate_shared
-from vrft.models.shareable import model_fault
+from vrft.models.shareable import sharing_fault
 from vrft.models.shared_prefix import without_adapter
 
 
@@ -101,7 +101,7 @@ def generate_texts(
     own, base.generation_config = base.generation_config, GenerationConfig()
     try:
         # The shared loop calls `forward` as often as its own rows need: under ZeRO-3 the other processes would hang.
-        if synced_gpus or model_fault(model, is_training=False):
+        if synced_gpus or sharing_fault(model, is_training=False):
             output = model.generate(**inputs, **options, synced_gpus=synced_gpus)
         else:
             output = generate_shared(model.generate, inputs, range(len(prompts)), **options)

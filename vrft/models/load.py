@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from vrft.errors import UserError, first_line
-from vrft.files import model_fault
+from vrft.files import model_folder_fault
 from vrft.models.adapters import read_adapter
 from vrft.models.families import Family, other_type_fault, part_of
 
@@ -112,7 +112,7 @@ def freeze_parts(model: PreTrainedModel, parts: Sequence[str], family: Family) -
 
 def require_folder(path: str) -> None:
     """Raise `UserError` if a local path is not a model's folder. Other paths are names on the hub."""
-    if fault := model_fault(path):
+    if fault := model_folder_fault(path):
         raise UserError(fault)
 
 

@@ -34,12 +34,12 @@ _LORA = {
 }
 
 
-def model_fault(model: PreTrainedModel | PeftModel, *, is_training: bool) -> str | None:
+def sharing_fault(model: PreTrainedModel | PeftModel, *, is_training: bool) -> str | None:
     """Why prompts of this model, its adapters included, cannot be shared, or None. is_training: dropout is active."""
-    return next(_model_faults(model, is_training), None)
+    return next(_faults(model, is_training), None)
 
 
-def _model_faults(model: PreTrainedModel | PeftModel, is_training: bool) -> Iterator[str]:
+def _faults(model: PreTrainedModel | PeftModel, is_training: bool) -> Iterator[str]:
     base = without_adapter(model)
     text = base.config.get_text_config()
     if other := set(getattr(text, "layer_types", None) or ()) - {"full_attention"}:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vrft.data.images import load_image
-from vrft.report.draw import LabelledBox, boxes_of, draw_boxes
+from vrft.report.draw import LabelledBox, boxes_of, draw_boxes, drawable
 from vrft.tasks.rows import Row, image_paths
 
 N_ON_SHEET = 48
@@ -38,12 +38,12 @@ def contact_sheet(
         picture = draw_boxes(image, gold=boxes_of(row["gold"]), predicted=boxes)
         picture.thumbnail((width - 8, height - 8), Image.Resampling.LANCZOS)
         sheet.paste(picture, (left + 4, top + _CAPTION))
-        asked = ", ".join(f"{n} × {name}" if n > 1 else name for name, n in Counter(classes_of(row)).items()) or str(
+        asked = ", ".join(f"{n} x {name}" if n > 1 else name for name, n in Counter(classes_of(row)).items()) or str(
             row.get("phrase") or row.get("instruction") or row.get("problem", "")
         )
-        pen.text((left + 4, top + 2), f"{split} {row['row_id']}"[:34], fill="#555555", font=font)
+        pen.text((left + 4, top + 2), drawable(f"{split} {row['row_id']}")[:34], fill="#555555", font=font)
         asked += f": {row['gold']}" if isinstance(row["gold"], int) else ""
-        pen.text((left + 4, top + 17), asked[:34], fill="black", font=font)
+        pen.text((left + 4, top + 17), drawable(asked)[:34], fill="black", font=font)
     return sheet
 
 

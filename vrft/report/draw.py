@@ -5,7 +5,7 @@ The two colours differ for every common kind of colour vision (Okabe & Ito 2008)
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from vrft.tasks.boxes import clip_to_image
 GOLD_COLOUR = "#E69F00"
 PREDICTED_COLOUR = "#56B4E9"
 EDGE_COLOUR = "#10151C"
+_FARTHEST = 1e15  # of a coordinate
 
 LabelledBox = tuple[Sequence[float], str]
 """A box, xyxy in pixels of the original image, and the text beside it ("" for none)."""
@@ -84,7 +85,22 @@ def found_boxes(answer: Any) -> list[dict]:
 
 def _are_numbers(values: Any, n: int) -> bool:
     is_list = isinstance(values, list | tuple) and len(values) == n
-    return is_list and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    return is_list and all(type(value) in (int, float) and abs(value) < _FARTHEST for value in values)
+
+
+def drawable(text: str) -> str:
+    r"""The text with escapes for characters that Pillow's font lacks; it would draw the same empty box for all of them.
+
+    >>> drawable("cat 猫")
+    'cat \\u732b'
+    """
+    return "".join(map(_drawable, text))
+
+
+@functools.cache
+def _drawable(character: str) -> str:
+    glyph, missing = (bytes(ImageFont.load_default(size=16).getmask(one)) for one in (character, "\uffff"))
+    return character if glyph != missing else character.encode("ascii", "backslashreplace").decode()
 
 
 def _label_of(box: dict) -> str:
@@ -115,6 +131,7 @@ def _draw_label(
     pen: ImageDraw.ImageDraw, label: str, xyxy: Sequence[float], colour: str, picture_wh: tuple[int, int]
 ) -> None:
     """Draw dark text on a plate of the box's colour, above the box, or inside it if there is no room."""
+    label = drawable(label)
     font = ImageFont.load_default(size=max(12, round(max(picture_wh) / 32)))
     left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
     plate_wh = (right - left + 8, bottom - top + 6)

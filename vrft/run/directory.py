@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from importlib import metadata
@@ -39,6 +40,7 @@ PACKAGES = (
     "vrft",
     "wandb",
 )
+_OF_ITS_TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_")
 LOCK_FILE, SLURM_FOLDER = ".lock", "slurm"
 _OWN_FOLDERS = ("data", "images", health.FOLDER, SLURM_FOLDER)  # any other within a run directory is another run's
 
@@ -178,13 +180,15 @@ def fresh_run_dir(run_dir: Path, *, is_resuming: bool, key: str = "run.dir") -> 
 def remove_all_but_cache(folder: Path) -> None:
     """Remove a run's own files but the cache of checked images, and those of its folders that this leaves empty.
 
+    Where the folder is named after the time, as `run.dir` is by default, no later run asks for the cache: it goes, too.
+
     Its own are the files at the top of its folder, and all in the folders that are made before a worker starts. Any
     other folder within belongs to another run, which may be at work.
     """
     own = [path for path in folder.iterdir() if not path.is_dir() or path.name in _OWN_FOLDERS]
     own += [inner for path in own if not path.is_symlink() for inner in path.rglob("*")]
     for path in own:
-        if not path.is_dir() and not _is_cache(path):
+        if not path.is_dir() and (_OF_ITS_TIME.match(folder.name) or not _is_cache(path)):
             path.unlink()
     for path in [*sorted((path for path in own if path.is_dir()), reverse=True), folder]:
         with contextlib.suppress(OSError):  # it is not empty

@@ -14,7 +14,7 @@ from vrft.config.batch_sizes import derive
 from vrft.config.schema import Config
 from vrft.config.section import with_values
 from vrft.errors import ExitCode, UserError, disk_told
-from vrft.files import write_text_atomically
+from vrft.files import read_rows, write_text_atomically
 from vrft.memory.auto import fitting_changes, turned_knobs
 from vrft.memory.training_setup import Setup
 from vrft.models.families import FAMILIES, frame_for
@@ -38,7 +38,7 @@ from vrft.run.resume import (
     warn_of_versions,
     write_config,
 )
-from vrft.run.rows import data_hash, prepare_rows
+from vrft.run.rows import data_hash, prepare_rows, with_fitting_step
 from vrft.tasks import load_task
 from vrft.tasks.rows import Row
 
@@ -122,11 +122,13 @@ def _prepare(
             print(f"warning: nothing to resume in run.dir={run_dir}, so the run starts at step 0", file=sys.stderr)
         is_auto = config.memory.auto and config.evaluate.train
         config = _with_values(config, turned_knobs(run_dir)) if is_auto else config
+        if config.evaluate.train and (known := run_dir / "data" / "train.jsonl").is_file():
+            config = with_fitting_step(config, len(read_rows(known)))  # as it was when the run was started
         check_same_config(run_dir, config.plain())
         drift = [] if config.evaluate.train else setting_drift(config.prompt_settings, config.model.path)
         for difference in drift:
             print(f"warning: {difference}", file=sys.stderr)
-        rows, others = prepare_rows(config, run_dir, is_resuming=not is_fresh)
+        config, rows, others = prepare_rows(config, run_dir, is_resuming=not is_fresh)
         if is_auto and not (run_dir / "config.yaml").is_file():
             config = _fitted(config, rows)
         record = provenance(

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vrft.config.batch_sizes import rows_at_once, unfilled_step
+from vrft.config.batch_sizes import derive, fitting_step, rows_at_once
 from vrft.config.schema import Config, Evaluate, Protocol, Trainer
 from vrft.config.section import with_values
 from vrft.config.verb_schema import BuildConfig
-from vrft.data.splits import MANIFEST_FILE
+from vrft.data.splits import MANIFEST_FILE, finish_manifest
 from vrft.errors import raise_all
 from vrft.evaluate.protocols import questions_not_asked, row_faults
 from vrft.files import hash_of, write_rows
@@ -24,8 +24,9 @@ from vrft.tasks.rows import Row, rows_hash
 
 def prepare_rows(
     config: Config, run_dir: Path, *, is_resuming: bool = False
-) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
-    """The rows of a run, and those of the other tasks that it is judged on (`build_others`), built and written.
+) -> tuple[Config, dict[str, list[Row]], dict[str, list[Row]]]:
+    """The rows of a run, and those of the other tasks that it is judged on (`build_others`), built and written; before
+    them the config, with a step that the rows fill.
 
     Refuses and warns for every verb that reads rows as a training does. Raises `UserError`.
     """
@@ -33,8 +34,33 @@ def prepare_rows(
     warn_of_frames(rows, FAMILIES[config.model.family], config.dataset.get("frame"))
     warn_of_questions(rows, config.protocol)
     if config.evaluate.train:
+        config = with_fitting_step(config, len(rows["train"]))
         tell_left_out(len(rows["train"]), rows_at_once(config.trainer, config.memory, config.launch))
-    return rows, build_others(config, run_dir, is_resuming=is_resuming)
+    return config, rows, build_others(config, run_dir, is_resuming=is_resuming)
+
+
+def with_fitting_step(config: Config, n_rows: int) -> Config:
+    """The config with no more prompts a step than there are rows to train on; a warning tells where that changes it."""
+    asked = config.trainer.prompts_per_step
+    fitting = fitting_step(n_rows, config.trainer, config.memory, config.launch)
+    if fitting == asked:
+        return config
+    print(
+        f"warning: {n_rows} rows to train on do not fill a step of trainer.prompts_per_step={asked}, so a step takes "
+        f"{fitting}",
+        file=sys.stderr,
+    )
+    return derive(with_values(config, {"trainer.prompts_per_step": fitting}), device=config.derived.device)
+
+
+def tell_left_out(n_rows: int, n_at_once: int) -> None:
+    """Print how many rows each epoch leaves out, where the last ones do not fill a step. n_at_once: `rows_at_once`."""
+    if n_left := n_rows % n_at_once:
+        print(
+            f"{n_left} of {n_rows} training rows, others each time, are left out of each epoch: {n_at_once} are taken "
+            "at once (trainer.prompts_per_step), and they do not fill that",
+            file=sys.stderr,
+        )
 
 
 def build_rows(
@@ -62,20 +88,22 @@ def build_rows(
     check_rows(splits, task, needed={split: key for split, key in needed.items() if not only or split in only})
     if isinstance(config, Config):
         if config.evaluate.train and not only:
-            raise_all(list(training_faults(splits["train"], config)), heading="Nothing can be trained on these rows:")
+            faults = list(target_faults(splits["train"], config.trainer))
+            raise_all(faults, heading="These rows cannot be trained on:")
         judged, protocol = [row for split, rows in splits.items() if split != "train" for row in rows], config.protocol
         raise_all(row_faults(protocol.plain(), judged), heading=f"protocol={protocol.name} needs more:")
     if is_resuming:
         check_same_rows(data_dir, splits)
     for split, rows in splits.items():
         write_rows(data_dir / f"{split}.jsonl", rows)
+    finish_manifest(data_dir)
     return splits
 
 
 def _for_test(dataset: dict[str, Any], model: Path) -> dict[str, Any]:
     """The options of rows of which none is trained on: without numbers of rows, each of a file is a test row, unless
     the run that saved the checkpoint `model` has trained or validated on its images."""
-    if "n_test" not in dataset or (dataset["n_test"], dataset["n_validation"]) != (None, None):
+    if "n_test" not in dataset or (dataset["n_test"], dataset.get("n_validation")) != (None, None):
         return dataset
     seen = model.parent.parent / "data"
     is_of_run = model.parent.name == "checkpoints" and (seen / MANIFEST_FILE).is_file()
@@ -97,26 +125,13 @@ def build_others(config: Config, run_dir: Path, *, is_resuming: bool = False) ->
     return found
 
 
-def training_faults(rows: list[Row], config: Config) -> Iterator[str]:
-    """Yield why a training on these rows would take no step, or has no target for some of them."""
-    trainer = config.trainer
-    if fault := unfilled_step(len(rows), trainer, config.memory, config.launch):
-        yield fault
+def target_faults(rows: list[Row], trainer: Trainer) -> Iterator[str]:
+    """Yield why some of the training rows have no target."""
     without = [row["row_id"] for row in rows if trainer.sft_thought == "gold" and not row.get("thought")]
     if without:
         yield (
             f"trainer.sft_thought=gold, but {len(without)} of {len(rows)} rows have no column 'thought' "
             f"(first: {without[0]}); give them one, or choose trainer.sft_thought=empty or none"
-        )
-
-
-def tell_left_out(n_rows: int, n_at_once: int) -> None:
-    """Print how many rows each epoch leaves out, where the last ones do not fill a step. n_at_once: `rows_at_once`."""
-    if n_left := n_rows % n_at_once:
-        print(
-            f"{n_left} of {n_rows} training rows, others each time, are left out of each epoch: {n_at_once} are taken "
-            "at once (trainer.prompts_per_step), and they do not fill that",
-            file=sys.stderr,
         )
 
 
@@ -140,8 +155,8 @@ def warn_of_frames(splits: dict[str, list[Row]], family: Family, frame: str | No
     n_verbatim = sum("problem" in row for rows in splits.values() for row in rows)
     if frame and not n_verbatim:
         print(
-            f"warning: dataset.frame={frame} says how rows with a question of their own (`problem`) write boxes; these "
-            "have none, so their boxes are read in pixels of the image",
+            f"warning: dataset.frame={frame} says how rows with a question of their own (`problem`), and a `solution`, "
+            "write boxes; these rows have no `problem`, and boxes in a column such as `gold` are pixels of the image",
             file=sys.stderr,
         )
     if n_verbatim and frame not in (None, family.frame):

@@ -105,6 +105,11 @@ def _run_trainer(experiment: RunContext, trainer, alarms, start: Start, card: di
     try:
         with phase("step"):
             trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
+        if not trainer.state.global_step:  # the trainers end in silence where rows fill no batch
+            raise UserError(
+                f"the training took no step: {len(experiment.rows['train'])} rows fill no batch; give more rows, or "
+                f"lower trainer.prompts_per_step={experiment.config.trainer.prompts_per_step}"
+            )
         (stopped_by,) = broadcast_object_list([alarms.stopped_by])
         last = experiment.run_dir / "checkpoints" / "last"
         save_checkpoint(trainer, experiment.processor, last, card | {"step": trainer.state.global_step})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -242,6 +242,17 @@ def require_distinct(names: list[str], column: str) -> None:
     for name in names:
         if (other := seen.setdefault(normal_name(name), name)) != name:
             raise ValueError(f"column {column!r} has {other!r} and {name!r}, which count as the same name; rename one")
+
+
+def require_own_aliases(aliases: Mapping[str, list[str]], names: Sequence[str]) -> None:
+    """Raise ValueError if an alias of one name is another name that is asked for, or an alias of another one."""
+    owners = {normal_name(name): name for name in names}
+    for name, alias in ((name, alias) for name, listed in aliases.items() for alias in listed):
+        if normal_name(other := owners.setdefault(normal_name(alias), name)) != normal_name(name):
+            raise ValueError(
+                f"the alias {alias!r} of {name!r} is a name of {other!r} too, so that a right answer could "
+                "count as wrong; take it out of column 'aliases'"
+            )
 
 
 def given(row: Row, column: str) -> Any:

@@ -9,7 +9,16 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from vrft.tasks.answers import normal_name, read_boxes
-from vrft.tasks.base import AnswerTerm, Metric, Parsed, Task, require, require_distinct, require_texts
+from vrft.tasks.base import (
+    AnswerTerm,
+    Metric,
+    Parsed,
+    Task,
+    require,
+    require_distinct,
+    require_own_aliases,
+    require_texts,
+)
 from vrft.tasks.boxes import Frame, clip_to_image, from_frame, iou_matrix, to_frame
 from vrft.tasks.reward_terms import (
     RewardOptions,
@@ -135,6 +144,7 @@ class BoxListTask(Task):
             raise ValueError(f"aliases is {aliases!r}; a mapping of labels to lists of other names is needed")
         for label in aliases:
             require_texts(aliases, label)
+        require_own_aliases(aliases, row["categories"])
 
     def asked(self, text: str) -> Row:
         """As `Task.asked`; with labels, the categories, separated by commas."""

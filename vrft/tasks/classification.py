@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vrft.tasks.answers import normal_name, read_name
-from vrft.tasks.base import AnswerTerm, Metric, Task, require, require_distinct, require_texts
+from vrft.tasks.base import AnswerTerm, Metric, Task, require, require_distinct, require_own_aliases, require_texts
 from vrft.tasks.boxes import Frame
 from vrft.tasks.reward_terms import RewardOptions, same_name
 from vrft.tasks.rows import Row
@@ -42,7 +42,7 @@ class ClassificationTask(Task):
             raise ValueError(f"gold {gold!r} is not among the candidates {row['candidates']!r}")
         require_distinct(row.get("candidates", []), "candidates")
         if "aliases" in row:
-            require_texts(row, "aliases")
+            require_own_aliases({gold: require_texts(row, "aliases")}, row.get("candidates", []))
         if "instruction" in row:
             require(row, "instruction", str)
 

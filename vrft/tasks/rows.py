@@ -82,7 +82,7 @@ def box_fault(xyxy: Any, image_wh: Sequence[int]) -> str | None:
         return f"box {xyxy!r} lies outside the image of {width} × {height} pixels; give boxes in its pixels"
     if max(x2, y2) <= 1:
         return (
-            f"box {xyxy!r} lies in the first pixel of the image of {width} × {height}, as a box in fractions of it does; "
-            "give boxes in its pixels, or as a `solution` with dataset.frame=norm1"
+            f"box {xyxy!r} lies in the first pixel of the image of {width} × {height} pixels, as a box in fractions of "
+            "the image does; give boxes in its pixels, or as a `solution` with dataset.frame=norm1"
         )
     return None

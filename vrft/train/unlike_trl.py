@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 
-from vrft.models.shareable import model_fault, sampling_fault
+from vrft.models.shareable import sampling_fault, sharing_fault
 from vrft.models.shared_prefix import Prompts, without_adapter
 
 _FIELDS = {"pixel_values", "image_grid_thw", "mm_token_type_ids"}
@@ -38,7 +38,7 @@ def unlike_trl(
 def _reasons(trainer, model, prompts, is_training: bool, is_rollout: bool, has_aux_loss: bool) -> Iterator[str | None]:
     if trainer.sharing.fault:
         yield trainer.sharing.fault
-    if fault := model_fault(model, is_training=is_training):
+    if fault := sharing_fault(model, is_training=is_training):
         yield fault
     if has_aux_loss:
         yield "the loss has a load-balancing term"

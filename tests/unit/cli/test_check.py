@@ -1,13 +1,24 @@
 """What `vrft check` says of golds written in the model's frame and read back."""
 
 import pytest
+from configs import composed
 
-from vrft.cli.check import gold_figures
+from vrft.cli.check import gold_figures, run
 from vrft.errors import UserError
 from vrft.tasks import load_task
 from vrft.tasks.boxes import Frame
 
 WH = (640, 480)
+
+
+def test_what_training_refuses_of_rows_is_refused_with_the_figures(tmp_path, capsys):
+    small = ("experiment=digits_riddles", "debug=smoke", "memory.max_prompt_length=20", f"run.dir={tmp_path / 'run'}")
+    with pytest.raises(UserError, match=r"longer than memory.max_prompt_length=20.*\n.*train, row"):
+        run(composed(*small, "trainer.epochs=1", verb="check"))
+    printed = capsys.readouterr()
+    assert "rows exceed memory.max_prompt_length=20" in printed.out
+    assert (tmp_path / "run" / "golds.png").is_file()
+    assert "vrft train would refuse this config: trainer.max_steps is 2 and trainer.epochs is 1" in printed.err
 
 
 def in_frame(name):

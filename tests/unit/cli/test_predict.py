@@ -1,15 +1,19 @@
 """Predicting on one's own image: what a checkpoint knows of itself, what is printed, and the picture."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 from configs import composed
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 
 from vrft.cli import predict as predict_module
 from vrft.cli.predict import predict
+from vrft.config.package_files import TINY_MODEL
 from vrft.config.section import with_values
 from vrft.errors import UserError
+from vrft.models.load import load_model, load_processor
 
 
 @pytest.fixture
@@ -65,6 +69,19 @@ def test_a_mixture_cannot_be_asked(config, monkeypatch):
     mixed = {"name": "mixed", "tasks": {"counting": {}, "grounding": {}}}
     with pytest.raises(UserError, match="choose one of its tasks: counting, grounding"):
         predict(with_values(config, {"task": mixed}))
+
+
+def test_an_adapter_is_asked_by_its_own_settings(config, tmp_path, capsys):
+    folder = tmp_path / "adapter"
+    model = load_model(str(TINY_MODEL))
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(folder)
+    load_processor(str(TINY_MODEL), min_pixels=3136, max_pixels=50176).save_pretrained(folder)
+    card = {"task": {"name": "counting", "thinking": "none"}, "family": "tiny", "max_completion_length": 3}
+    (folder / "vrft.json").write_text(json.dumps(card))
+    asked = (f"model.path={folder}", f"predict.image={config.predict.image}", "predict.ask=seven")
+    parsed = predict(composed(*asked, f"predict.out={tmp_path / 'a.png'}", verb="predict"))
+    assert "how many" in capsys.readouterr().out.lower()
+    assert parsed.is_truncated or len(parsed.text) < 40
 
 
 def test_a_cut_answer_says_so(config, monkeypatch, capsys):

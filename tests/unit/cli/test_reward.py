@@ -92,6 +92,11 @@ def test_a_file_is_judged_line_by_line_in_order(tmp_path, capsys):
     ("lines", "words"),
     [
         ('{"completion": 3, "solution": "x"}', "line 1: column 'completion' is '3'"),
+        ('{"solution": "x"}', "line 1: column 'completion' is missing; the row has solution"),
+        (
+            '{"row_id": "a", "text": "b"}',
+            "line 1: a completion of a run, which does not hold the right answer; give the",
+        ),
         ('{"completion": "a"}', "line 1: one of solution and gold is needed"),
         (json.dumps(CASE) + '\n{"completion": "a", "solution": "no box"}', "line 2: solution 'no box' cannot be read"),
         ('{"completion": "a", "gold": []}', "image or image_wh is needed"),
@@ -108,6 +113,20 @@ def test_bad_cases_are_named_and_nothing_is_written(tmp_path, lines, words):
         run(config(tmp_path / "cases.jsonl", tmp_path / "out.jsonl"))
     assert words in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["cases.jsonl"]
+
+
+def test_the_completions_of_a_run_are_judged_by_its_rows(tmp_path):
+    row = {"row_id": "a", "images": ["/gone.png"], "image_wh": [64, 48], "category": "dog", "gold": [[0, 0, 32, 24]]}
+    rows = write_lines(tmp_path / "test.jsonl", [row])
+    completion = {"row_id": "a", "sample": 0, "text": CASE["completion"], "n_tokens": 3, "is_truncated": False}
+    cases, out = write_lines(tmp_path / "completions.jsonl", [completion]), tmp_path / "out.jsonl"
+    run(config(cases, out).model_copy(update={"rows": rows}))
+    assert json.loads(out.read_text())["terms"]["iou"] == 1.0
+    write_lines(tmp_path / "completions.jsonl", [completion | {"row_id": "b"}])
+    with pytest.raises(UserError, match="line 1: row_id is 'b', which the file of rows does not have"):
+        run(config(cases, out).model_copy(update={"rows": rows}))
+    with pytest.raises(UserError, match="rows is nowhere: there is no such file"):
+        run(config(cases, out).model_copy(update={"rows": "nowhere"}))
 
 
 def test_a_gold_box_that_cannot_be_right_is_told_and_judged(tmp_path, capsys):
@@ -183,6 +202,13 @@ def test_the_audit_prints_a_table_and_tells_by_its_exit_code(tmp_path, monkeypat
     assert "0 of 25 attacks succeed" in capsys.readouterr().out
     assert {one["succeeds"] for one in json.loads((tmp_path / "outcomes.json").read_text())} == {False}
     rows = [{"category": "cup", "gold": [[1, 1, 30, 30], [40, 40, 60, 60]], "image_wh": [64, 64]}]
+    write_lines(tmp_path / "rows.jsonl", rows * 2)
+    write_lines(tmp_path / "built.jsonl", [rows[0] | {"row_id": n, "images": ["/elsewhere/a.png"]} for n in "ab"])
+    assert main(["audit", "task=detection", "reward=visual_rft", "rows=built.jsonl"]) == 1
+    (tmp_path / "built.jsonl").unlink()
+    write_lines(tmp_path / "rows.jsonl", [{name: rows[0][name] for name in ("category", "gold")} | {"image": "/a.png"}])
+    assert main(["audit", "task=detection", "reward=visual_rft", "rows=rows.jsonl"]) == 2
+    assert "give image_wh, [width, height] in pixels, in place of image" in capsys.readouterr().err
     write_lines(tmp_path / "rows.jsonl", rows * 2)
     assert main(["audit", "task=detection", "reward=visual_rft", "rows=rows.jsonl"]) == 1
     assert "a model will learn them" in capsys.readouterr().out

@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from vrft.config.batch_sizes import batch_sizes, rows_at_once, uneven_share, unfilled_step
+from vrft.config.batch_sizes import batch_sizes, fitting_step, rows_at_once, uneven_share
 from vrft.config.launch_schema import TorchrunLaunch
 from vrft.config.schema import Memory, Trainer
+from vrft.errors import UserError
 
 
 def settings(*, trainer="grpo", prompts, group=8, limit=None, processes=1, machines=1, args=None) -> tuple:
@@ -58,21 +59,34 @@ def test_processes_of_all_machines_share_a_step():
 
 
 @pytest.mark.parametrize(
-    ("n_rows", "given", "words"),
+    ("n_rows", "given", "step"),
     [
-        (16, settings(prompts=16), None),  # just enough
-        (10, settings(prompts=16), "10 rows .*the 16 of one step .*trainer.prompts_per_step=10 would do"),
-        (1, settings(prompts=16, trainer="sft"), None),  # SFT takes what there is
-        (10, settings(prompts=16, group=2, processes=8), "prompts_per_step=8 would do"),  # 10 × 2 is no multiple of 8
-        (3, settings(prompts=16, group=2, processes=8), "lower launch.nproc_per_node"),
-        (3, settings(prompts=2, args={"steps_per_generation": 2}), "the 4 of one generation .*leave out trainer.args"),
-        (4, settings(prompts=2, args={"steps_per_generation": 2}), None),
-        (4, settings(prompts=4, limit=8, args={"steps_per_generation": 2}), None),  # half of a step at once
+        (16, settings(prompts=16), 16),  # just enough
+        (10, settings(prompts=16), 10),  # all there are
+        (1, settings(prompts=16, trainer="sft"), 16),  # the last step of SFT may be smaller
+        (10, settings(prompts=16, group=2, processes=8), 8),  # 10 × 2 is no multiple of 8
+        (4, settings(prompts=2, args={"steps_per_generation": 2}), 2),
+        (4, settings(prompts=4, limit=8, args={"steps_per_generation": 2}), 4),  # half of a step at once
     ],
 )
-def test_rows_that_fill_no_step_are_told_with_a_step_that_they_fill(n_rows, given, words):
-    fault = unfilled_step(n_rows, *given)
-    assert fault is None if words is None else re.search(words, fault)
+def test_a_step_takes_no_more_rows_than_there_are(n_rows, given, step):
+    assert fitting_step(n_rows, *given) == step
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "given", "words"),
+    [
+        (3, settings(prompts=16, group=2, processes=8), "3 rows .*prompts_per_step=16.*lower launch.nproc_per_node"),
+        (
+            3,
+            settings(prompts=2, args={"steps_per_generation": 2}),
+            "steps_per_generation=2 samples 4 at once",
+        ),
+    ],
+)
+def test_rows_that_fill_no_step_are_refused(n_rows, given, words):
+    with pytest.raises(UserError, match=words):
+        fitting_step(n_rows, *given)
 
 
 def test_rows_sampled_together_are_those_of_a_step_or_of_a_generation():

@@ -20,7 +20,7 @@ from vrft.data.images import KEPT_FILE, ImageReader
 from vrft.data.json_rows import build
 from vrft.data.options import CommonOptions, read_options
 from vrft.data.read_ahead import N_ALONE, N_ROWS, read_ahead
-from vrft.data.splits import MANIFEST_FILE, Checked
+from vrft.data.splits import MANIFEST_FILE, Checked, finish_manifest
 from vrft.errors import UserError
 from vrft.files import write_rows
 from vrft.tasks import load_task
@@ -61,7 +61,9 @@ def built(folder, rows=None, *, file="rows.jsonl", out="out", seed=0, **options)
     if rows is not None:
         write_rows(folder / file, rows)
     options = {"path": str(folder / file), **({} if "test_path" in options else {"n_test": 0}), **options}
-    return build(options, task=load_task("detection"), out_dir=folder.parent / out, seed=seed)
+    splits = build(options, task=load_task("detection"), out_dir=folder.parent / out, seed=seed)
+    finish_manifest(folder.parent / out)
+    return splits
 
 
 def written(folder, out="out"):

@@ -12,6 +12,7 @@ from PIL import Image
 from vrft.data import load_builder
 from vrft.data.class_names import LISTS, read_class_names
 from vrft.data.coco_files import read_annotations
+from vrft.data.splits import finish_manifest
 from vrft.errors import UserError
 from vrft.tasks import load_task
 
@@ -60,7 +61,9 @@ def built(path, *, task="detection", builder="coco", seed=0, out="out", labelled
     task = load_task(task) if labelled is None else load_task(task, labelled=labelled)
     build, out_dir = load_builder(builder), path.parent.parent / out
     usual = {} if "test_path" in options else {"n_test": 0}
-    return build({"path": str(path), **usual, **options}, task=task, out_dir=out_dir, seed=seed)
+    splits = build({"path": str(path), **usual, **options}, task=task, out_dir=out_dir, seed=seed)
+    finish_manifest(out_dir)
+    return splits
 
 
 def refusal(path, **options) -> str:

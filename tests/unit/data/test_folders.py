@@ -217,6 +217,23 @@ def test_faults_of_lists_name_the_line(tmp_path, classes):
         rows_of(tmp_path / "list.txt", layout="list")
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("a.jpg," + "9" * 5000, "is not among the 2 classes"),  # Python reads no such number
+        ("a" * 200_000 + ",0", "is not an image and a label"),  # longer than a field of csv may be
+        ("a\rb.jpg,0", "is not an image and a label"),
+    ],
+)
+def test_a_line_that_python_itself_refuses_is_named(tmp_path, classes, line, words):
+    (tmp_path / "list.txt").write_bytes(f"b.jpg,1\n{line}\n".encode())
+    rows, faults = rows_of(tmp_path / "list.txt", layout="list", classes=classes)
+    assert [row["image"] for row in rows] == ["b.jpg"]
+    assert len(faults) == 1
+    assert faults[0].startswith("list.txt, row 2: ")
+    assert words in faults[0]
+
+
 def test_a_pth_list_is_read_without_code(tmp_path, classes):
     torch = pytest.importorskip("torch")
     entries = [

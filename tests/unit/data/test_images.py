@@ -2,6 +2,8 @@
 
 import io
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -72,6 +74,30 @@ def test_other_kinds_of_pixels_are_stored_as_rgb(image, pixel):
     assert (upright.mode, upright.getpixel((3, 3))) == ("RGB", pixel)
 
 
+@pytest.mark.parametrize(("bits", "n_levels"), [(8, 256), (10, 256), (12, 256), (14, 256), (16, 256)])
+def test_a_scan_keeps_its_grey_levels(bits, n_levels):
+    """Scanners write 10, 12 or 14 bits into files of 16."""
+    ramp = np.linspace(0, 2**bits - 1, 64 * 48).astype(np.uint16).reshape(48, 64)
+    upright, _ = decode_upright(png(Image.fromarray(ramp)))
+    levels = np.unique(np.asarray(upright))
+    assert (len(levels), levels[0], levels[-1]) == (n_levels, 0, 255)
+
+
+def png_of_16_bits(largest: int) -> bytes:
+    """A colour PNG of 16 bits a channel, which Pillow reads and does not write."""
+    row = b"\0" + np.linspace(0, largest, 3 * 8).astype(">u2").tobytes()
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(row * 8)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+
+
+def test_colours_of_16_bits_are_read():
+    assert decode_upright(png_of_16_bits(65535))[0].getextrema() == ((0, 233), (11, 244), (22, 255))
+
+
 def animated() -> bytes:
     stream = io.BytesIO()
     picture(0).save(stream, "GIF", save_all=True, append_images=[picture(1)])
@@ -116,6 +142,7 @@ def enlarged_jpeg() -> bytes:
         (png(Image.new("L", (2000, 10))), "has 2000 × 10 pixels; one side must be less than 200 times"),
         (animated(), r"is animated \(2 frames\)"),
         (deep(), "has pixels of mode F"),
+        (png_of_16_bits(4095), "has 16 bits a channel and no value of more than 14"),
     ],
     ids=[
         "empty",
@@ -130,6 +157,7 @@ def enlarged_jpeg() -> bytes:
         "long",
         "animated",
         "float",
+        "dark",
     ],
 )
 def test_an_image_that_cannot_be_used_is_named(data, content, words):

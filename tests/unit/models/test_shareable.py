@@ -7,7 +7,7 @@ from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from small_models import FAMILIES, small_model
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
-from vrft.models.shareable import model_fault, sampling_fault
+from vrft.models.shareable import sampling_fault, sharing_fault
 
 LAYERS = ["q_proj", "v_proj"]
 
@@ -15,9 +15,9 @@ LAYERS = ["q_proj", "v_proj"]
 def test_the_three_families_are_shared_also_with_lora():
     for family in FAMILIES:
         model = small_model(family)
-        assert model_fault(model, is_training=True) is None
+        assert sharing_fault(model, is_training=True) is None
         options = {"target_modules": LAYERS, "use_dora": True, "use_rslora": True, "modules_to_save": ["norm"]}
-        assert model_fault(get_peft_model(model, LoraConfig(**options)), is_training=True) is None
+        assert sharing_fault(get_peft_model(model, LoraConfig(**options)), is_training=True) is None
 
 
 def hybrid():
@@ -66,7 +66,7 @@ def text_alone():
     ],
 )
 def test_a_model_that_is_not_known_is_not_shared(make, reason):
-    assert reason in model_fault(make(), is_training=False)
+    assert reason in sharing_fault(make(), is_training=False)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_model_that_is_not_known_is_not_shared(make, reason):
 def test_an_adapter_that_is_not_known_is_not_shared(adapter, reason):
     model = small_model("qwen2_vl")
     model.peft_config = {"default": adapter}
-    assert reason in model_fault(model, is_training=False)
+    assert reason in sharing_fault(model, is_training=False)
 
 
 def test_dropout_is_not_shared_while_it_is_active():
@@ -90,8 +90,8 @@ def test_dropout_is_not_shared_while_it_is_active():
     vision = small_model("qwen2_vl")
     vision.base_model.visual.blocks[0].attn.attention_dropout = 0.1
     for model, where in ((adapted, "lora_dropout"), (text, "self_attn"), (vision, "visual")):
-        assert where in model_fault(model, is_training=True)
-        assert model_fault(model, is_training=False) is None
+        assert where in sharing_fault(model, is_training=True)
+        assert sharing_fault(model, is_training=False) is None
 
 
 @pytest.mark.parametrize(

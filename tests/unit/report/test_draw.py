@@ -3,6 +3,7 @@
 import pytest
 from PIL import Image, ImageColor
 
+from vrft.report.contact_sheet import contact_sheet
 from vrft.report.draw import GOLD_COLOUR, PREDICTED_COLOUR, draw_boxes
 
 GOLD, PREDICTED = ImageColor.getrgb(GOLD_COLOUR), ImageColor.getrgb(PREDICTED_COLOUR)
@@ -52,9 +53,27 @@ def test_any_box_is_drawn_and_seen(xyxy, why):
     assert PREDICTED in {colour for _, colour in picture.getcolors(1 << 20)}, why
 
 
+def test_labels_that_the_font_cannot_draw_are_told_apart():
+    pictures = [draw_boxes(grey((56, 56)), gold=[([7, 7, 49, 49], label)]).tobytes() for label in "猫狗éè😀"]
+    assert len(set(pictures)) == 5
+    known = [draw_boxes(grey((56, 56)), gold=[([7, 7, 49, 49], label)]) for label in ("猫", r"\u732b")]
+    assert known[0].tobytes() == known[1].tobytes()
+
+
 def test_the_original_stays_as_it_is_and_any_mode_is_taken():
     for mode in ("L", "RGBA", "P"):
         image = Image.new(mode, (56, 56))
         before = image.copy()
         assert draw_boxes(image, gold=[([1, 1, 9, 9], "gold")]).mode == "RGB"
         assert image.tobytes() == before.tobytes()
+
+
+def test_questions_on_a_sheet_are_told_apart_too(tmp_path):
+    grey((56, 56)).save(tmp_path / "a.png")
+    sheets = [
+        contact_sheet(
+            {"train": [{"row_id": "r", "images": ["a.png"], "phrase": phrase, "gold": [7, 7, 49, 49]}]}, root=tmp_path
+        ).tobytes()
+        for phrase in "猫狗"
+    ]
+    assert sheets[0] != sheets[1]

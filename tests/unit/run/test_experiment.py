@@ -15,6 +15,7 @@ from vrft.models.families import FAMILIES
 from vrft.run import experiment
 from vrft.run.directory import alone_in, fresh_run_dir
 from vrft.run.experiment import run_experiment
+from vrft.run.resume import read_config
 from vrft.run.rows import warn_of_frames
 
 
@@ -133,6 +134,25 @@ def test_a_resumed_run_keeps_what_it_was_begun_with(tmp_path, monkeypatch, capsy
     assert record["wandb_run_id"] == begun["wandb_run_id"]
     assert [one["versions"]["torch"] for one in record["earlier"]] == ["1.0", begun["versions"]["torch"]]
     assert all("earlier" not in one for one in record["earlier"])
+
+
+def test_a_step_takes_no_more_than_the_rows_and_resumes_so(tmp_path, monkeypatch, capsys):
+    """TRL would leave out a step that is not full: no step at all, and exit code 0."""
+    monkeypatch.setattr(experiment, "start_worker", lambda run_dir, config: 1)
+    for resume in ("false", "true"):
+        run_small(tmp_path / "run", "trainer.prompts_per_step=16", f"run.resume={resume}", expected=1)
+        told = capsys.readouterr().err
+        assert "10 rows to train on do not fill a step of trainer.prompts_per_step=16, so a step takes 10" in told
+        frozen = read_config(tmp_path / "run")
+        assert frozen.trainer.prompts_per_step == 10
+        assert frozen.derived.per_device_train_batch_size * frozen.derived.gradient_accumulation_steps == 10 * 4
+    run_small(tmp_path / "run", "trainer.prompts_per_step=8", "run.resume=true", expected=UserError)
+
+
+def test_rows_that_do_not_fill_the_last_step_are_counted(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiment, "start_worker", lambda run_dir, config: 1)
+    run_small(tmp_path / "run", "trainer.prompts_per_step=4", expected=1)
+    assert "2 of 10 training rows, others each time, are left out of each epoch: 4 are taken" in capsys.readouterr().err
 
 
 def run_small(run_dir, *overrides, expected):

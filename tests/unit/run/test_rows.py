@@ -8,7 +8,7 @@ import pytest
 
 from vrft.config.schema import Evaluate, Trainer
 from vrft.errors import UserError
-from vrft.run.rows import _for_test, check_rows, needed_splits
+from vrft.run.rows import _for_test, check_rows, needed_splits, target_faults
 from vrft.tasks import load_task
 
 
@@ -42,3 +42,10 @@ def test_rows_are_checked_by_their_task():
         refused.value
     )
     assert "row a" not in str(refused.value)
+
+
+def test_training_rows_without_the_thought_that_is_their_target_are_named():
+    rows = [{"row_id": "a", "thought": "so"}, {"row_id": "b"}]
+    [fault] = target_faults(rows, Trainer.model_construct(sft_thought="gold"))
+    assert "1 of 2 rows have no column 'thought' (first: b)" in fault
+    assert list(target_faults(rows, Trainer.model_construct(sft_thought="empty"))) == []

@@ -119,3 +119,12 @@ def test_the_reference_is_loaded_as_the_policy_was(tmp_path, monkeypatch, adapte
     training._make_trainer(run, model, {"beta": 0.04})
     assert asked["revision"] == revision
     assert asked["arguments"] == {"beta": 0.04, "trust_remote_code": True}
+
+
+def test_a_training_that_takes_no_step_is_an_error(tmp_path):
+    """The trainers end in silence where rows fill no batch, as with `dataloader_drop_last`."""
+    trainer = SimpleNamespace(train=lambda **_: None, state=SimpleNamespace(global_step=0))
+    settings = SimpleNamespace(trainer=SimpleNamespace(prompts_per_step=16))
+    run = SimpleNamespace(rows={"train": [{}, {}]}, config=settings)
+    with pytest.raises(UserError, match=r"took no step: 2 rows fill no batch.*trainer.prompts_per_step=16"):
+        training._run_trainer(run, trainer, None, training.Start(), {})

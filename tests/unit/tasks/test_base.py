@@ -83,6 +83,16 @@ def test_an_unknown_task_or_option_is_refused(name, options, words):
         ("counting", {**SCENE, "gold": 4}, "category"),
         ("counting", {**SCENE, "gold": 4, "problem": "How many?"}, None),
         ("classification", {**CLASSIFY, "aliases": ["Coon"]}, None),
+        (
+            "classification",
+            {**CLASSIFY, "candidates": ["Sphynx", "Maine_Coon"], "aliases": ["Coon", "maine coon"]},
+            None,
+        ),
+        (
+            "classification",
+            {**CLASSIFY, "candidates": ["Sphynx", "Maine_Coon"], "aliases": ["sphynx."]},
+            "is a name of 'Sphynx' too",
+        ),
         ("classification", {**CLASSIFY, "aliases": "Coon"}, "aliases"),
         ("classification", {**CLASSIFY, "aliases": ["Coon", 3]}, "a list of texts is needed"),
         ("classification", {**CLASSIFY, "gold": ""}, "gold"),

@@ -1,5 +1,7 @@
 """Boxes with labels: several categories asked for at once."""
 
+import json
+
 import pytest
 
 from vrft.tasks import load_task
@@ -91,6 +93,9 @@ def test_where_one_category_was_asked_for_labels_do_not_matter():
         ({**PETS, "categories": ["dog", "cat", "Dog "]}, "'dog' and 'Dog '.*count as the same name; rename one"),
         ({**PETS, "aliases": ["puppy"]}, "a mapping of labels"),
         ({**PETS, "aliases": {"dog": "puppy"}}, "a list is needed"),
+        ({**PETS, "aliases": {"dog": ["puppy", "Dog"], "cat": ["kitten"]}}, None),  # its own name is no other
+        ({**PETS, "aliases": {"dog": ["CAT"]}}, "alias 'CAT' of 'dog' is a name of 'cat' too"),
+        ({**PETS, "aliases": {"dog": ["pet"], "cat": ["Pet"]}}, "alias 'Pet' of 'cat' is a name of 'dog' too"),
         ({**PETS, "gold": [DOG, {**CAT, "xyxy": [0, 0, 201, 100]}]}, "outside the image"),
     ],
 )
@@ -137,6 +142,8 @@ def test_a_gold_with_labels():
         (written(("left", "dog"), ("left", "cat")), [DOG, {**CAT, "xyxy": LEFT}]),  # one box of two kinds
         (written(("left", None)), [{**DOG, "label": ""}]),  # read, and refused by check
         ("No Objects", []),
+        (json.dumps([{"bbox_2d": [0, 0, 500, 1000], "label": "充电口"}]), [{"label": "充电口", "xyxy": LEFT}]),  # \\u…
+        ('{"dog": [[0, 0, 500, 1000]], "cat": [[500, 0, 1000, 1000]]}', [DOG, CAT]),
     ],
 )
 def test_gold_of_a_solution(solution, gold):
