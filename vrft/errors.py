@@ -141,6 +141,19 @@ def shape_faults(value: Any, kind: type[BaseModel], key: str = "") -> list[str]:
     return []
 
 
+def form_faults(values: Any, form: type[BaseModel]) -> list[str]:
+    """One sentence for each value that is missing, or of another type or size than the form has it."""
+    try:
+        form.model_validate(values, strict=True)
+    except ValidationError as error:
+        return [
+            f"{'.'.join(map(str, one['loc'])) or 'it'} is "
+            + ("missing" if one["type"] == "missing" else f"{str(one['input'])[:60]!r}: {one['msg'].lower()}")
+            for one in error.errors(include_url=False)
+        ]
+    return []
+
+
 def _sentence(error: ErrorDetails, value: Any, kind: type[BaseModel], key: str) -> str:
     """One of pydantic's errors in the project's words."""
     names, owner, annotation = _field_at(error["loc"], kind)

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import errno
 import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 import xxhash
 import yaml
 
-from vrft.errors import UserError, raise_all
+from vrft.errors import UserError, first_line, form_faults, raise_all
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 MANIFEST = "manifest.json"
 _MOST_VALUES = 20_000
+_AS_WRITTEN = "the file as vrft wrote it is needed"
 _HASHES = {"xxh3_128": xxhash.xxh3_128, "sha256": hashlib.sha256}  # the first is written, both are read
 
 
@@ -79,7 +85,7 @@ def publish(staging: Path, folder: Path, *, previous: Path | None = None) -> Non
         _flush(path)
     if folder.exists() and previous and not previous.exists():
         folder.rename(previous)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     staging.rename(folder)
     _flush(folder.parent)
 
@@ -226,21 +232,44 @@ def flush_to_disk(descriptor: int) -> None:
             raise
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file, blank lines aside. Raises `UserError` naming the lines that are no JSON object."""
-    faults = []
-    rows = [row for _, row in numbered_rows(path, faults)]
+def read_written(path: Path, form: type[BaseModel]) -> Any:
+    """The plain values of a JSON or YAML file that vrft has written.
+
+    Everything that a run has left is read here or by `read_rows`: it may be cut, edited, or of another version. Raises
+    `UserError` that names the file, and each value that is not as the form has it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = parse_yaml(text) if path.suffix == ".yaml" else json.loads(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)}); {_AS_WRITTEN}") from None
+    raise_all(form_faults(values, form), heading=f"{path} has another form; {_AS_WRITTEN}:")
+    return values
+
+
+def read_rows(path: Path, form: type[BaseModel] | None = None, *, may_be_cut: bool = False) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file, blank lines aside.
+
+    may_be_cut: True leaves out what follows the last line end, which a killed process has left. Raises `UserError`
+    naming the lines that are no JSON object, or not of the given form.
+    """
+    faults: list[str] = []
+    rows = []
+    for number, row in numbered_rows(path, faults, may_be_cut=may_be_cut):
+        rows.append(row)
+        faults += [f"{path}, line {number}: {fault}" for fault in (form_faults(row, form) if form else ())]
     raise_all(faults, heading=f"{path} has lines that cannot be read:")
     return rows
 
 
-def numbered_rows(path: Path, faults: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def numbered_rows(path: Path, faults: list[str], *, may_be_cut: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """`(line number, row)` of each line of a JSON-lines file, in UTF-8 with or without a byte order mark.
 
     A line that is no JSON object is left out, and what is wrong with it is appended to `faults`.
     """
     # Not str.splitlines, which also splits at the U+2028 that JSON may hold.
-    for number, line in enumerate(Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+    lines = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+    for number, line in enumerate(lines[:-1] if may_be_cut else lines, 1):
         if not line.strip():
             continue
         try:
@@ -278,7 +307,7 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def append_lines(path: Path, entries: Iterable[Any]) -> None:
     """Append entries to a file of JSON lines, and flush them to the disk: what is saved later must not outlive them."""
-    with path.open("a", encoding="utf-8") as file:
+    with open_to_append(path) as file:
         file.writelines(json.dumps(entry, ensure_ascii=False, default=float) + "\n" for entry in entries)
         file.flush()
         flush_to_disk(file.fileno())
@@ -286,10 +315,47 @@ def append_lines(path: Path, entries: Iterable[Any]) -> None:
 
 def write_text_atomically(path: Path, text: str, *, is_lasting: bool = False) -> Path:
     """Write the whole text or nothing; the path. is_lasting: True flushes it, so that it survives a power cut."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        if is_lasting:
-            file.flush()
-            flush_to_disk(file.fileno())
-    return partial.replace(path)
+    with written_whole(path, is_lasting=is_lasting) as file:
+        file.write(text.encode())
+    return path
+
+
+@contextlib.contextmanager
+def written_whole(path: Path, *, is_lasting: bool = False) -> Iterator[BinaryIO]:
+    """A file to write bytes in, which takes the place of `path` when the block ends; after an error nothing is there.
+
+    Everything that vrft writes at once goes through here. The file is new and has a name that nobody can foresee, so a
+    link that somebody has planted is never written through; `path` itself is replaced if it is a link. Raises
+    `UserError` if `path` is a device or a pipe.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} is a device or a pipe; the name of a file is needed")
+    partial = path.with_name(f"{path.name[:50]}.{secrets.token_hex(4)}.partial")
+    try:
+        with partial.open("xb") as file:
+            yield file
+            if is_lasting:
+                file.flush()
+                flush_to_disk(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def open_to_append(path: Path) -> TextIO:
+    """The file, opened to append text in UTF-8. Raises `UserError` if it is a link, which is never written through."""
+    try:
+        return open(path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UserError(f"{path} is a link to {os.readlink(path)}, and vrft writes through none; remove it") from None
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that can be removed in it, or a link but not what it points to, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from vrft.report.figures import methods_of
 from vrft.report.gallery import choose
 from vrft.report.page import write_comparison, write_report
 from vrft.report.run_files import RunFiles
+from vrft.report.write import write_reports
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -201,6 +202,33 @@ def test_runs_are_compared_in_one_table(runs, tmp_path, capsys):
     before = result["before"]["grounding_v1"]["iou"]["value"]
     assert float(rft["change"]) == pytest.approx(float(rft["value"]) - before, abs=1e-9)
     assert Page(path.read_text()).text.count("Base") == 6
+    assert float(rft["difference"]) == pytest.approx(
+        float(rft["value"]) - next(float(one["value"]) for one in lines if one["method"] == labels[1] and
+                                   (one["split"], one["metric"]) == ("test", "iou")), abs=1e-9)  # fmt: skip
+    verdict = r"RFT − SFT, best by validation: accuracy@0\.5 (\S+ \[\S+, \S+\]) on test \(paired, n = 70\): neither is"
+    for text in (re.sub(r"\s+", " ", printed), markdown, Page(path.read_text()).text):
+        assert re.search(verdict, text)
+    assert "vs SFT" in markdown
+    assert "vs SFT" in Page(path.read_text()).text
+
+
+def test_a_comparison_tells_what_differs_beside_the_method(runs, tmp_path, capsys):
+    other = tmp_path / "other |=1 <b>$x"
+    shutil.copytree(runs["sft"], other)
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["trainer"] |= {"learning_rate": 7e-5, "args": {"beta": 0.1}}
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    write_reports([runs["rft"], other], out_dir=tmp_path / "new" / "folder")
+    printed = capsys.readouterr().out
+    assert "trainer.learning_rate: 0.0001, 7e-05" in printed
+    assert printed.endswith(f"report: {tmp_path / 'new' / 'folder' / 'comparison.html'}\n")
+    markdown = (tmp_path / "new" / "folder" / "comparison.md").read_text()
+    assert "| trainer.learning_rate | 0.0001 | 7e-05 |" in markdown
+    assert r"| rft | other \|=1 &lt;b>$x |" in markdown
+    assert "beta" not in printed, "RFT and SFT always differ there"
+    write_reports([runs["sft"], other], out_dir=tmp_path / "same")
+    assert "trainer.args.beta: –, 0.1" in capsys.readouterr().out
+    assert '"SFT (other |=1 <b>$x), last step"' in (tmp_path / "same" / "comparison.csv").read_text()
 
 
 def test_figures_of_two_protocols_do_not_look_alike(runs, tmp_path):
@@ -304,3 +332,33 @@ def test_a_browser_opens_the_page_without_complaint(runs, tmp_path):
     done = open_in_browser(path, tmp_path, "--window-size=1240,2000", f"--screenshot={tmp_path / 'page.png'}")
     assert (tmp_path / "page.png").stat().st_size > 20_000
     assert "CONSOLE" not in done.stderr, "a script error, or something that the page may not load"
+
+
+def widths(path, tmp_path, width):
+    """How wide a page is in a frame of a width, and how many of its tables are cut off where nothing scrolls."""
+    measure = """<script>let n = 0; for (const table of document.querySelectorAll("table")) {
+      const box = table.parentElement, style = getComputedStyle(box).overflowX;
+      if (table.getBoundingClientRect().right > box.getBoundingClientRect().right + 1 && style === "visible") n++;
+    } document.title = "wide " + document.documentElement.scrollWidth + " cut " + n</script>"""
+    measured, frame = tmp_path / f"{path.stem}_{width}.html", tmp_path / "frame.html"
+    measured.write_text(path.read_text().replace("</body>", f"{measure}</body>").replace("default-src 'none'", ""))
+    frame.write_text(f"<iframe src='{measured.name}' style='border: 0; width: {width}px; height: 900px' onload='"
+                     "document.title = frames[0].document.title'></iframe>")  # fmt: skip
+    flags = ("--dump-dom", "--allow-file-access-from-files", "--disable-web-security", "--window-size=1600,1000")
+    dom = open_in_browser(frame, tmp_path / "profile", *flags).stdout
+    wide, cut = map(int, re.search(r"<title>wide (\d+) cut (\d+)", dom).groups())
+    return wide, cut
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+def test_pages_fit_a_screen_and_a_telephone(runs, tmp_path):
+    """Whatever an alarm says and a run is called."""
+    run = shutil.copytree(runs["rft"], tmp_path / ("long_name_" * 20))
+    alarm = {"step": 5, "rule": "hacked", "action": "warn", "message": "the reward rises while " * 20}
+    write_rows(run / "alarms.jsonl", [alarm, {**alarm, "rule": "rule_of_mine_" * 9, "message": "word" * 90}])
+    pages = [write_report(run), write_comparison([runs["sft"], run], tmp_path / "comparison")]
+    for page in pages:
+        for width in (1400, 400):
+            wide, cut = widths(page, tmp_path, width)
+            assert wide <= width, (page.name, width)
+            assert cut == 0, (page.name, width)

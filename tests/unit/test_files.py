@@ -1,25 +1,35 @@
-"""Folders that are whole or not there: every kind of damage is named."""
+"""Files and folders that are whole or not there: no link is followed, and every kind of damage is named."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from vrft import files
+from vrft.errors import UserError
 from vrft.files import (
     MANIFEST,
     DamagedFolderError,
+    append_lines,
     check_model_files,
     check_whole,
     file_hash,
     is_local,
     model_folder_fault,
     publish,
+    read_rows,
+    read_written,
+    remove,
     weight_hash,
+    write_text_atomically,
+    written_whole,
 )
 
 
@@ -244,3 +254,129 @@ def test_a_folder_that_is_no_model_is_told_with_the_checkpoint_that_is_meant(tmp
     assert "which does not exist" in model_folder_fault(str(tmp_path / "none"))
     assert "has no config.json" in model_folder_fault(str(run / ".."))
     assert model_folder_fault("ORG/NAME") is None
+
+
+# --- one writer ------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_written_through_a_link_that_lies_in_wait(tmp_path):
+    """Neither of the name that is written to, nor of one that could be foreseen beside it."""
+    victim, path = tmp_path / "victim", tmp_path / "report.html"
+    victim.write_text("precious")
+    for name in ("report.html", "report.html.partial"):
+        (tmp_path / name).symlink_to(victim)
+    write_text_atomically(path, "page")
+    assert victim.read_text() == "precious"
+    assert not path.is_symlink()
+    assert path.read_text() == "page"
+    assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask(), "others may read it, as they may any file"
+
+
+def current_umask() -> int:
+    os.umask(mask := os.umask(0))
+    return mask
+
+
+def test_what_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+
+    def write_half():
+        with written_whole(path) as file:
+            file.write(b"ne")
+            raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        write_half()
+    assert [one.name for one in tmp_path.iterdir()] == ["a.json"]
+    assert path.read_text() == "old"
+
+
+def test_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(UserError, match=f"{path} is a device or a pipe"):
+            write_text_atomically(path, "text")
+        assert not path.is_file()
+
+
+def test_nothing_is_appended_through_a_link(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "log.jsonl").symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match=r"log.jsonl is a link to .*victim.*remove it"):
+        append_lines(tmp_path / "log.jsonl", [{"step": 1}])
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_folder_is_published_over_a_link_not_through_it(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious").touch()
+    (tmp_path / "folder").symlink_to(tmp_path / "elsewhere")
+    publish(again(tmp_path, 1), tmp_path / "folder")
+    check_whole(tmp_path / "folder")
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link to a folder", "nothing"])
+def test_what_is_removed_is_never_behind_a_link(tmp_path, kind):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious").touch()
+    path = tmp_path / "x.partial"
+    if kind == "file":
+        path.touch()
+    elif kind == "folder":
+        (path / "inner").mkdir(parents=True)
+        (path / "inner" / "link").symlink_to(tmp_path / "elsewhere")
+    elif kind == "link to a folder":
+        path.symlink_to(tmp_path / "elsewhere")
+    remove(path)
+    assert [one.name for one in tmp_path.rglob("*")] == ["elsewhere", "precious"]
+
+
+# --- one reader ------------------------------------------------------------------------------------------------------
+
+
+class Form(BaseModel):
+    step: int
+    interval: list[float] | None = None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("a.json", "", "cannot be read"),
+        ("a.json", '{"step": 1', "cannot be read"),
+        ("a.json", "[" * 100_000, "cannot be read"),
+        ("a.json", "\0" * 9, "cannot be read"),
+        ("a.json", b"\xff", "cannot be read"),
+        ("a.json", "[1]", "it is '\\[1\\]': input should be a valid dict"),
+        ("a.json", "{}", "step is missing"),
+        ("a.json", '{"step": "1"}', "step is '1': input should be a valid integer"),
+        ("a.json", '{"step": 1, "interval": [[0]]}', "interval.0 is '\\[0\\]': input should be a valid number"),
+        ("a.yaml", "step: [", "cannot be read"),
+        ("a.yaml", "text", "it is 'text'"),
+    ],
+)
+def test_a_file_of_another_form_is_named_with_what_is_wrong(tmp_path, name, text, told):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=rf"(?s){name}.*{told}"):
+        read_written(path, Form)
+
+
+def test_a_file_that_is_missing_is_named_and_a_whole_one_is_read(tmp_path):
+    with pytest.raises(UserError, match=r"a.json cannot be read .*No such file"):
+        read_written(tmp_path / "a.json", Form)
+    (tmp_path / "a.json").write_text('{"step": 1, "more": {}}')
+    assert read_written(tmp_path / "a.json", Form) == {"step": 1, "more": {}}
+
+
+def test_a_cut_last_line_is_left_out_only_where_a_kill_may_have_cut_it(tmp_path):
+    path = tmp_path / "oom.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "t')
+    assert read_rows(path, Form, may_be_cut=True) == [{"step": 1}]
+    with pytest.raises(UserError, match=r"oom.jsonl, line 2: not JSON"):
+        read_rows(path, Form)
+    path.write_text('{"step": 1}\n{"n": 2}\n')
+    with pytest.raises(UserError, match=r"oom.jsonl, line 2: step is missing"):
+        read_rows(path, Form, may_be_cut=True)

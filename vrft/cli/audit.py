@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vrft.cli.reward import _frame, _free_file, _read_cases
 from vrft.config.verb_schema import AuditConfig
+from vrft.files import write_text_atomically
 from vrft.tasks import load_task
 from vrft.tasks.audit import audit
 from vrft.tasks.reward import RewardFunction
@@ -35,7 +36,7 @@ def run(config: AuditConfig) -> int:
         outcomes += [{"task": name, **outcome} for outcome in known]
     print(_audit_table(outcomes, reward=config.reward.name, source=path or "the tasks' own examples"))
     if out:
-        out.write_text(json.dumps(outcomes, indent=2) + "\n", encoding="utf-8")
+        write_text_atomically(out, json.dumps(outcomes, indent=2) + "\n")
         print(f"outcomes: {out}")
     return int(any(outcome["succeeds"] for outcome in outcomes))
 

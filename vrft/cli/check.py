@@ -17,7 +17,7 @@ from vrft.errors import raise_all
 from vrft.evaluate.score import answer_as_json
 from vrft.files import write_text_atomically
 from vrft.report.contact_sheet import contact_sheet, summary
-from vrft.report.draw import boxes_of
+from vrft.report.draw import boxes_of, save_image
 from vrft.run.context import RunContext, check_questions, make_experiment, question_lengths
 from vrft.run.directory import fresh_run_dir
 from vrft.run.rows import prepare_rows
@@ -45,7 +45,7 @@ def run(config: Config) -> None:
             "tokens": token_figures(experiment),
         }
         write_text_atomically(out / "check.json", json.dumps(report, indent=2) + "\n")
-        contact_sheet(splits, root=out / "data").save(out / "golds.png")
+        save_image(contact_sheet(splits, root=out / "data"), out / "golds.png")
     print("\n".join([*summary(splits), *_told(report, config.memory)]))
     print(f"golds drawn: {out / 'golds.png'}")
     for fault in faults_of(config, WORK["train"], device=config.derived.device, is_remote=True):

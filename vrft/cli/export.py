@@ -18,7 +18,7 @@ from transformers.utils import cached_file
 
 from vrft.config.verb_schema import ExportConfig
 from vrft.errors import UserError
-from vrft.files import check_model_files, publish
+from vrft.files import check_model_files, publish, remove
 from vrft.models.adapters import base_of, read_adapter
 from vrft.models.load import load_base, loading, require_all_weights, require_finite, require_folder
 
@@ -51,7 +51,7 @@ def export(path: Path, out: Path, *, dtype: str | None = None, trust_remote_code
     with loading(f"model.path={path}"):
         processor = AutoProcessor.from_pretrained(path if has_processor else base, **source)
     staging = out.with_name(out.name + ".partial")
-    shutil.rmtree(staging, ignore_errors=True)
+    remove(staging)
     try:
         model.save_pretrained(staging)
         processor.save_pretrained(staging)
@@ -68,7 +68,7 @@ def export(path: Path, out: Path, *, dtype: str | None = None, trust_remote_code
         n_bytes = sum(file.stat().st_size for file in staging.glob("*.safetensors"))
         publish(staging, out)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        remove(staging)
     return {
         "is_merged": bool(adapter), "n_weights": len(names), "n_bytes": n_bytes, "dtype": str(model.dtype).split(".")[1]
     }  # fmt: skip

@@ -14,7 +14,7 @@ from vrft.evaluate.score import answer_as_json
 from vrft.models.families import FAMILIES, frame_for
 from vrft.models.generate import generate_texts, set_thought_opening
 from vrft.models.load import load_model, load_processor
-from vrft.report.draw import LabelledBox, boxes_of, draw_boxes
+from vrft.report.draw import LabelledBox, boxes_of, draw_boxes, save_image
 from vrft.tasks import MixedTask, load_task
 from vrft.tasks.base import Parsed
 from vrft.tasks.boxes import Frame
@@ -58,7 +58,7 @@ def predict(config: Config) -> Parsed:
     boxes = boxes_of(answer_as_json(parsed.answer))
     picture_path.parent.mkdir(parents=True, exist_ok=True)
     replaced = ", in place of an earlier file" if picture_path.exists() else ""
-    draw_boxes(image, predicted=boxes).save(picture_path)
+    save_image(draw_boxes(image, predicted=boxes), picture_path)
     print(told(question, parsed, boxes, frame))
     print(f"picture     {picture_path}{replaced}")
     return parsed

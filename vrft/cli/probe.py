@@ -14,7 +14,7 @@ from vrft.errors import UserError
 from vrft.evaluate.score import answer_as_json
 from vrft.files import write_rows, write_text_atomically
 from vrft.report.contact_sheet import contact_sheet
-from vrft.report.draw import boxes_of
+from vrft.report.draw import boxes_of, save_image
 from vrft.run.context import RunContext, check_questions, make_experiment
 from vrft.run.directory import fresh_run_dir
 from vrft.run.evaluation import completions_of
@@ -53,7 +53,7 @@ def run(config: Config) -> int:
         write_rows(out / "completions.jsonl", cases)
         write_text_atomically(out / "probe.json", json.dumps(report, indent=2) + "\n")
         predicted = {case["row_id"]: boxes_of(case["answer"]) for case in reversed(cases)}
-        contact_sheet({"train": rows}, root=out / "data", predicted=predicted).save(out / "probe.png")
+        save_image(contact_sheet({"train": rows}, root=out / "data", predicted=predicted), out / "probe.png")
     print("\n".join(told(report)))
     print(f"\nverdict: {report['verdict']}")
     print(f"completions: {out / 'completions.jsonl'}; golds (solid) and first answers (dashed): {out / 'probe.png'}")

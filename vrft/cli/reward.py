@@ -17,7 +17,7 @@ from vrft.config.package_files import config_folder
 from vrft.config.verb_schema import RewardCasesConfig
 from vrft.errors import UserError, raise_all
 from vrft.evaluate.score import answer_as_json
-from vrft.files import numbered_rows, read_rows
+from vrft.files import numbered_rows, read_rows, written_whole
 from vrft.tasks import MixedTask, Task, load_task
 from vrft.tasks.base import given
 from vrft.tasks.boxes import Frame
@@ -149,13 +149,12 @@ def run(config: RewardCasesConfig) -> None:
         raise UserError(f"rows is {config.rows}: there is no such file")
     rows = {str(row.get("row_id")): row for row in read_rows(Path(config.rows))} if config.rows else None
     cases = _read_cases(path, task, frame=config.frame, rows=rows)
-    partial = out.with_name(out.name + ".partial")
     verdicts = []
-    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:  # lone surrogates as JSON has them
+    with written_whole(out) as file:
         for case, row in progress_bar(cases, desc="judge", unit="case"):
             verdicts.append(verdict_on(case, row, task, judge=judge, frame=config.frame))
-            file.write(json.dumps(verdicts[-1], ensure_ascii=False, allow_nan=False) + "\n")
-    partial.replace(out)
+            line = json.dumps(verdicts[-1], ensure_ascii=False, allow_nan=False) + "\n"
+            file.write(line.encode(errors="backslashreplace"))  # lone surrogates as JSON has them
     print(_summary(verdicts, judge))
     print(f"verdicts: {out}")
 
@@ -226,11 +225,11 @@ def _frame(name: str, row: Row) -> Frame:
 
 def _image_wh(image: Any, root: Path) -> tuple[int, int]:
     """Raises ValueError where it is no image, or none below `root`."""
-    from vrft.data.images import decode_upright, locate
+    from vrft.data.images import decode_upright, image_bytes, locate
 
     path = locate(image, root.resolve(), remedy="give image_wh, [width, height] in pixels, in place of image")
     try:
-        return decode_upright(path.read_bytes())[0].size
+        return decode_upright(image_bytes(path))[0].size
     except (OSError, ValueError) as error:
         raise ValueError(f"image {image!r} {error}") from None
 

@@ -36,7 +36,7 @@ def with_rows_of_run(values: Mapping[str, Any], overrides: Sequence[str]) -> dic
 def _rows_of(run_dir: Path) -> dict[str, Any] | None:
     """The section `dataset` of a run's rows: its `data`, or the embedded digits with its options; None if unknown."""
     try:
-        saved = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))["dataset"]
+        saved = parse_yaml((run_dir / "config.yaml").read_text(encoding="utf-8"))["dataset"]
         saved = {key: value for key, value in saved.items() if not isinstance(value, dict | list)}
     except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError, RecursionError):
         saved = {}

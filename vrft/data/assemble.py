@@ -31,6 +31,7 @@ from vrft.data.read_ahead import read_ahead, usable_cores
 from vrft.data.readers import Located
 from vrft.data.splits import Checked, cut, few_shot, read_manifest, write_manifest
 from vrft.errors import UserError, raise_all
+from vrft.files import write_text_atomically
 from vrft.tasks import Task
 from vrft.tasks.boxes import Frame
 from vrft.tasks.rows import Row
@@ -187,7 +188,7 @@ def _report_skipped(faults: list[str], notes: dict[str, Any], out_dir: Path) -> 
     if faults:
         out_dir.mkdir(parents=True, exist_ok=True)
         lines = ",\n".join(json.dumps(fault, ensure_ascii=False) for fault in faults)
-        path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+        write_text_atomically(path, f"[\n{lines}\n]\n")
         print(f"warning: {len(faults)} bad rows or annotations are left out; {path} lists them", file=sys.stderr)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
+import stat
 import struct
 import warnings
 import zlib
@@ -18,9 +18,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vrft.errors import UserError, first_line
+from vrft.files import open_to_append, written_whole
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused before decoding: 64 megapixels take 192 MB, and no model sees more than 13."""
+MAX_BYTES = 8 * MAX_PIXELS
+"""Of a file: 64 megapixels of four channels in 16 bits, not compressed."""
 MAX_ASPECT_RATIO = 200
 """Of the longer side to the shorter. The image processors of Qwen's models refuse larger ratios."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -113,9 +116,11 @@ class ImageReader:
         if self.is_kept and good:
             self.out_dir.mkdir(parents=True, exist_ok=True)
             noted = [(item.key, item.state, image) for item, image in good]
-            made = [(self.out_dir.resolve() / image.path, image) for _, image in good if not os.path.isabs(image.path)]
+            made = [
+                (self.out_dir.resolve() / image.path, image) for _, image in good if not Path(image.path).is_absolute()
+            ]
             noted += [(str(path), _state(path), image) for path, image in made]
-            with (self.out_dir / KEPT_FILE).open("a", encoding="utf-8") as file:
+            with open_to_append(self.out_dir / KEPT_FILE) as file:
                 file.write("".join("\n" + json.dumps(one) for one in noted))
 
     def _look_up(self, key: str, source: Path | bytes) -> Unread | None:
@@ -151,15 +156,14 @@ def decode_images(unread: Iterable[Unread], out_dir: Path) -> list[ReadImage | s
 
 
 def _decode(source: Path | bytes, out_dir: Path) -> ReadImage:
-    image, is_as_stored = decode_upright(source if isinstance(source, bytes) else source.read_bytes())
+    image, is_as_stored = decode_upright(source if isinstance(source, bytes) else image_bytes(source))
     content = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
     if isinstance(source, Path) and is_as_stored:
         return ReadImage(str(source), image.size, content)
     target = Path(out_dir) / "images" / f"{content[:32]}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(f".{os.getpid()}.partial")  # two processes may write the same image
-    image.save(partial, "PNG")
-    partial.replace(target)
+    with written_whole(target) as file:
+        image.save(file, "PNG")
     return ReadImage(f"images/{target.name}", image.size, content)
 
 
@@ -208,16 +212,26 @@ def locate(path: Any, root: Path | None, *, remedy: str = "set dataset.image_roo
     return found
 
 
+def image_bytes(path: Path) -> bytes:
+    """The bytes of an image file. Raises ValueError for a device, a pipe, a folder, or more than `MAX_BYTES`."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("is no file, but a device, a pipe or a folder")
+    if status.st_size > MAX_BYTES:
+        raise ValueError(f"has {status.st_size:,} bytes; at most {MAX_BYTES:,} are read")
+    return path.read_bytes()
+
+
 def load_image(path: Path, *, what: str) -> Image.Image:
     """The image in RGB, turned upright by its EXIF orientation (as `datasets` shows it to the trainers).
 
     what: what the image is for. Raises `UserError` that names it and the file if the image cannot be read.
     """
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         found = "is a folder" if path.is_dir() else "is missing: there is no such file"
         raise UserError(f"{what}: the image {path} {found}; give the path of a PNG or JPEG file")
     try:
-        return decode_upright(path.read_bytes())[0]
+        return decode_upright(image_bytes(path))[0]
     except (OSError, ValueError) as error:
         raise UserError(f"{what}: the image {path} cannot be read ({error}); a PNG or JPEG file is needed") from None
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vrft.errors import UserError
-from vrft.files import flush_to_disk
+from vrft.files import append_lines, remove
 
 
 class OtherEvaluationError(UserError):
@@ -54,14 +53,11 @@ class KeptBatches:
         if path.is_file() and (size := sum(map(len, _whole_lines(path)))) < path.stat().st_size:
             os.truncate(path, size)  # remove a line that a kill has cut
         entry = {"fingerprint": self.fingerprint, "batch": index, "completions": list(completions)}
-        with path.open("ab") as file:
-            file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
-            file.flush()
-            flush_to_disk(file.fileno())
+        append_lines(path, [entry])
 
     def remove(self) -> None:
         """Delete the saved batches, after the final file is written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove(self.folder)
 
     def _check(self, saved: Mapping) -> None:
         other = [

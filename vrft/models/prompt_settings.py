@@ -6,12 +6,13 @@ are saved beside the weights. They are the defaults of every run with that check
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from vrft.errors import UserError
+from pydantic import BaseModel, Field
+
+from vrft.files import read_written
 from vrft.tasks import MixedTask, Task
 from vrft.tasks.boxes import Frame
 from vrft.tasks.rows import Row
@@ -60,18 +61,24 @@ def make_prompt_settings(
     }
 
 
+class _Example(BaseModel):
+    row: dict[str, Any]
+    frame: Annotated[list[str | int | float | list[int] | None], Field(min_length=4, max_length=4)]
+    question: str
+
+
+class _Card(BaseModel):
+    """`vrft.json`; the settings themselves are checked with the config that takes them."""
+
+    family: str | None = None
+    prompt: str | None = None
+    example: _Example = None  # it may be missing, but not null
+
+
 def read_prompt_settings(model_path: str | None) -> dict[str, Any]:
-    """The `vrft.json` of a checkpoint folder; empty if there is none. Raises `UserError` if it is no JSON object."""
+    """The `vrft.json` of a checkpoint folder; empty if there is none. Raises `UserError` if it is damaged."""
     path = Path(model_path or "") / "vrft.json"
-    if model_path is None or not path.is_file():
-        return {}
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); delete it, or save the checkpoint again") from None
-    if not isinstance(saved, dict):
-        raise UserError(f"{path} holds a {type(saved).__name__}, no object; delete it, or save the checkpoint again")
-    return saved
+    return read_written(path, _Card) if model_path is not None and path.is_file() else {}
 
 
 def with_prompt_settings(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

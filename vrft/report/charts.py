@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import Markup, escape
+
+from vrft.tasks.rows import counted
 
 _SIZE_INCHES = (3.9, 2.3)
 # Placeholder colours for matplotlib. `_finish` replaces them by CSS variables: charts follow light and dark mode.
@@ -17,6 +20,7 @@ _DASHES = ("solid", (0, (4, 2)), (0, (1, 1.5)))
 _PAGE_COLOURS = {_INK: "var(--ink)", _MUTED: "var(--muted)", _RULE: "var(--rule)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, 1)
 }
+_LARGEST = 1e300  # of what is drawn
 _END_LABEL_GAP = 0.09  # minimum distance of two labels at the line ends, as a share of the chart's height
 
 
@@ -31,11 +35,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawn chart: title, caption, and SVG text."""
+    """A drawn chart: title, caption, and SVG in which every text is escaped."""
 
     title: str
     note: str
-    svg: str
+    svg: Markup
 
 
 @dataclass(frozen=True)
@@ -104,12 +108,14 @@ def validation_chart(
     curve = curve_of(logs, f"validation/{metric}", "")
     if not curve.steps:
         return None
-    counts = [entry["validation/n"] for entry in logs if "validation/n" in entry]
+    counts = curve_of(logs, "validation/n", "").values
     figure, axes = _empty_chart(is_share=True, marks=alarms_at)
     axes.axhline(curve.values[0], color=_MUTED, linewidth=1, linestyle=(0, (2, 3)))
     axes.plot(curve.steps, curve.values, color=_SERIES[0], linewidth=1.8, marker="o", markersize=4)
     note = (
-        f"measured on {counts[-1]:.0f} validation rows, never on test rows; dotted: before training" if counts else ""
+        f"on {counted(counts[-1], metric)} for validation, none of a test set; dotted: before training"
+        if counts
+        else ""
     )
     if best_step in curve.steps:
         best = curve.values[curve.steps.index(best_step)]
@@ -118,13 +124,24 @@ def validation_chart(
         )
         below = best > 0.85
         axes.annotate(
-            f"best {best:.3f}",
+            f"best {best:.3f}" + (", untrained" if best_step == 0 else ""),
             (best_step, best),
             (0, -11 if below else 9),
             textcoords="offset points",
             ha=_anchor(best_step, curve.steps),
             va="top" if below else "bottom",
             color=_INK,
+            fontsize=9,
+        )
+    if curve.steps[0] == 0 != best_step:
+        axes.annotate(
+            "untrained",
+            (0, curve.values[0]),
+            (0, 7 if curve.values[0] < 0.15 else -7),
+            textcoords="offset points",
+            ha="left",
+            va="bottom" if curve.values[0] < 0.15 else "top",
+            color=_MUTED,
             fontsize=9,
         )
     title = f"Validation: {metric}"
@@ -180,7 +197,7 @@ def precision_recall_chart(
 def curve_of(logs: Sequence[dict], key: str, label: str) -> Curve:
     """The logged values of a key over their steps, without those that are not finite."""
     found = [(entry["step"], entry[key]) for entry in logs if isinstance(entry.get(key), int | float)]
-    found = [(step, value) for step, value in found if np.isfinite(value)]
+    found = [(step, value) for step, value in found if abs(value) < _LARGEST]  # False for NaN
     return Curve(label, [step for step, _ in found], [float(value) for _, value in found])
 
 
@@ -235,6 +252,7 @@ def _label_ends(axes, step: int, ends: list[tuple[float, str, str]]) -> None:
             color=colour,
             fontsize=9.5,
             annotation_clip=False,
+            parse_math=False,  # a name may hold a $
         )
 
 
@@ -251,14 +269,23 @@ def _describe(title: str, curves: Sequence[Curve]) -> str:
     )
 
 
-def _finish(figure, axes, title: str, description: str) -> str:
-    """The figure as SVG text, without its own sizes, fonts and colours. description: for screen readers."""
-    import matplotlib
-
+def _finish(figure, axes, title: str, description: str) -> Markup:
+    """The figure as SVG. description: for screen readers."""
     axes.margins(x=0.02)
     # For small values matplotlib writes a common factor above the chart, where the caption is.
     if max(map(abs, axes.get_ylim())) < 1e-3:
         axes.yaxis.set_major_formatter(lambda value, position: f"{value:.0e}" if value else "0")
+    return as_svg(figure, _PAGE_COLOURS, title=title, description=description)
+
+
+def as_svg(figure, colours: Mapping[str, str], *, title: str, description: str) -> Markup:
+    """A matplotlib figure as SVG that a page may hold as it is, without its own sizes and fonts.
+
+    colours: the figure's, as hex, and what takes their place: variables of the style sheet, so that charts follow light
+    and dark mode. description: any text, for screen readers.
+    """
+    import matplotlib
+
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -268,6 +295,6 @@ def _finish(figure, axes, title: str, description: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    for placeholder, colour in _PAGE_COLOURS.items():
-        svg = svg.replace(placeholder, colour)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
+    for hexed, colour in colours.items():
+        svg = svg.replace(hexed, colour)
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1))  # matplotlib escapes

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from vrft.errors import UserError
+from vrft.files import written_whole
 from vrft.tasks.boxes import clip_to_image
 
 GOLD_COLOUR = "#E69F00"
 PREDICTED_COLOUR = "#56B4E9"
 EDGE_COLOUR = "#10151C"
+_FARTHEST = 1e15  # of a coordinate
 
 LabelledBox = tuple[Sequence[float], str]
 """A box, xyxy in pixels of the original image, and the text beside it ("" for none)."""
@@ -43,21 +47,45 @@ def draw_boxes(
     return picture
 
 
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write the image to a file, whole or not at all, in the format that the file's ending names.
+
+    Raises `UserError` if the ending names none.
+    """
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise UserError(f"{path} does not end in the name of an image format; choose a name such as {path.stem}.png")
+    with written_whole(path) as file:
+        image.save(file, kind)
+
+
 def boxes_of(answer: Any) -> list[LabelledBox]:
     """The boxes and labels of an answer (as in scored rows) or of a gold; a point is a box without area.
 
-    Empty for a name, a count or an unreadable answer.
+    Empty for a name, a count, an unreadable answer, or anything else that holds no boxes.
 
     >>> boxes_of([{"xyxy": [0, 0, 9, 9], "confidence": 0.5, "label": ""}]), boxes_of([4, 5])
     ([([0, 0, 9, 9], '0.50')], [([4, 5, 4, 5], '')])
+    >>> boxes_of({"count": 3}), boxes_of([[0, 0, 9, 9], "seven"])
+    ([], [])
     """
-    if not answer or isinstance(answer, str | int):
+    return [(one["xyxy"], _label_of(one)) for one in found_boxes(answer)]
+
+
+def found_boxes(answer: Any) -> list[dict]:
+    """As `boxes_of`, each box as `{"xyxy", "label", "confidence"}`, of which all but the first may be missing."""
+    if not isinstance(answer, list | tuple) or not answer:
         return []
-    if isinstance(answer[0], dict):
-        return [(box["xyxy"], _label_of(box)) for box in answer]
-    if isinstance(answer[0], list | tuple):
-        return [(xyxy, "") for xyxy in answer]
-    return [(list(answer) * 2 if len(answer) == 2 else answer, "")]
+    several = answer if isinstance(answer[0], dict | list | tuple) else [answer]
+    found = [one if isinstance(one, dict) else {"xyxy": one} for one in several]
+    found = [one | {"xyxy": [*one["xyxy"]] * 2} if _are_numbers(one.get("xyxy"), 2) else one for one in found]
+    is_boxes = all(_are_numbers(one.get("xyxy"), 4) and _are_numbers([one.get("confidence", 0)], 1) for one in found)
+    return found if is_boxes else []
+
+
+def _are_numbers(values: Any, n: int) -> bool:
+    is_list = isinstance(values, list | tuple) and len(values) == n
+    return is_list and all(type(value) in (int, float) and abs(value) < _FARTHEST for value in values)
 
 
 def drawable(text: str) -> str:

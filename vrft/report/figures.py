@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from vrft.evaluate.paired_change import metric_change
 from vrft.evaluate.protocols import protocol_key
@@ -23,7 +23,10 @@ class Method:
 
 @dataclass(frozen=True)
 class Line:
-    """A method's metric. change: the paired difference from the base, `{"value", "n", "interval"}`; None if unknown."""
+    """A method's metric. change: the paired difference from the base, `{"value", "n", "interval"}`; None if unknown.
+
+    against: the same from other methods, by their names.
+    """
 
     label: str
     run: RunFiles
@@ -32,6 +35,7 @@ class Line:
     n: int
     interval: list[float] | None
     change: dict | None
+    against: Mapping[str, dict] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

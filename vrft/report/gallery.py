@@ -15,11 +15,12 @@ import numpy as np
 from PIL import Image
 
 from vrft.data.images import load_image
-from vrft.report.draw import LabelledBox, boxes_of
+from vrft.errors import UserError
+from vrft.report.draw import LabelledBox, boxes_of, found_boxes
 from vrft.report.run_files import RunFiles
 from vrft.tasks.answers import normal_name
 from vrft.tasks.reward_terms import RewardOptions, match_boxes
-from vrft.tasks.rows import Row, image_paths, labelled_boxes
+from vrft.tasks.rows import Row, image_paths
 
 TAGS = {
     "improved": "improved",
@@ -166,18 +167,15 @@ def box_tags(row: Row, scored: dict) -> list[str]:
     """
     if not is_compared_by_iou(row, scored):
         return []
-    gold, answer = ([one] if one and not isinstance(one[0], list | dict) else one or [] for one in
-                    (row["gold"], scored["answer"]))  # fmt: skip
-    found = [one if isinstance(one, dict) else {"xyxy": one, "confidence": 1.0} for one in answer]
-    golds = labelled_boxes(gold)
+    found, golds = found_boxes(scored["answer"]), boxes_of(row["gold"])
     may_match = None
     if "categories" in row:
         labels = [normal_name(label) for _, label in golds]
-        may_match = np.array([[normal_name(box["label"]) == label for label in labels] for box in found], bool)
+        may_match = np.array([[normal_name(box.get("label", "")) == label for label in labels] for box in found], bool)
         may_match = may_match.reshape(len(found), len(labels))
     matched = match_boxes(
         [box["xyxy"] for box in found],
-        [box["confidence"] for box in found],
+        [box.get("confidence", 1.0) for box in found],
         [xyxy for xyxy, _ in golds],
         _MATCHED,
         may_match=may_match,
@@ -209,14 +207,14 @@ def _evenly(indices: Sequence[int], n: int) -> list[int]:
 
 def _item(row: Row, sides: list[Side], tags: list[str], root: Path) -> Item:
     gold = row["gold"]
-    boxes = [] if isinstance(gold, int) else boxes_of(gold)
+    boxes = boxes_of(gold)
     return Item(
         row_id=row["row_id"],
         asked=next((row[column] for column in _ASKED_COLUMNS if row.get(column)), ", ".join(row.get("categories", []))),
         gold="" if boxes else _as_text(gold),
         gold_boxes=boxes,
         image_wh=tuple(row["image_wh"]),
-        image=image_uri(image_paths(row, root)[0]),
+        image=image_uri(_image_of(row, root), what=f"row {row['row_id']}"),
         tags=tags,
         sides=sides,
     )
@@ -244,9 +242,21 @@ def _side(title: str, scored: dict, metric: str) -> Side:
     )
 
 
-def image_uri(path: Path) -> str:
-    """The image as a data URI: PNG up to 128 pixels a side, else JPEG of at most 640 pixels a side."""
-    image = load_image(path, what="report")
+def _image_of(row: Row, root: Path) -> Path:
+    """The row's first image. Raises `UserError` for a relative path that leaves the run: vrft writes none."""
+    if ".." in Path(row["images"][0]).parts:
+        raise UserError(
+            f"row {row['row_id']}: the image {row['images'][0]} may lie outside of {root}; give its whole path"
+        )
+    return image_paths(row, root)[0]
+
+
+def image_uri(path: Path, *, what: str) -> str:
+    """The image as a data URI: PNG up to 128 pixels a side, else JPEG of at most 640 pixels a side.
+
+    what: what the image is for. Raises `UserError` if it cannot be read.
+    """
+    image = load_image(path, what=what)
     is_small = max(image.size) <= 128
     if max(image.size) > _MOST_PIXELS_A_SIDE:
         image.thumbnail((_MOST_PIXELS_A_SIDE, _MOST_PIXELS_A_SIDE), Image.Resampling.LANCZOS)

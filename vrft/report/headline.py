@@ -39,7 +39,8 @@ def sentences(run: RunFiles, panels: Sequence[Panel]) -> list[str]:
         steps = f", {n_steps(run)} steps" if n_steps(run) else ""
         seconds = run.result.get("durations_s", {}).get("train")
         took = f" in {duration(seconds)}" if seconds else ""
-        summary.append(f"{METHOD_TITLES[run.method]} on {n_rows.get('train', '?')} training rows{steps}{took}.")
+        title = METHOD_TITLES.get(run.method, run.method)
+        summary.append(f"{title} on {n_rows.get('train', '?')} training rows{steps}{took}.")
         ended = [alarm for alarm in run.alarms if alarm["action"] != "warn" and alarm["step"] >= n_steps(run)]
         if ended:
             summary.append(f"The alarm {ended[-1]['rule']} stopped the training at step {ended[-1]['step']}.")
@@ -47,14 +48,19 @@ def sentences(run: RunFiles, panels: Sequence[Panel]) -> list[str]:
             summary.append(
                 f"It raised {'an alarm' if len(run.alarms) == 1 else f'{len(run.alarms)} alarms'}, see below."
             )
-        failed = {name: n for entry in run.logs for name, n in entry.items() if name.startswith("term_faults/")}
+        failed = {
+            name: n
+            for entry in run.logs
+            for name, n in entry.items()
+            if name.startswith("term_faults/") and isinstance(n, int | float)
+        }
         if failed:
             named = ", ".join(f"{name.partition('/')[2]} on {n:.0f} completions" for name, n in failed.items())
             summary.append(f"A reward term failed and paid 0: {named}.")
     else:
         summary.append("The model was evaluated; nothing was trained.")
     change = change_on_test(run, panels)
-    if change and change["value"] is not None:
+    if change and change["interval"]:
         interval = f" (95 % interval {signed(change['interval'][0])} to {signed(change['interval'][1])})"
         n_test = n_rows.get("test", change["n"])
         summary.append(
@@ -94,7 +100,7 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
         step = f"{trainer['prompts_per_step']} prompts"
         step += f" × {memory['num_generations']} completions" if run.method == "RFT" else ""
         weights = ", ".join(f"{name} × {weight:g}" for name, weight in run.result["reward_terms"])
-        found += [("Method", METHOD_TITLES[run.method]), ("One step", step)]
+        found += [("Method", METHOD_TITLES.get(run.method, run.method)), ("One step", step)]
         found += [("Learning rate", f"{trainer['learning_rate']:g}")]
         found += [("Reward", f"{config['reward']['name']}: {weights}")] if run.method == "RFT" else []
     found.append(("Seed", str(run.result.get("seed", config["run"]["seed"]))))

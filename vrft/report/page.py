@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,13 +15,17 @@ from markupsafe import Markup, escape
 from vrft.errors import UserError
 from vrft.files import write_text_atomically
 from vrft.report.charts import training_charts
+from vrft.report.comparison import change_text, differing, sentences_of, with_differences
 from vrft.report.confusion import confusion
 from vrft.report.detection import detection_figures
 from vrft.report.draw import EDGE_COLOUR, GOLD_COLOUR, PREDICTED_COLOUR
+from vrft.report.escaping import csv_text, markdown_rows, markdown_text
 from vrft.report.figures import Line, Panel, methods_of, metric_label, panels, untrained_notes
 from vrft.report.gallery import make_gallery
 from vrft.report.headline import duration, facts, headline, number, origin, sentences, share, signed
 from vrft.report.run_files import CHECKPOINT_NAMES, RunFiles
+
+_MOST_SETTINGS = 12  # on the terminal
 
 
 def write_report(run_dir: Path, others: Sequence[Path] = ()) -> Path:
@@ -29,7 +34,8 @@ def write_report(run_dir: Path, others: Sequence[Path] = ()) -> Path:
     The page loads no other file. Raises `UserError` if a directory has no finished run.
     """
     run = RunFiles(Path(run_dir))
-    shown = panels(methods_of([run, *(RunFiles(Path(other)) for other in others)]))
+    methods = methods_of([run, *(RunFiles(Path(other)) for other in others)])
+    shown, _ = with_differences(panels(methods), methods)
     page = render(
         "report.html.jinja",
         title=run.config["run"]["name"],
@@ -52,20 +58,41 @@ def write_report(run_dir: Path, others: Sequence[Path] = ()) -> Path:
 def write_comparison(run_dirs: Sequence[Path], out_dir: Path) -> Path:
     """Write a table of the runs as `comparison.md`, `.csv` and `.html`, print it, and return the page's path.
 
-    Rows are methods: the base, then each run's checkpoints. Each figure has its n and its 95 % interval. Raises
+    Rows are methods: the base, then each run's checkpoints. Each figure has its n and its 95 % interval. Below stand
+    the paired differences of methods, such as RFT − SFT, and what differs between the runs beside the method. Raises
     `UserError` if there is no run, or a directory has no finished run.
     """
     if not run_dirs:
         raise UserError("runs is empty; name the directories of finished runs: runs=[runs/A,runs/B]")
-    shown = panels(methods_of([RunFiles(Path(run_dir)) for run_dir in run_dirs]))
+    runs = [RunFiles(Path(run_dir)) for run_dir in run_dirs]
+    methods = methods_of(runs)
+    shown, found = with_differences(panels(methods), methods)
+    names, verdicts, settings = [run.run_dir.name for run in runs], sentences_of(runs, methods, found), differing(runs)
     out_dir = Path(out_dir)
-    write_text_atomically(out_dir / "comparison.md", markdown_table(shown))
+    out_dir.mkdir(parents=True, exist_ok=True)
+    said = "".join(f"\n{markdown_text(sentence)}\n" for sentence in verdicts)
+    write_text_atomically(out_dir / "comparison.md", markdown_table(shown) + said + _markdown_settings(names, settings))
     write_text_atomically(out_dir / "comparison.csv", csv_table(shown))
-    runs = [str(Path(run_dir).name) for run_dir in run_dirs]
-    page = render("comparison.html.jinja", panels=shown, runs=runs)
+    page = render("comparison.html.jinja", panels=shown, runs=names, verdicts=verdicts, settings=settings)
     path = write_text_atomically(out_dir / "comparison.html", page)
-    print(text_table(shown))
+    told = [textwrap.fill(sentence, 100) for sentence in verdicts]
+    print("\n".join([text_table(shown), "", *told, *_told_settings(names, settings)]))
     return path
+
+
+def _told_settings(names: Sequence[str], settings: Sequence[tuple[str, list[str]]]) -> list[str]:
+    """What differs between the runs, for the terminal."""
+    lines = [f"  {name}: {', '.join(values)}" for name, values in settings[:_MOST_SETTINGS]]
+    more = (
+        [f"  and {len(settings) - _MOST_SETTINGS} more, in comparison.html"] if len(settings) > _MOST_SETTINGS else []
+    )
+    return ["", f"What differs beside the method ({', '.join(names)}):", *lines, *more] if settings else []
+
+
+def _markdown_settings(names: Sequence[str], settings: Sequence[tuple[str, list[str]]]) -> str:
+    rows = [["What differs beside the method", *names], ["---"] * (1 + len(names))]
+    rows += [[name, *values] for name, values in settings]
+    return f"\n{markdown_rows(rows)}\n" if settings else ""
 
 
 def text_table(shown: Sequence[Panel]) -> str:
@@ -87,30 +114,38 @@ def markdown_table(shown: Sequence[Panel]) -> str:
     """One table: rows are methods, columns are test sets and metrics."""
     heads = [f"{panel.title}: {panel.label} (n = {panel.n})" for panel in shown]
     rows = [["", *heads], ["---"] + ["---:"] * len(shown)]
-    rows += [[label, *(_cell(panel, label) for panel in shown)] for label in _labels(shown)]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    notes = "".join(f"\n\n{note}." for note in untrained_notes(shown))
-    return f"{table}{notes}\n\nIn brackets: 95 % bootstrap interval.\n"
+    rows += [[label, *(_cell(panel, label) + _against(panel, label) for panel in shown)] for label in _labels(shown)]
+    notes = "".join(f"\n\n{markdown_text(note)}." for note in untrained_notes(shown))
+    return f"{markdown_rows(rows)}{notes}\n\nIn brackets: 95 % bootstrap interval.\n"
 
 
 def csv_table(shown: Sequence[Panel]) -> str:
-    """One line for each figure, with its interval and its paired change from the base."""
+    """One line for each figure, with its interval and its paired changes from the base and from another method."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     names = ("value", "low", "high", "n", "change", "change_low", "change_high")
+    names += ("against", "difference", "difference_low", "difference_high")
     writer.writerow(["method", "run", "checkpoint", "split", "metric", *names])
     for panel in shown:
         for line in panel.lines:
             change = line.change or {"value": None, "interval": None}
             numbers = [line.value, *(line.interval or (None, None)), line.n]
             numbers += [change["value"], *(change["interval"] or (None, None))]
-            writer.writerow([line.label, line.run.run_dir.name, line.kind, panel.split, panel.metric, *numbers])
+            name, difference = next(iter(line.against.items()), (None, {"value": None, "interval": None}))
+            numbers += [name, difference["value"], *(difference["interval"] or (None, None))]
+            cells = [line.label, line.run.run_dir.name, line.kind, panel.split, panel.metric, *numbers]
+            writer.writerow(map(csv_text, cells))
     return buffer.getvalue()
 
 
 def _cell(panel: Panel, label: str) -> str:
     line = next((line for line in panel.lines if line.label == label), None)
     return "" if line is None else f"{number(line.value)}{_bracket(line)}"
+
+
+def _against(panel: Panel, label: str) -> str:
+    line = next((line for line in panel.lines if line.label == label), None)
+    return "".join(f"; vs {name} {change_text(change)}" for name, change in (line.against.items() if line else ()))
 
 
 def _bracket(line: Line) -> str:

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from vrft.config.package_files import config_folder
 from vrft.errors import UserError
 from vrft.evaluate.protocols import protocol_key
-from vrft.files import read_rows
+from vrft.files import read_rows, read_written
+from vrft.report.run_forms import FORMS, Alarm, LogLine, Provenance, ReportedConfig, Result, RowForm, ScoredForm
 from vrft.tasks.rows import Row
 
 METHOD_NAMES = {"grpo": "RFT", "sft": "SFT"}
+NOT_COMPARED = ("run.", "question.", "logging.", "derived.")
+"""Sections of a config in which runs of one experiment may differ."""
 CHECKPOINT_NAMES = {"best": "best by validation", "last": "last step"}
 
 
 def _family_of(group: str | None) -> str | None:
     """The family of a file of the config group `model`; None for one that vrft does not bring."""
     path = config_folder() / "model" / f"{group}.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8"))["family"] if path.is_file() else None
+    return yaml.safe_load(path.read_text(encoding="utf-8")).get("family") if path.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -32,28 +35,29 @@ class RunFiles:
     """A finished run directory. Files that a run may not have (no training, no evaluation) read as empty."""
 
     run_dir: Path
+    _known: dict[str, list[dict]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        return self._read("config.yaml", yaml.safe_load)
+        return self._read("config.yaml", ReportedConfig)
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        return self._read("result.json", json.loads)
+        return self._read("result.json", Result)
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        return self._read("provenance.json", json.loads) if (self.run_dir / "provenance.json").is_file() else {}
+        return self._read("provenance.json", Provenance) if (self.run_dir / "provenance.json").is_file() else {}
 
     @cached_property
     def logs(self) -> list[dict]:
         """The lines of `metrics.jsonl`, each with its `step`."""
-        return self._lines("metrics.jsonl")
+        return self._lines("metrics.jsonl", LogLine)
 
     @cached_property
     def alarms(self) -> list[dict]:
         """The alarms of the training: `{"step", "rule", "action", "message"}` each."""
-        return self._lines("alarms.jsonl")
+        return self._lines("alarms.jsonl", Alarm)
 
     @property
     def is_trained(self) -> bool:
@@ -61,8 +65,8 @@ class RunFiles:
 
     @property
     def method(self) -> str:
-        """`RFT` or `SFT`."""
-        return METHOD_NAMES[self.config["trainer"]["name"]]
+        """`RFT` or `SFT`, or what else the trainer is called."""
+        return METHOD_NAMES.get(name := self.config["trainer"]["name"], name)
 
     @property
     def model_name(self) -> str:
@@ -121,11 +125,20 @@ class RunFiles:
         return by_protocol.get(protocol_key(self.config["protocol"]), {})
 
     def rows(self, split: str = "test") -> list[Row]:
-        return self._lines(f"data/{split}.jsonl")
+        return self._lines(f"data/{split}.jsonl", self._forms[0])
 
     def scores(self, name: str, split: str = "test") -> list[dict]:
-        """The scored rows of an evaluation on a test set, in the order of the rows."""
-        return self._lines(f"evaluations/{name}/{split}/scores.jsonl")
+        """The scored rows of an evaluation on a test set, in the order of the rows.
+
+        Raises `UserError` if they are not those of the test set's rows.
+        """
+        scored = self._lines(path := f"evaluations/{name}/{split}/scores.jsonl", self._forms[1])
+        ids, of_rows = ([one["row_id"] for one in lines] for lines in (scored, self.rows(split)))
+        if scored and ids != of_rows and (self.run_dir / f"data/{split}.jsonl").is_file():
+            raise UserError(
+                f"{self.run_dir / path} has other rows than data/{split}.jsonl: {_difference(ids, of_rows)}"
+            )
+        return scored
 
     def judged_kinds(self, split: str = "test") -> list[str]:
         """The sides that the page shows: `before` and the name of `after`, if they were evaluated on the test set."""
@@ -136,15 +149,26 @@ class RunFiles:
         kinds = self.judged_kinds(split)
         return ["Before", "After"] if len(kinds) > 1 else ["Completion"] * len(kinds)
 
-    def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
+    @property
+    def _forms(self) -> tuple[type[RowForm], type[ScoredForm]]:
+        return FORMS.get(self.config["protocol"]["scorer"], (RowForm, ScoredForm))
+
+    def _read(self, name: str, form: type[BaseModel]) -> Any:
         path = self.run_dir / name
         if not path.is_file():
             raise UserError(f"{self.run_dir} has no {name}; the directory of a finished run is needed")
-        try:
-            return parse(path.read_text(encoding="utf-8"))
-        except (ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{path} cannot be read ({error}); the file that vrft wrote is needed") from None
+        return read_written(path, form)
 
-    def _lines(self, name: str) -> list[dict]:
-        path = self.run_dir / name
-        return read_rows(path) if path.is_file() else []
+    def _lines(self, name: str, form: type[BaseModel]) -> list[dict]:
+        """The lines of a file, each read once; none if there is no such file."""
+        if name not in self._known:
+            path = self.run_dir / name
+            self._known[name] = read_rows(path, form) if path.is_file() else []
+        return self._known[name]
+
+
+def _difference(ids: Sequence[str], of_rows: Sequence[str]) -> str:
+    if len(ids) != len(of_rows):
+        return f"{len(ids)} in place of {len(of_rows)}"
+    place = next(place for place, pair in enumerate(zip(ids, of_rows, strict=True)) if pair[0] != pair[1])
+    return f"row {ids[place]} in place of {of_rows[place]}"

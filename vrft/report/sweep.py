@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +27,15 @@ from scipy import stats
 from vrft.config.schema import Question
 from vrft.config.section import flat
 from vrft.errors import UserError, shape_faults
-from vrft.report.run_files import RunFiles
+from vrft.files import read_written
+from vrft.report.escaping import csv_text, csv_value
+from vrft.report.run_files import NOT_COMPARED, RunFiles
+from vrft.report.run_forms import Record
 
 FILE = "figures.csv"
 FIXED = ("run", "config_hash", "seed", "checkpoint", "test_set", "title", "metric", "value", "n")
 SEED = "run.seed"
 _HEAD = "# question: "
-_NOT_COMPARED = ("run.", "question.", "logging.", "derived.")
 _NOT_SETTINGS = ("run.", "evaluate.", "question.", "logging.")
 
 
@@ -89,7 +92,7 @@ def to_csv(sweep: Sweep) -> str:
     ordered = ["run", "config_hash", "seed", *sweep.settings]
     ordered += [column for column in together if column not in ordered]
     head = _HEAD + json.dumps(sweep.question.model_dump()) + "\n"
-    return head + together[ordered].to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    return head + together[ordered].map(csv_text).to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def chosen(sweep: Sweep) -> pd.DataFrame:
@@ -151,7 +154,11 @@ def figures_at(figures: pd.DataFrame, test_set: str, metric: str | None) -> pd.D
 
 def _figures_of(run: RunFiles, keys: Sequence[str]) -> list[dict[str, Any]]:
     result, config = run.result, run.config
-    shared = {"run": run.run_dir.name, "config_hash": result["config_hash"][:12], "seed": config["run"]["seed"]}
+    shared = {
+        "run": run.run_dir.name,
+        "config_hash": (result.get("config_hash") or "")[:12],
+        "seed": config["run"]["seed"],
+    }
     shared |= {key: _setting(run, key) for key in keys}
 
     def figure(checkpoint: str, test_set: str, metric: str, value: float, n: int, title: str = "") -> dict[str, Any]:
@@ -167,10 +174,10 @@ def _figures_of(run: RunFiles, keys: Sequence[str]) -> list[dict[str, Any]]:
     ]
     for name, other in result.get("others", {}).items():
         for kind, by_protocol in other["evaluations"].items():
-            metrics = by_protocol[other["protocol"]]
+            metrics = by_protocol.get(other["protocol"], {})
             for metric in other["primary_metrics"]:
-                one = metrics[metric]
-                found.append(figure(kind, f"others/{name}", metric, one["value"], one["n"], f"other: {name}"))
+                if one := metrics.get(metric):
+                    found.append(figure(kind, f"others/{name}", metric, one["value"], one["n"], f"other: {name}"))
     taken = [entry for entry in result["validation"] if entry["value"] is not None]
     if taken:
         best = max(taken, key=lambda entry: entry["value"])
@@ -179,7 +186,7 @@ def _figures_of(run: RunFiles, keys: Sequence[str]) -> list[dict[str, Any]]:
     # A resumed run has the seconds and memory of its last part only.
     if not run.provenance.get("earlier"):
         found += [figure("run", "run", f"{part}_seconds", value, 1) for part, value in result["durations_s"].items()]
-        found.append(figure("run", "run", "peak_memory_gib", result["peak_memory_gib"], 1))
+        found.append(figure("run", "run", "peak_memory_gib", result.get("peak_memory_gib"), 1))
     return found
 
 
@@ -189,7 +196,7 @@ def _differing(runs: Sequence[RunFiles]) -> list[str]:
     overridden = dict.fromkeys(
         one.lstrip("+~").partition("=")[0].partition("@")[0]
         for run in trained
-        for one in run.provenance.get("overrides", [])
+        for one in run.provenance.get("overrides") or []
     )
     return [
         key
@@ -212,7 +219,7 @@ def _distinguishing_keys(runs: Sequence[RunFiles], keys: Sequence[str]) -> list[
         first, *others = [dict(flat(run.config)) for run in equal_runs]
         for other in others:
             found |= dict.fromkeys(key for key in {**first, **other} if first.get(key) != other.get(key))
-    return [key for key in found if not key.startswith(_NOT_COMPARED)]
+    return [key for key in found if not key.startswith(NOT_COMPARED)]
 
 
 def _setting(run: RunFiles, key: str) -> Any:
@@ -264,7 +271,10 @@ def _read_csv(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
         faults = [f"column {column} is missing" for column in missing] + list(shape_faults(question, Question))
         if faults:
             raise ValueError("; ".join(faults))
-    except (OSError, ValueError, TypeError) as error:
+        frame = frame.map(csv_value)
+        for column in ("value", "n"):
+            frame[column] = pd.to_numeric(frame[column])
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); a {FILE} as vrft report writes it is needed") from None
     return question, frame
 
@@ -289,13 +299,14 @@ def read_record(path: Path) -> dict[str, Any]:
 
     The status of a job is not updated if nothing waited for it. Such a job is completed if its result exists.
     """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if not path.is_file():
         return {}
-    if not isinstance(record, dict):
+    try:
+        record = read_written(path, Record)
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr)
         return {}
     has_result = (path.parent.parent / path.stem / "result.json").is_file()
-    if record.get("state") in ("submitted", "busy", "running", "interrupted") and has_result:
+    if record["state"] in ("submitted", "busy", "running", "interrupted") and has_result:
         record |= {"state": "completed", "cause": "", "last_lines": []}
     return record

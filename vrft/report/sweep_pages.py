@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
 from vrft.errors import UserError
-from vrft.files import write_text_atomically
+from vrft.files import write_text_atomically, written_whole
+from vrft.report.charts import as_svg
+from vrft.report.escaping import csv_text, markdown_rows, markdown_text
 from vrft.report.sweep import FILE, Sweep, averaged, chosen, rank, read_sweep, to_csv
 from vrft.report.sweep_tables import View, base_lines, in_order, question_table, views, wide_table
 
 _COLOURS = ("#0b6bb8", "#b4540a", "#0b7a53", "#8a3f8f", "#b3261e", "#5c6875")
+_PAGE_COLOURS = {
+    colour: f"var(--{name})"
+    for colour, name in zip(
+        (*_COLOURS, "#000000", "#b0b0b0"),
+        ("series-1", "series-2", "series-3", "series-4", "bad", "muted", "ink", "rule"),
+        strict=True,
+    )
+} | {"#ffffff": "none"}
 _MARKERS = "osD^vP"
 _SHORT = (
     "Mean over seeds ± half of the 95 % interval (Student's t, from three seeds on). In brackets: the number of seeds, "
@@ -42,19 +53,18 @@ def write_sweep_report(sources: Sequence[Path], out_dir: Path | None = None) -> 
     out_dir.mkdir(parents=True, exist_ok=True)
     write_text_atomically(out_dir / FILE, to_csv(sweep))
     averages = averaged(shown, sweep.settings)
-    write_text_atomically(out_dir / "sweep.csv", averages.to_csv(index=False, float_format="%.6g"))
+    write_text_atomically(out_dir / "sweep.csv", averages.map(csv_text).to_csv(index=False, float_format="%.6g"))
     plots = write_plots(sweep, shown_views, out_dir)
-    titled = list(zip([view.title for view in shown_views], tables, plots, strict=True))
+    titled = [(view.title, one, plot.name) for view, one, plot in zip(shown_views, tables, plots, strict=True)]
     notes = [_SHORT if titled else "", _WIDE, _selection_note(sweep)]
     write_text_atomically(out_dir / "sweep.md", markdown(sweep, titled, table, notes=notes, incomplete=incomplete))
     print(table.to_string(index=False))
     from vrft.report.page import render
 
-    images = [base64.b64encode((out_dir / name).read_bytes()).decode() for name in plots]
     page = render(
         "sweep.html.jinja",
         question=sweep.question,
-        views=[(*one, image) for one, image in zip(titled, images, strict=True)],
+        views=[(title, one, plot) for (title, one, _), plot in zip(titled, plots, strict=True)],
         table=table,
         notes=notes,
         incomplete=incomplete,
@@ -74,23 +84,22 @@ def markdown(
 
     notes: three texts, on the question's tables, on the table of all cells, and on both.
     """
-    lines = [f"# {sweep.question.title}", ""] if sweep.question.title else []
+    lines = [f"# {markdown_text(sweep.question.title)}", ""] if sweep.question.title else []
     lines += [note for note in (notes[0], notes[2]) if titled and note]
     for title, one, plot in titled:
+        title = markdown_text(title)
         lines += ["", f"**{title}**", "", *_markdown_table(one), "", f"![{title}]({plot})"]
     lines += ["", "**Every cell**", ""] if titled else []
     lines += [*_markdown_table(table), "", " ".join(note for note in notes[1:] if note)]
     if incomplete:
         lines += ["", "Not completed:", ""]
-        lines += [f"- {one['state']}: {one['name']} ({one['cause']})" for one in incomplete]
+        lines += [f"- {markdown_text('{state}: {name} ({cause})'.format(**one))}" for one in incomplete]
     return "\n".join(lines) + "\n"
 
 
 def _markdown_table(table: pd.DataFrame) -> list[str]:
-    head = [str(column) for column in table]
-    cells = [[str(value).replace("|", r"\|") for value in row] for row in table.itertuples(index=False)]
-    rows = [head, ["---"] * len(head), *cells]
-    return [f"| {' | '.join(row)} |" for row in rows]
+    rows = [list(table), ["---"] * len(table.columns), *table.itertuples(index=False)]
+    return markdown_rows(rows).splitlines()
 
 
 def _selection_note(sweep: Sweep) -> str:
@@ -101,14 +110,29 @@ def _selection_note(sweep: Sweep) -> str:
     return f"Selected by validation{seed}, for each combination of the other settings: {', '.join(names)}."
 
 
-def write_plots(sweep: Sweep, shown_views: Sequence[View], out_dir: Path) -> list[str]:
-    """Write a PNG for each view, and return the file names."""
-    names = []
+@dataclass(frozen=True)
+class Plot:
+    """A view's plot: the name of its PNG, and for the page the same as SVG that is at most `width` pixels wide."""
+
+    name: str
+    svg: Markup
+    width: int
+
+
+def write_plots(sweep: Sweep, shown_views: Sequence[View], out_dir: Path) -> list[Plot]:
+    """Draw each view and write it as PNG."""
+    import matplotlib
+
+    plots = []
     for view in shown_views:
         name = f"plot_{view.name}.png"
-        draw(sweep, view).savefig(out_dir / name, dpi=150, metadata={"Software": None})
-        names.append(name)
-    return names
+        with matplotlib.rc_context({"text.parse_math": False}):  # a name may hold a $
+            figure = draw(sweep, view)
+            with written_whole(out_dir / name) as file:
+                figure.savefig(file, dpi=150, metadata={"Software": None})
+            svg = as_svg(figure, _PAGE_COLOURS, title=name, description=view.title)
+        plots.append(Plot(name, svg, round(110 * figure.get_size_inches()[0])))
+    return plots
 
 
 def draw(sweep: Sweep, view: View):
@@ -168,7 +192,7 @@ def _incomplete(source: Path) -> list[dict[str, str]]:
 
     found = []
     for path in sorted(source.glob("children/*.json")) if source.is_dir() else []:
-        record = read_record(path)
-        if record and record["state"] not in ("completed", "not_chosen"):
+        record = read_record(path) or {"state": "unknown", "cause": f"its record {path.name} is damaged"}
+        if record["state"] not in ("completed", "not_chosen"):
             found.append({"name": path.stem, "state": record["state"], "cause": record["cause"]})
     return found

@@ -19,10 +19,12 @@ from transformers import TrainerCallback
 
 from vrft.config.schema import Logging
 from vrft.config.secrets import is_secret_name, without_secrets
-from vrft.data.images import decode_upright
+from vrft.data.images import decode_upright, image_bytes
 from vrft.errors import UserError
 from vrft.evaluate.score import answer_as_json
+from vrft.files import read_written
 from vrft.report.draw import LabelledBox, boxes_of
+from vrft.report.run_forms import Provenance, Result
 from vrft.report.sweep import CHILDREN
 from vrft.tasks import MixedTask, Task
 from vrft.tasks.boxes import Frame
@@ -58,18 +60,18 @@ def tracked(run_dir: Path, logging: Logging, values: dict[str, Any], *, job_type
 def _start_run(run_dir: Path, logging: Logging, values: dict[str, Any], *, job_type: str):
     import wandb
 
-    provenance = json.loads((run_dir / "provenance.json").read_text(encoding="utf-8"))
+    provenance = read_written(run_dir / "provenance.json", Provenance)
     try:
         with _without_job_secrets():
             return wandb.init(
-                **run_fields(run_dir, logging, provenance["choices"], job_type=job_type),
+                **run_fields(run_dir, logging, provenance.get("choices") or {}, job_type=job_type),
                 # Under a key of its own: TRL adds its arguments to the same config, and both have a `deepspeed`.
                 config={"vrft": without_secrets(values, os.environ), "origin": _origin(provenance)},
                 project=logging.project,
                 entity=logging.entity,
                 mode=logging.mode,
                 dir=str(run_dir),
-                id=provenance["wandb_run_id"],
+                id=provenance.get("wandb_run_id"),
                 resume="allow",
                 # Without git: W&B stores the remote's URL, which may contain a token.
                 settings=wandb.Settings(disable_git=True, disable_code=True, silent=True),
@@ -116,8 +118,8 @@ def _result_figures(path: Path) -> dict[str, float | int]:
     """`result/WHEN/PROTOCOL/METRIC` of the test set, and `result/n`, its number of rows; empty without a result."""
     if not path.is_file():
         return {}
-    result = json.loads(path.read_text(encoding="utf-8"))
-    figures: dict[str, float | int] = {"result/n": (result["n_rows"] or {}).get("test", 0)}
+    result = read_written(path, Result)
+    figures: dict[str, float | int] = {"result/n": (result["n_rows"]).get("test", 0)}
     for when in ("before", "after"):
         for protocol, metrics in (result[when] or {}).items():
             figures |= {f"result/{when}/{protocol}/{name}": metric["value"] for name, metric in metrics.items()}
@@ -167,7 +169,7 @@ def picture(row: Row, case: dict, *, task: Task | MixedTask, frame: Frame, root:
     parsed = task.parse(case["text"], row, frame, is_truncated=case["is_truncated"])
     gold = [] if isinstance(row["gold"], int) else boxes_of(row["gold"])
     answered, name = boxes_of(answer_as_json(parsed.answer)), row.get("category") or "object"
-    image, _ = decode_upright(image_paths(row, root)[0].read_bytes())
+    image, _ = decode_upright(image_bytes(image_paths(row, root)[0]))
     terms = ", ".join(f"{name} {value:.2f}" for name, value in case["terms"].items() if value is not None)
     caption = f"{row['row_id']}: reward {case['total']:.2f} ({terms})\n{case['text']}"
     boxes = {"ground_truth": _overlay(gold, name), "prediction": _overlay(answered, name)}

@@ -29,7 +29,7 @@ def write_reports(run_dirs: list[Path], *, out_dir: Path | None = None) -> None:
 
     page = write_report(run_dirs[0], run_dirs[1:])
     if len(run_dirs) > 1:
-        write_comparison(run_dirs, out_dir or run_dirs[0])
+        page = write_comparison(run_dirs, out_dir or run_dirs[0])
     else:
         if shown := panels(methods_of([RunFiles(run_dirs[0])])):
             print(text_table(shown))

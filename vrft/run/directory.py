@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from vrft.config.package_files import PACKAGE
 from vrft.config.schema import Model
 from vrft.errors import UserError
-from vrft.files import weight_hash
+from vrft.files import open_to_append, weight_hash
 from vrft.models.prompt_settings import read_prompt_settings
 from vrft.run import health
 
@@ -56,7 +56,7 @@ def alone_in(run_dir: Path) -> Iterator[None]:
     The lock is shared with the workers (`join`): after this process is killed, they still keep others out. filelock
     cannot turn an exclusive lock into a shared one. A file system without locks lets everybody in.
     """
-    with (run_dir / LOCK_FILE).open("a", encoding="utf-8") as file:
+    with open_to_append(run_dir / LOCK_FILE) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             join(file)  # not in one step with the line before: another parent may come between
@@ -81,7 +81,7 @@ def join(file: TextIO) -> None:
 @contextlib.contextmanager
 def claimed(path: Path, *, is_patient: bool = False) -> Iterator[bool]:
     """Yield True if this process alone holds the lock file while the block runs. is_patient: True waits for it."""
-    with path.open("a", encoding="utf-8") as file:
+    with open_to_append(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if is_patient else fcntl.LOCK_NB))
         except BlockingIOError:

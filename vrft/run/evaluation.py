@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list, gather_object
 
 from vrft.config.schema import Protocol
-from vrft.errors import phase
+from vrft.errors import UserError, phase
 from vrft.evaluate.completions import Sampling, generate_completions
 from vrft.evaluate.partial_completions import KeptBatches, OtherEvaluationError
 from vrft.evaluate.score import score_completions
-from vrft.files import manifest_hash, write_text_atomically
+from vrft.files import manifest_hash, read_rows, read_written, remove, write_text_atomically
+from vrft.report.run_forms import Metrics, Provenance, ScoredForm
 from vrft.run.context import RunContext
 from vrft.run.resume import lasting_hash
 from vrft.tasks.rows import Row
@@ -122,15 +123,19 @@ def _sampling(protocol: Protocol, seed: int) -> dict:
 
 def _kept_batches(experiment: RunContext, folder: Path, name: str) -> KeptBatches:
     """What a killed evaluation of that name has kept; of a checkpoint that training has changed since, nothing."""
-    provenance = json.loads((experiment.run_dir / "provenance.json").read_text(encoding="utf-8"))
-    weights = provenance["model_hash"]
+    record = read_written(experiment.run_dir / "provenance.json", Provenance)
+    weights = record.get("model_hash")
     if name != "before":  # on a shared disk the others may not see yet what the main process has written
         checkpoint = experiment.run_dir / "checkpoints" / name
         (weights,) = broadcast_object_list(
             [manifest_hash(checkpoint) if experiment.processes.is_main_process else None]
         )
     n_rows = experiment.config.memory.evaluation_batch_size  # a run may resume with smaller batches
-    fingerprint = {"config": lasting_hash(experiment.config.plain()), "data": provenance["data_hash"], "model": weights}
+    fingerprint = {
+        "config": lasting_hash(experiment.config.plain()),
+        "data": record.get("data_hash"),
+        "model": weights,
+    }
     fingerprint |= {"evaluation_batch_size": n_rows}
     try:
         return KeptBatches(folder, fingerprint)
@@ -139,17 +144,28 @@ def _kept_batches(experiment: RunContext, folder: Path, name: str) -> KeptBatche
             raise
     experiment.processes.wait_for_everyone()
     if experiment.processes.is_main_process:
-        shutil.rmtree(folder)
+        remove(folder)
     experiment.processes.wait_for_everyone()
     return KeptBatches(folder, fingerprint)
 
 
 def known_evaluation(experiment: RunContext, name: str) -> dict[str, dict] | None:
-    """An evaluation that a run which is being resumed had finished, as `evaluate_splits` returned it."""
-    paths = {split: experiment.evaluation_dir / name / split / "metrics.json" for split in experiment.test_splits}
-    if not experiment.config.run.resume or not all(path.is_file() for path in paths.values()):
+    """An evaluation that a run which is being resumed had finished, as `evaluate_splits` returned it.
+
+    None if there is none, or it is damaged: then it is made again, as the report needs it whole.
+    """
+    folders = {split: experiment.evaluation_dir / name / split for split in experiment.test_splits}
+    if not experiment.config.run.resume or not all((one / "metrics.json").is_file() for one in folders.values()):
         return None
-    return {split: json.loads(path.read_text(encoding="utf-8")) for split, path in paths.items()}
+    try:
+        for folder in folders.values():
+            if (folder / "scores.jsonl").is_file():
+                read_rows(folder / "scores.jsonl", ScoredForm)
+        return {split: read_written(folder / "metrics.json", Metrics) for split, folder in folders.items()}
+    except UserError as error:
+        if experiment.processes.is_main_process:
+            print(f"warning: {error}\nwarning: so the evaluation {name} is made again", file=sys.stderr)
+        return None
 
 
 def _write_lines(path: Path, entries: list[dict]) -> None:

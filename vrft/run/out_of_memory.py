@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
 
 from vrft.config.batch_sizes import batch_sizes, derive
 from vrft.config.model_checks import quantization_faults
 from vrft.config.schema import Config
 from vrft.config.section import with_values
 from vrft.config.vllm_checks import vllm_faults
-from vrft.files import append_lines
+from vrft.files import append_lines, read_rows
 from vrft.memory.changes import BY_MICRO_BATCH, Change, first_changes, weighs_by_micro_batch
 from vrft.memory.training_setup import Setup
 from vrft.run import health
@@ -38,6 +39,13 @@ _HELPS = {  # in which phases a knob of the planner's helps
     "LoRA": ("loading", "step", "rollout", "evaluation"),
     "num_generations": ("step", "rollout"),
 }
+
+
+class _Line(BaseModel):
+    """A line of the record."""
+
+    phase: str
+    to: Annotated[int, Field(ge=1)] | None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -90,9 +98,9 @@ def _size(config: Config, key: str | None) -> int:
 def remembered(run_dir: Path, config: Config) -> Config:
     """The config with the smaller batches that the run has used before, if there are any."""
     path = run_dir / RECORD
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    lines = read_rows(path, _Line, may_be_cut=True) if path.is_file() else []
     for phase, key in _KEYS.items():
-        limits = [line["to"] for line in lines if line.get("to") and line["phase"] == phase]
+        limits = [line["to"] for line in lines if line["to"] and line["phase"] == phase]
         if limits and limits[-1] < _size(config, key):
             print(f"{key}={limits[-1]}, as {path} says", file=sys.stderr)
             config = with_limit(config, limits[-1], key=key)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from accelerate.utils import broadcast_object_list
+from pydantic import BaseModel
 
 from vrft.errors import UserError
 from vrft.files import read_rows, write_text_atomically
@@ -18,6 +19,14 @@ from vrft.tasks.rows import Row
 
 FILE = "own_completions.jsonl"
 COLUMN = "own_completion"
+
+
+class _Judged(BaseModel):
+    """A line of the file, as far as it is read."""
+
+    row_id: str
+    text: str
+    earned: float
 
 
 def rows_with_own_completions(experiment: RunContext, model) -> list[Row]:
@@ -54,7 +63,7 @@ def _judged(experiment: RunContext, model, rows: Sequence[Row]) -> list[dict]:
     The main process alone looks at the file: the others may not see yet on a shared disk what it has written.
     """
     path, is_main = experiment.run_dir / FILE, experiment.processes.is_main_process
-    (known,) = broadcast_object_list([read_rows(path) if is_main and path.is_file() else None])
+    (known,) = broadcast_object_list([read_rows(path, _Judged) if is_main and path.is_file() else None])
     if known is not None:
         return known
     judged = _sample(experiment, model, rows, n_samples=experiment.config.trainer.own_samples)

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from vrft.config.package_files import TINY_MODEL
 from vrft.config.schema import Config
 from vrft.config.section import flat
 from vrft.errors import UserError, raise_all, shape_faults
-from vrft.files import hash_kind, parse_yaml, read_rows, write_text_atomically
+from vrft.files import hash_kind, read_rows, read_written, write_text_atomically
+from vrft.report.run_forms import Provenance
 from vrft.tasks.rows import Row
 
 _MAY_CHANGE = (  # what had ended it; on it goes
@@ -42,14 +44,24 @@ _OTHER = (
 _NOT_OURS = "run.dir must be one that vrft has made"
 
 
+class _Model(BaseModel):
+    path: str | None
+
+
+class _Begun(BaseModel):
+    """A frozen config as far as two are compared; the whole may be that of another version."""
+
+    model: _Model
+    run: dict[str, Any] = {}
+    dataset: dict[str, Any] = {}
+    launch: dict[str, Any] | None = None
+
+
 def read_config(run_dir: Path) -> Config:
     """The frozen config of a run directory. Raises `UserError` if it is not one that this version has written."""
     path = run_dir / "config.yaml"
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not plain YAML ({error}); {_NOT_OURS}") from None
-    faults = list(shape_faults(values, Config)) if isinstance(values, dict) else ["it is no mapping"]
+    values = read_written(path, _Begun)
+    faults = list(shape_faults(values, Config))
     if not faults and values.get("derived") is None:
         faults.append("derived is missing; vrft writes it")
     raise_all(faults, heading=f"{path} cannot be used; it is one that this version of vrft writes:")
@@ -109,13 +121,7 @@ def _sha256(value: Any) -> str:
 def begun_with(run_dir: Path) -> dict[str, Any]:
     """The record of provenance with which the run directory was begun, or nothing."""
     path = run_dir / "provenance.json"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); {_NOT_OURS}") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{path} is no record; {_NOT_OURS}")
-    return record
+    return read_written(path, Provenance) if path.is_file() else {}
 
 
 def check_same_config(run_dir: Path, config: dict[str, Any]) -> None:
@@ -125,13 +131,7 @@ def check_same_config(run_dir: Path, config: dict[str, Any]) -> None:
     if made and not path.is_file():
         raise UserError(f"{run_dir} has {' and '.join(made)} but no config.yaml to tell of what; {_NOT_OURS}")
     if path.is_file():
-        try:
-            begun = parse_yaml(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not plain YAML ({error}); {_NOT_OURS}") from None
-        if not isinstance(begun, dict) or not isinstance(begun.get("model"), dict):
-            raise UserError(f"{path} is no config; {_NOT_OURS}")
-        raise_all(config_differences(begun, config), heading=_OTHER.format(run_dir))
+        raise_all(config_differences(read_written(path, _Begun), config), heading=_OTHER.format(run_dir))
 
 
 def check_same_rows(data_dir: Path, splits: dict[str, list[Row]]) -> None:
@@ -177,7 +177,8 @@ def check_same_hashes(run_dir: Path, begun: dict[str, Any], record: dict[str, An
 def warn_of_versions(begun: dict[str, Any], record: dict[str, Any]) -> None:
     """Print a warning where the code differs from what the run was started with: its bits may then differ too."""
     before, now = (
-        {"python": one.get("python"), "commit": one.get("commit"), **one.get("versions", {})} for one in (begun, record)
+        {"python": one.get("python"), "commit": one.get("commit"), **(one.get("versions") or {})}
+        for one in (begun, record)
     )
     others = [f"{name} {before[name]} then, {now[name]} now" for name in before if before[name] != now.get(name)]
     if begun and others:

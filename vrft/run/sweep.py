@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vrft.errors import SIGNALLED, ExitCode, UserError
-from vrft.files import write_text_atomically
+from vrft.files import open_to_append, write_text_atomically
 from vrft.report.sweep import CHILDREN, read_record
 from vrft.run import health
 from vrft.run.directory import OccupiedError, claimed
@@ -167,7 +167,7 @@ def finish(sweep_dir: Path, *, names: Sequence[str], since: float) -> int:
 def _run_in_own_process(job: dict[str, Any], log: Path) -> tuple[int, list[int]]:
     """The exit code of the child, and the signals that came meanwhile, which are passed on to it."""
     received: list[int] = []
-    with log.open("a", encoding="utf-8") as file:
+    with open_to_append(log) as file:
         child = subprocess.Popen(
             [sys.executable, "-m", "vrft.run.sweep"],
             stdin=subprocess.PIPE,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vrft.errors import UserError
+from vrft.report.run_files import RunFiles
 from vrft.report.sweep import CHILDREN, rank, read_record
 from vrft.run.directory import claimed
 from vrft.run.resume import config_hash
@@ -19,7 +19,7 @@ _ENDED = ("completed", "failed", "killed", "hung", "oom")
 
 def objective(run_dir: Path) -> float:
     """The best validation figure of the first primary metric; without validation, that of `after` on the test set."""
-    result = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
+    result = RunFiles(run_dir).result
     history = [entry["value"] for entry in result["validation"] if entry["value"] is not None]
     if history:
         return max(history)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ from accelerate.utils import broadcast_object_list
 
 from vrft.config.trl_arguments import trainer_arguments, vllm_length
 from vrft.errors import UserError, phase
+from vrft.files import remove
 from vrft.models.adapters import check_targets, lora_settings, read_adapter
 from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts, load_model
-from vrft.models.prompt_settings import make_prompt_settings, read_prompt_settings
+from vrft.models.prompt_settings import make_prompt_settings
 from vrft.report.wandb import RolloutPictures, picture
 from vrft.run.context import RunContext
 from vrft.run.evaluation import evaluate_splits
@@ -93,7 +93,7 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
     is_non_finite = stopped_by is not None and stopped_by["rule"] == NON_FINITE
     if experiment.processes.is_main_process and not is_non_finite:
         for name in ("best", "last"):
-            shutil.rmtree(previous(folder / name), ignore_errors=True)
+            remove(previous(folder / name))
     experiment.processes.wait_for_everyone()
     _let_go(trainer)
     return validation.history if validation else [], stopped_by
@@ -241,21 +241,19 @@ def start_of(experiment: RunContext) -> Start:
     The main process reads the disk and tells the others: on a network file system another machine may still see the
     files as they were, and processes that disagree on the best checkpoint wait for each other forever.
     """
-    from vrft.train.best_and_last import rewind, rewind_rollouts, settle_best
+    from vrft.train.best_and_last import rewind, rewind_rollouts
     from vrft.train.checkpoints import newest_checkpoint, step_of
 
     found = [Start()]
     if experiment.config.evaluate.train and experiment.processes.is_main_process:
         folder = experiment.run_dir / "checkpoints"
         for incomplete in folder.glob("*.partial"):
-            shutil.rmtree(incomplete)
+            remove(incomplete)
         newest = newest_checkpoint(folder) if experiment.config.run.resume else None
         step = step_of(newest) if newest else 0
-        settle_best(folder / "best", step)
         rewind_rollouts(experiment.run_dir / "rollouts", step)
         log, alarms = (rewind(experiment.run_dir / name, step) for name in ("metrics.jsonl", ALARMS))
-        card, metric = read_prompt_settings(str(folder / "best")), experiment.primary_metrics[0]
-        found = [Start(newest, log, alarms, best=card["validation"][metric]["value"] if card else -math.inf)]
+        found = [Start(newest, log, alarms, best=_settled_best(experiment, folder / "best", log, step))]
         if experiment.config.run.resume:
             print(
                 f"resuming from {newest}" if newest else "no complete checkpoint: training starts at step 0",
@@ -263,6 +261,34 @@ def start_of(experiment: RunContext) -> Start:
             )
     broadcast_object_list(found)
     return found[0]
+
+
+def _settled_best(experiment: RunContext, folder: Path, log: Sequence[dict], step: int) -> float:
+    """The best validation metric that was logged; its checkpoint is then in `folder`, or a warning says that it is not.
+
+    The log decides, not the folder: else a later and worse checkpoint would take the name of a best one that is gone.
+    step: where training resumes, or 0. Raises `UserError` where the log lacks the validations of a run that takes them.
+    """
+    from vrft.train.best_and_last import settle_best
+
+    key, file = f"validation/{experiment.primary_metrics[0]}", experiment.run_dir / "metrics.jsonl"
+    taken = [entry for entry in log if key in entry]
+    if odd := next((one for one in taken if not isinstance(one[key], int | float) or "validation/n" not in one), None):
+        raise UserError(f"{file}: the line of step {odd['step']} has no {key} with its n; mend it to resume")
+    if step and experiment.config.trainer.eval_steps and not taken:
+        raise UserError(
+            f"{file} has no {key} up to step {step}, so the best checkpoint cannot be told; bring the file back, or "
+            f"delete {folder.parent} to start again at step 0"
+        )
+    best = max(taken, key=lambda entry: entry[key], default=None)
+    if fault := settle_best(folder, best and best["step"]):
+        print(
+            f"warning: the best checkpoint so far, of step {best['step']} ({key} {best[key]:.3f}), is lost ({fault}). "
+            f"A later one takes its place only if it is better; without one {folder} cannot be judged. To start again "
+            f"at step 0, delete {folder.parent}",
+            file=sys.stderr,
+        )
+    return best[key] if best else -math.inf
 
 
 @phase("loading")

@@ -22,8 +22,9 @@ import transformers
 from accelerate.utils import gather_object, set_seed
 
 from vrft.errors import SIGNALLED, ExitCode, UserError, disk_told, first_line, phase_of
-from vrft.files import write_text_atomically
+from vrft.files import open_to_append, read_written, write_text_atomically
 from vrft.models.prompt_settings import read_prompt_settings, wording_drift
+from vrft.report.run_forms import Provenance
 from vrft.report.wandb import tracked
 from vrft.run import directory, health
 from vrft.run.context import RunContext, open_experiment
@@ -100,7 +101,7 @@ def _write_result(
 ) -> None:
     """`before` and `after` on the split `test`; every evaluation on every test set under `test_sets`, and on other
     tasks under `others`, each with the metrics by which it is compared."""
-    provenance = json.loads((experiment.run_dir / "provenance.json").read_text(encoding="utf-8"))
+    provenance = read_written(experiment.run_dir / "provenance.json", Provenance)
     after = results.get(after_is)
     result = {
         "before": results.get("before", {}).get("test"),
@@ -139,7 +140,7 @@ def main() -> int:
             break
         time.sleep(0.1)
     rank = int(os.environ.get("RANK", "0"))
-    lock = (run_dir / directory.LOCK_FILE).open("a", encoding="utf-8")  # open to the end of the process
+    lock = open_to_append(run_dir / directory.LOCK_FILE)  # open to the end of the process
     with contextlib.suppress(OSError):  # a file system without locks
         directory.join(lock)
     status.begin(run_dir, rank, node)

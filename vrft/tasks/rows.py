@@ -14,6 +14,7 @@ training), `distractors` (boxes of objects that are not asked for), `problem` (t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,15 @@ def rows_hash(rows: Sequence[Row], root: Path) -> str:
     return hash_of(
         text for row in rows for text in (json.dumps(row, sort_keys=True), *map(file_hash, image_paths(row, root)))
     )
+
+
+def counted(n: float, metric: str) -> str:
+    """How many rows a metric is a mean over; AP and AR of boxes are figures of images.
+
+    >>> counted(12, "iou"), counted(4, "AP50")
+    ('12 rows', '4 images')
+    """
+    return f"{n:.0f} {'images' if re.match('A[PR]', metric) else 'rows'}"
 
 
 def labelled_boxes(gold: Sequence) -> list[tuple[Sequence[float], str]]:

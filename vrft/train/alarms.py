@@ -15,6 +15,7 @@ import torch
 from transformers import TrainerCallback
 
 from vrft.files import append_lines
+from vrft.tasks.rows import counted
 
 ACTIONS = ("off", "warn", "stop", "stop_keep_best")  # in rising order
 FIGURES = (  # metrics of the shipped rules; not every run logs them all
@@ -28,6 +29,7 @@ FIGURES = (  # metrics of the shipped rules; not every run logs them all
     "validation",
     "confidence_gap",
 )
+_ROUNDING = 1e-9  # 0.3 - 0.4 is below -0.1 in floating point
 _SELDOM = ("validation/", "term_faults/")  # prefixes of metrics that the first log may lack
 
 
@@ -43,11 +45,12 @@ class Rule:
         self.best, self.other_at_best = -math.inf, math.nan
         self.is_broken = False
 
-    def update(self, value: float, other: float = math.nan) -> tuple[float, str] | None:
+    def update(self, value: float, other: float = math.nan, *, n: float | None = None) -> tuple[float, str] | None:
         """Add the metric's next value. other: the mean over the window of the metric that `while_rising` names.
 
-        Returns the value compared and the limit, such as `(4.0, "above 3")`, if the condition holds now and did not
-        before; else None.
+        n: of a validation, the number of rows or images that the value is a mean over. Its distance from the best then
+        has to be more than chance, too. Returns the value compared and the limit, such as `(4.0, "above 3")`, if the
+        condition holds now and did not before; else None.
         """
         self.values = [*self.values, value][-self.window :]
         if len(self.values) < self.window:
@@ -64,16 +67,29 @@ class Rule:
         compared = {"value": mean, "first": mean / (self.first or 1.0), "best": mean - self.best}[of]
         is_rising = not self.settings.get("while_rising") or other > self.other_at_best
         above, below = self.settings.get("above"), self.settings.get("below")
+        chance = _chance(mean, self.best, n) if of == "best" and n else 0.0
         limit = next(
             (
-                f"{word} {bound:g}"
+                f"{word} {bound:g}" + (f" and beyond the ±{chance:.2g} of chance" if chance else "")
                 for word, bound, is_over in (("above", above, 1), ("below", below, -1))
-                if bound is not None and is_over * compared > is_over * bound
+                if bound is not None and is_over * (compared - bound) > _ROUNDING and abs(compared) > chance
             ),
             None,
         )
         was_broken, self.is_broken = self.is_broken, limit is not None and is_rising
         return (compared, limit) if self.is_broken and not was_broken else None
+
+
+def _chance(mean: float, best: float, n: float) -> float:
+    """Half of the 95 % interval of the difference of two means over `n` values in [0, 1]; 0 for means outside.
+
+    The variance of such values is at most p(1 - p). That both means are over the same rows is not used: the interval
+    of the paired difference would be smaller, but needs each row's value.
+
+    >>> round(_chance(0.3, 0.4, 20), 3), round(_chance(0.3, 0.4, 2000), 3)
+    (0.294, 0.029)
+    """
+    return 1.96 * math.sqrt(sum(max(p * (1 - p), 0.0) for p in (mean, best)) / n)
 
 
 class Alarms(TrainerCallback):
@@ -170,9 +186,11 @@ class Alarms(TrainerCallback):
             if value is None:
                 continue
             other = self.recent.get(rule.settings.get("while_rising"))
-            broken = rule.update(value, statistics.fmean(other) if other else math.nan)
+            n = values.get("validation/n") if rule.settings["metric"] == "validation" else None
+            broken = rule.update(value, statistics.fmean(other) if other else math.nan, n=n)
             if broken:
                 of = {"first": " times its first mean", "best": " from its best mean"}.get(rule.settings.get("of"), "")
+                of += f" on {counted(n, self.validation.partition('/')[2])}" if n else ""
                 message = f"{rule.settings['metric']} is {broken[0]:.3g}{of}, {broken[1]}: {rule.settings['hint']}"
                 found.append({"rule": rule.name, "action": rule.settings["action"], "message": message})
         return found

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import transformers
+from pydantic import BaseModel
 
 from vrft.errors import UserError
-from vrft.files import publish, write_text_atomically
+from vrft.files import check_whole, publish, read_rows, read_written, remove, write_text_atomically
 from vrft.train.deepspeed_state import gathered_weights
 
 
@@ -24,7 +24,7 @@ def save_checkpoint(trainer: transformers.Trainer, processor, folder: Path, card
     if not trainer.accelerator.is_main_process:
         return
     staging = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(staging, ignore_errors=True)
+    remove(staging)
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(staging, state_dict=state_dict)
     for setting in ("no_padding", "no_truncation"):  # else tokenizer.json would keep those of the latest batch
         getattr(processor.tokenizer.backend_tokenizer, setting)()
@@ -38,32 +38,41 @@ def previous(folder: Path) -> Path:
     return folder.with_name(folder.name + ".previous")
 
 
-def settle_best(folder: Path, step: int) -> None:
-    """Roll `folder` back to the best checkpoint as of `step`, where training resumes; remove it if there was none."""
-    kept = previous(folder)
-    if kept.exists():
-        card = folder / "vrft.json"
-        if card.is_file() and json.loads(card.read_text(encoding="utf-8"))["step"] <= step:
-            shutil.rmtree(kept)
+class _HasStep(BaseModel):
+    step: int
+
+
+def settle_best(folder: Path, step: int | None) -> str | None:
+    """Leave in `folder` the checkpoint of `step`, the best up to where training resumes; None if it is there.
+
+    It may have been replaced since, and then lies in `previous`. step: None if there was none. Checkpoints of other
+    steps are removed. Returns what is wrong if the right one is gone or damaged.
+    """
+    faults = [] if folder.exists() else [f"{folder} is gone"]
+    for path in filter(Path.exists, (folder, previous(folder))):
+        try:
+            check_whole(path)
+            found = read_written(path / "vrft.json", _HasStep)["step"]
+        except UserError as error:
+            faults.append(str(error))
+            continue
+        if found == step:
+            if path != folder:
+                remove(folder)
+                path.rename(folder)
+            faults, step = [], None
         else:
-            shutil.rmtree(folder, ignore_errors=True)
-            kept.rename(folder)
-    card = folder / "vrft.json"
-    if card.is_file() and json.loads(card.read_text(encoding="utf-8"))["step"] > step:
-        shutil.rmtree(folder)
+            remove(path)
+            faults.append(f"{path} was of step {found}")
+    remove(previous(folder))
+    return "; ".join(faults) if step is not None else None
 
 
 def rewind(file: Path, step: int) -> list[dict]:
     """Remove the lines of later steps from a JSON-lines file; returns the lines that stay."""
     if not file.is_file():
         return []
-    *lines, _ = file.read_text(encoding="utf-8").split("\n")  # a killed process leaves half a line at the end
-    entries = []
-    for number, line in enumerate(lines if step else [], 1):
-        try:
-            entries.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{file}, line {number}: not JSON ({error}); mend or delete that line to resume") from None
+    entries = read_rows(file, _HasStep, may_be_cut=True) if step else []
     entries = [entry for entry in entries if entry["step"] <= step]
     write_text_atomically(file, "".join(json.dumps(entry) + "\n" for entry in entries), is_lasting=True)
     return entries

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from transformers import Trainer
 
 from vrft.errors import UserError
-from vrft.files import DamagedFolderError, check_whole, flush_to_disk, publish
+from vrft.files import DamagedFolderError, check_whole, flush_to_disk, publish, remove
 from vrft.train.micro_batches import in_pieces
 
 _PROBE = 2**20  # bytes
@@ -63,7 +62,7 @@ def remove_superfluous(folder: Path, *, limit: int | None, resumed_step: int, wr
     damaged = [path for path in found if step_of(path) > resumed_step and path.name not in written]
     good = [path for path in found if path not in damaged]
     for path in [*damaged, *(good[:-limit] if limit and limit > 0 else ()), *folder.glob("*.previous")]:
-        shutil.rmtree(path)
+        remove(path)
 
 
 @contextmanager
@@ -75,7 +74,7 @@ def staged(folder: Path, *, is_main: bool, wait: Callable[[], None]) -> Iterator
     staging = folder.with_name("checkpoint.partial")
     try:
         if is_main:
-            shutil.rmtree(staging, ignore_errors=True)
+            remove(staging)
         wait()
         yield staging
         wait()
@@ -89,7 +88,7 @@ def staged(folder: Path, *, is_main: bool, wait: Callable[[], None]) -> Iterator
         raise
     finally:
         if is_main:
-            shutil.rmtree(staging, ignore_errors=True)
+            remove(staging)
 
 
 def _raise_of_disk(staging: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from vrft.data.images import decode_upright
+from vrft.data.images import decode_upright, image_bytes
 from vrft.tasks.rows import Row, image_paths
 
 
@@ -34,5 +34,5 @@ def _with_images(batch: dict[str, list]) -> dict[str, list]:
     """Columns of rows with image files -> the same with their images, upright."""
     if "images" not in batch:  # other columns are asked for
         return batch
-    decoded = {path: decode_upright(Path(path).read_bytes())[0] for path in set(chain(*batch["images"]))}
+    decoded = {path: decode_upright(image_bytes(Path(path)))[0] for path in set(chain(*batch["images"]))}
     return batch | {"images": [[decoded[path] for path in paths] for paths in batch["images"]]}

@@ -79,9 +79,10 @@ def test_without_a_card_the_config_holds(config):
 
 
 def test_a_damaged_card_is_named(tmp_path):
-    (tmp_path / "vrft.json").write_text("{")
-    with pytest.raises(UserError, match=r"vrft\.json is not JSON"):
-        read_prompt_settings(str(tmp_path))
+    for text in ("{", "", "[1]", '{"example": {"row": 3}}', '{"family": []}'):
+        (tmp_path / "vrft.json").write_text(text)
+        with pytest.raises(UserError, match=r"vrft\.json (cannot be read|has another form)"):
+            read_prompt_settings(str(tmp_path))
     assert read_prompt_settings(None) == {}
 
 

@@ -1,12 +1,10 @@
 """What was taken for what, as the report counts it."""
 
-import json
 from collections import Counter
 
 import pytest
-import yaml
+from written_run import write_config, write_evaluated, write_result
 
-from vrft.files import write_rows
 from vrft.report.confusion import OTHER, UNREADABLE, Pair, class_names, confusion, count_answers, most_confused
 from vrft.report.run_files import RunFiles
 
@@ -39,12 +37,10 @@ def test_pairs_are_ordered_by_the_last_side():
 
 
 def write_run(run_dir, n_classes):
-    rows = [{"row_id": str(i), "gold": f"class {i:02}"} for i in range(n_classes)]
-    write_rows(run_dir / "data" / "test.jsonl", rows)
-    answers = [scored("class 00", i == 0) for i in range(n_classes)]
-    write_rows(run_dir / "evaluations" / "before" / "test" / "scores.jsonl", answers)
-    (run_dir / "config.yaml").write_text(yaml.safe_dump({"protocol": {"scorer": "classification"}}))
-    (run_dir / "result.json").write_text(json.dumps({"after_is": None}))
+    rows = [{"gold": f"class {i:02}"} for i in range(n_classes)]
+    write_evaluated(run_dir, rows, before=[scored("class 00", i == 0) for i in range(n_classes)])
+    write_config(run_dir, protocol={"scorer": "classification"})
+    write_result(run_dir)
     return RunFiles(run_dir)
 
 

@@ -1,12 +1,9 @@
 """AP by class and by size as the report shows it, on a run written by hand."""
 
-import json
-
 import pytest
-import yaml
+from written_run import write_config, write_evaluated, write_result
 
 from vrft.evaluate.coco import average_precision
-from vrft.files import write_rows
 from vrft.report.detection import detection_figures
 from vrft.report.run_files import RunFiles
 
@@ -29,12 +26,9 @@ def run(tmp_path):
                      "gold": gold})  # fmt: skip
         boxes = None if found is None else [{"xyxy": xyxy, "confidence": c, "label": ""} for xyxy, c in found]
         answers.append({"answer": boxes})
-    write_rows(tmp_path / "data" / "test.jsonl", rows)
-    write_rows(tmp_path / "evaluations" / "before" / "test" / "scores.jsonl", [{"answer": None}] * len(rows))
-    write_rows(tmp_path / "evaluations" / "best" / "test" / "scores.jsonl", answers)
-    protocol = {"name": "coco_all", "version": 1, "scorer": "coco", "n_resamples": 100}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"protocol": protocol}))
-    (tmp_path / "result.json").write_text(json.dumps({"after_is": "best", "test_sets": {"test": {}}}))
+    write_evaluated(tmp_path, rows, before=[{"answer": None}] * len(rows), best=answers)
+    write_config(tmp_path, protocol={"name": "coco_all", "scorer": "coco"})
+    write_result(tmp_path, after_is="best", test_sets={"test": {}})
     return RunFiles(tmp_path)
 
 
@@ -73,8 +67,8 @@ def test_sizes_count_only_boxes_of_that_size(run):
 
 
 def test_a_size_without_gold_is_named_and_has_no_figure(run):
-    path = run.run_dir / "data" / "test.jsonl"
-    write_rows(path, [dict(row, gold=[]) if row["category"] == "cat" else row for row in run.rows()])
+    rows = [dict(row, gold=[]) if row["category"] == "cat" else row for row in run.rows()]
+    write_evaluated(run.run_dir, rows)
     found = detection_figures(RunFiles(run.run_dir))
     assert found.missing_sizes == ["medium"]
     assert [panel.title.partition(":")[0] for panel in found.sizes] == ["small", "large"]
@@ -85,10 +79,8 @@ def test_labels_never_asked_for_are_told_apart(run):
         gold = [{"label": row["category"], "xyxy": xyxy} for xyxy in row["gold"]]
         return {**{key: row[key] for key in row if key != "category"}, "categories": [row["category"]], "gold": gold}
 
-    write_rows(run.run_dir / "data" / "test.jsonl", [labelled(row) for row in run.rows()])
     box = {"xyxy": [0, 0, 9, 9], "confidence": 0.5, "label": "Yeti"}
-    path = run.run_dir / "evaluations" / "best" / "test" / "scores.jsonl"
-    write_rows(path, [{"answer": [box]}, *[{"answer": []}] * 4])
+    write_evaluated(run.run_dir, list(map(labelled, run.rows())), best=[{"answer": [box]}, *[{"answer": []}] * 4])
     absent = [(one.name, one.n_found, one.was_asked) for one in detection_figures(RunFiles(run.run_dir)).absent]
     assert absent == [("okapi", [0, 0], True), ("zebra", [0, 0], True), ("yeti", [0, 1], False)]
 

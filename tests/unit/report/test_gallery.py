@@ -1,8 +1,12 @@
 """Which rows the gallery's filters of boxes hold."""
 
-import pytest
+import os
 
-from vrft.report.gallery import box_tags, choose
+import pytest
+from PIL import Image
+
+from vrft.errors import UserError
+from vrft.report.gallery import _image_of, box_tags, choose, image_uri
 
 BOX, NEAR, FAR = [0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]
 HALF = [0, 0, 10, 5]  # IoU 0.5 with BOX
@@ -62,3 +66,18 @@ def test_every_filter_keeps_its_share_where_places_are_few():
     tags = [["improved"]] * 20 + [["wrong"]] * 20 + [["missed"]] * 20 + [["zero"]] * 2
     chosen = choose(tags, 8)
     assert [sum(tag in tags[index] for index in chosen) for tag in ("improved", "wrong", "missed", "zero")] == [2] * 4
+
+
+def test_a_row_of_anothers_run_names_an_image_that_is_a_file(tmp_path):
+    """A device would fill the memory, and a pipe would wait for ever."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe")
+    assert image_uri(_image_of({"row_id": "r", "images": ["a.png"]}, tmp_path), what="row r").startswith("data:")
+    for image, fault in (("pipe", "a device, a pipe"), ("/dev/zero", "a device, a pipe"), ("../x.png", "outside")):
+        with pytest.raises(UserError, match=f"row r: .*{image}.*{fault}"):
+            image_uri(_image_of({"row_id": "r", "images": [image]}, tmp_path), what="row r")
+
+
+def test_an_answer_of_another_form_has_no_boxes():
+    for answer in ([{"xyxy": [0, 0, 1]}], [[0, 0, 9, 9], "seven"], {"n": 3}, 3.5, "name", [float("nan")] * 4):
+        assert box_tags({"gold": [BOX]}, {"answer": answer, "metrics": {"iou": 0.0}}) == ["missed"]

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-import yaml
+from written_run import write_config, write_result
 
 from vrft.report.figures import methods_of, panels
 from vrft.report.page import markdown_table, text_table
@@ -13,20 +13,12 @@ from vrft.report.run_files import RunFiles
 def a_run(folder, *, family="tiny", path="/models/x", choice="tiny", validation=(), own=None):
     """A finished run of one question, without rows."""
     figure = {"accuracy": {"value": 0.5, "n": 1, "interval": None}}
-    result = {
-        "after_is": "best",
-        "primary_metrics": ["accuracy"],
-        "validation": [{"step": step, "value": value} for step, value in validation],
-        "test_sets": {"test": {"before": {"grounding_v1": figure}, "best": {"grounding_v1": figure}}},
-    }
-    config = {
-        "model": {"path": path, "family": family},
-        "trainer": {"name": "grpo"},
-        "evaluate": {"train": True, "titles": {}},
-        "protocol": {"name": "grounding", "version": 1},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "result.json").write_text(json.dumps(result))
+    figures = {"grounding_v1": figure}
+    write_config(folder, model={"path": path, "family": family})
+    write_result(
+        folder, after_is="best", primary_metrics=["accuracy"], test_sets={"test": {"before": figures, "best": figures}},
+        validation=[{"step": step, "value": value, "n": 1} for step, value in validation],
+    )  # fmt: skip
     record = {"choices": {"model": choice}} | ({"model_family": own} if own else {})
     (folder / "provenance.json").write_text(json.dumps(record))
     return RunFiles(folder)

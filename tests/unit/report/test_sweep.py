@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import math
@@ -10,7 +11,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-import yaml
+from written_run import write_config, write_result
 
 from vrft.config.schema import Question
 from vrft.errors import UserError
@@ -62,8 +63,8 @@ def write_child(
     overrides = [f"trainer={trainer}", f"dataset.k_shot={k}", f"trainer.learning_rate={rate}", f"run.seed={seed}"]
     overrides += [f"{key}={value}" for key, value in settings.items()]
     provenance = {"choices": {"trainer": trainer, **settings}, "overrides": [] if is_base else overrides}
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
-    (run_dir / "result.json").write_text(json.dumps(result))
+    write_config(run_dir, **config)
+    write_result(run_dir, **result)
     (run_dir / "provenance.json").write_text(json.dumps(provenance))
     (sweep / "children").mkdir(exist_ok=True)
 
@@ -153,6 +154,38 @@ def test_pages_and_plots_are_written_and_failures_named(sweep_dir):
     assert "- oom: a (out of memory)" in text
     assert "out of memory" in page
     assert (sweep_dir / "plot_test_best.png").stat().st_size > 5000
+    assert "<svg" in page, "it follows light and dark mode"
+    assert "#000000" not in page
+
+
+def test_records_of_another_form_are_listed_and_named(sweep_dir, capsys):
+    for name, record in (("a", {"state": "oom"}), ("b", [1])):
+        (sweep_dir / "children" / f"{name}.json").write_text(json.dumps(record))
+    page = write_sweep_report([sweep_dir]).read_text()
+    told = capsys.readouterr().err
+    for name, fault in (("a", "cause is missing"), ("b", "it is '[1]'")):
+        assert fault in told
+        assert f"its record {name}.json is damaged" in page
+
+
+def test_what_a_run_says_is_text_in_every_file(tmp_path):
+    """Markup, a bar, a formula of a spreadsheet or of matplotlib, in a setting and in a title."""
+    hostile = "=1+1|<img src=x> $\\frac{$"
+    for seed, style in ((0, hostile), (1, "plain")):
+        write_child(tmp_path, k=seed + 1, seed=seed, question=QUESTION | {"title": hostile, "lines": None}, style=style)
+    page = write_sweep_report([tmp_path]).read_text()
+    assert "<img" not in page
+    text = (tmp_path / "sweep.md").read_text()
+    assert "<img" not in text
+    for table in text.split("**Every cell**"):
+        rows = [line.replace(r"\|", "") for line in table.splitlines() if line.startswith("| ")]
+        assert len(rows) > 3
+        assert len({row.count("|") for row in rows}) == 1
+    with (tmp_path / "figures.csv").open() as file:
+        file.readline()
+        styles = {line["style"] for line in csv.DictReader(file)}
+    assert styles == {f"'{hostile}", "plain"}
+    assert set(read_sweep([tmp_path / "figures.csv"]).figures["style"]) == {hostile, "plain"}
 
 
 def test_a_table_has_the_questions_form(sweep_dir):

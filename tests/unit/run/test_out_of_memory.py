@@ -8,6 +8,7 @@ import pytest
 from configs import composed
 
 from vrft.config.schema import Config
+from vrft.errors import UserError
 from vrft.run import health, out_of_memory
 from vrft.run.resume import lasting_hash
 
@@ -77,6 +78,16 @@ def test_a_loss_that_depends_on_the_micro_batch_is_said_to_change(tmp_path, monk
     for loss_type, is_told in (("bnpo", True), ("grpo", False)):
         out_of_memory.backed_off(tmp_path, large("deepspeed=zero2", f"trainer.args.loss_type={loss_type}"))
         assert ("loss_type=bnpo divides by a micro-batch's tokens" in capsys.readouterr().err) == is_told
+
+
+def test_a_line_that_a_kill_has_cut_is_passed_over(tmp_path):
+    record = tmp_path / out_of_memory.RECORD
+    record.write_text('{"phase": "step", "to": 2}\n{"phase": "step", "from": 8, "t')
+    config = large("memory.completions_per_device=8", "deepspeed=zero2")
+    assert out_of_memory.remembered(tmp_path, config).memory.completions_per_device == 2
+    record.write_text('{"phase": "step", "to": "x"}\n')
+    with pytest.raises(UserError, match=r"oom.jsonl, line 1: to is 'x'"):
+        out_of_memory.remembered(tmp_path, config)
 
 
 def test_both_kinds_of_batches_are_remembered(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from vrft.config.section import with_values
 from vrft.errors import UserError
 from vrft.evaluate.partial_completions import OtherEvaluationError
 from vrft.files import MANIFEST, publish, write_rows
-from vrft.run.evaluation import _kept_batches
+from vrft.run.evaluation import _kept_batches, known_evaluation
 from vrft.run.resume import (
     begun_with,
     check_same_config,
@@ -132,7 +133,7 @@ def test_hashes_of_different_kinds_are_not_compared(tmp_path, capsys):
 def test_a_record_that_is_none_is_named(tmp_path, text):
     assert begun_with(tmp_path) == {}
     (tmp_path / "provenance.json").write_text(text)
-    with pytest.raises(UserError, match=r"provenance.json (is no|is not)"):
+    with pytest.raises(UserError, match=r"provenance.json (cannot be read|has another form)"):
         begun_with(tmp_path)
 
 
@@ -162,6 +163,37 @@ def alone(run_dir, **values) -> SimpleNamespace:
     config = composed("experiment=digits_riddles", "debug=smoke", "memory.evaluation_batch_size=4")
     processes = SimpleNamespace(wait_for_everyone=lambda: None, is_main_process=True)
     return SimpleNamespace(run_dir=run_dir, config=with_values(config, values), processes=processes)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("metrics.json", ""),
+        ("metrics.json", '{"p": {"iou": {"val'),
+        ("metrics.json", '{"p": {"iou": 0.5}}'),
+        ("scores.jsonl", '{"row_id": "a"}\n'),
+    ],
+)
+def test_a_damaged_evaluation_is_made_again(tmp_path, capsys, file, text):
+    context = alone(tmp_path, **{"run.resume": True})
+    context.evaluation_dir, context.test_splits = tmp_path / "evaluations", ["test"]
+    folder = tmp_path / "evaluations" / "before" / "test"
+    folder.mkdir(parents=True)
+    assert known_evaluation(context, "before") is None
+    metrics = {"p": {"iou": {"value": 0.5, "n": 2, "interval": [0.1, 0.9]}}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert known_evaluation(context, "before") == {"test": metrics}
+    (folder / file).write_text(text)
+    assert known_evaluation(context, "before") is None
+    assert re.search(rf"(?s)warning: .*{file}.*so the evaluation before is made again", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("text", ["", "model: [", "[1]", "model: {path: m}\nrun: 3", "model: x"])
+def test_a_config_of_another_form_is_named(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    for read in (read_config, lambda run_dir: check_same_config(run_dir, {"model": {"path": "m"}})):
+        with pytest.raises(UserError, match=r"config.yaml (cannot be read|has another form)"):
+            read(tmp_path)
 
 
 def test_a_killed_evaluation_goes_on_under_other_alarms_and_nothing_else(tmp_path):

@@ -7,6 +7,7 @@ import json
 import threading
 
 import pytest
+from written_run import write_result
 
 from vrft.errors import UserError
 from vrft.run import sweep
@@ -36,8 +37,7 @@ def record(sweep, rate: float, seed: int, *, validation: float | None, state: st
     (sweep / CHILDREN / f"{name}.json").write_text(json.dumps(found))
     if validation is not None:
         (sweep / name).mkdir()
-        result = {"validation": [{"step": 5, "value": validation, "n": 9}], "after": {}, "before": {}}
-        (sweep / name / "result.json").write_text(json.dumps(result))
+        write_result(sweep / name, validation=[{"step": 5, "value": validation, "n": 9}])
     return name
 
 

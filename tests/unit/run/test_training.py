@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +14,7 @@ from configs import composed
 import vrft.train.grpo
 from vrft.config.section import with_values
 from vrft.errors import UserError
+from vrft.files import publish, write_rows
 from vrft.run import training
 
 METRIC = "accuracy"
@@ -33,29 +36,67 @@ def context(run_dir, *, is_main_process=True, **values):
 
 @pytest.fixture
 def best(tmp_path):
-    """The folder of a best checkpoint of step 4."""
-    folder = tmp_path / "checkpoints" / "best"
-    folder.mkdir(parents=True)
-    card = {"step": 4, "validation": {METRIC: {"value": 0.7, "n": 9}}}
-    (folder / "vrft.json").write_text(json.dumps(card))
+    """The folder of a best checkpoint of step 4, and the log of a run that had it."""
+    folder, staging = tmp_path / "checkpoints" / "best", tmp_path / "staging"
+    folder.parent.mkdir()
+    staging.mkdir()
+    (staging / "vrft.json").write_text(json.dumps({"step": 4}))
+    publish(staging, folder)
+    taken = [{"step": step, f"validation/{METRIC}": value, "validation/n": 9} for step, value in ((0, 0.4), (4, 0.7))]
+    write_rows(tmp_path / "metrics.jsonl", [*taken, {"step": 6, f"validation/{METRIC}": 0.6, "validation/n": 9}])
     return folder
 
 
-def test_every_process_has_the_best_metric_that_the_main_one_read(tmp_path, best, monkeypatch):
-    """Another machine's view of the disk may be old, or the folder may be renamed at that moment."""
+@pytest.fixture
+def alone(monkeypatch):
+    """One process, whose newest checkpoint is of step 6. What it would send to the others."""
     sent = []
     monkeypatch.setattr(training, "broadcast_object_list", sent.extend)
-    monkeypatch.setattr("vrft.train.checkpoints.newest_checkpoint", lambda folder: folder / "checkpoint-4")
+    monkeypatch.setattr("vrft.train.checkpoints.newest_checkpoint", lambda folder: folder / "checkpoint-6")
+    return sent
+
+
+def test_every_process_has_the_best_metric_that_the_main_one_read(tmp_path, best, alone, monkeypatch):
+    """Another machine's view of the disk may be old, or the folder may be renamed at that moment."""
     assert training.start_of(context(tmp_path)).best == 0.7
 
     def receive(found):
-        found[:] = sent
+        found[:] = alone
 
     monkeypatch.setattr(training, "broadcast_object_list", receive)
     best.rename(best.with_name("best.previous"))
     other = context(tmp_path, is_main_process=False)
     start = training.start_of(other)
     assert training._validation(other, start, card={}).best == 0.7
+
+
+def test_a_best_checkpoint_that_is_lost_keeps_its_figure(tmp_path, best, alone, capsys):
+    """Else a later and worse one would be the best."""
+    shutil.rmtree(best)
+    assert training.start_of(context(tmp_path)).best == 0.7
+    told = capsys.readouterr().err
+    assert re.search(r"warning: the best checkpoint so far, of step 4 .*0\.700.*checkpoints/best is gone", told)
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [([], "has no validation/accuracy up to step 6"), ([{"step": 4, f"validation/{METRIC}": "x"}], "line of step 4")],
+)
+def test_a_log_without_the_validations_is_refused(tmp_path, best, alone, lines, told):
+    write_rows(tmp_path / "metrics.jsonl", lines)
+    with pytest.raises(UserError, match=f"metrics.jsonl.*{told}"):
+        training.start_of(context(tmp_path))
+    assert best.exists()
+
+
+def test_what_lies_about_in_the_folder_of_checkpoints_is_no_trouble(tmp_path, best, alone):
+    """Whatever is named as something half written goes: of a link not what it points to."""
+    (tmp_path / "elsewhere").mkdir()
+    (best.parent / "x.partial").write_text("junk")
+    (best.parent / "best.partial").symlink_to(tmp_path / "elsewhere")
+    training.start_of(context(tmp_path))
+    assert [path.name for path in best.parent.iterdir()] == ["best"]
+    assert (tmp_path / "elsewhere").is_dir()
 
 
 def test_without_a_best_checkpoint_any_metric_is_better(tmp_path, monkeypatch):

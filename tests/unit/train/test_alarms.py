@@ -183,6 +183,27 @@ def test_the_rising_figure_is_a_mean_of_the_window(tmp_path):
     assert Training(tmp_path / "one", rules, window=1).log(*logs).told == [(10, "hacked")]
 
 
+@pytest.mark.parametrize(
+    ("values", "n", "told"),
+    [
+        ((0.4, 0.3), 2000, []),  # at the limit, and 0.3 - 0.4 is below -0.1 by rounding
+        ((0.4, 0.29), 2000, [(4, "hacked")]),
+        ((0.4, 0.29), 20, []),  # two questions of twenty are chance
+        ((0.9, 0.2), 20, [(4, "hacked")]),  # fourteen are not
+        ((0.4, 0.29), None, [(4, "hacked")]),  # a log of an earlier version
+    ],
+)
+def test_a_fall_of_validation_must_be_more_than_chance(tmp_path, values, n, told):
+    counted = {} if n is None else {"validation/n": n}
+    logs = [{"reward": 0.1}, {"validation/iou": values[0], **counted}, {"reward": 0.5}]
+    training = Training(tmp_path, {"hacked": USUAL["rules"]["hacked"]}).log(
+        *logs, {"validation/iou": values[1], **counted}
+    )
+    assert training.told == told
+    if told and n == 20:
+        assert "from its best mean on 20 rows, below -0.1 and beyond the ±0.22 of chance" in training.file.read_text()
+
+
 def test_one_validation_counts_by_itself_whatever_the_window(tmp_path):
     training = Training(tmp_path, window=10).log({"validation/iou": 0.5}, {"validation/iou": 0.3})
     assert training.told == [(2, "kept")]

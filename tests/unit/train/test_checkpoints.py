@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 
 import pytest
@@ -68,19 +69,21 @@ def test_the_newest_good_ones_stay(tmp_path, limit, begun, written, left):
 
 
 def best(folder, step: int):
-    folder.mkdir()
-    (folder / "vrft.json").write_text(json.dumps({"step": step}))
+    staging = folder.with_name("staging")
+    staging.mkdir()
+    (staging / "vrft.json").write_text(json.dumps({"step": step}))
+    publish(staging, folder)
 
 
 @pytest.mark.parametrize(
     ("now", "before", "step", "left"),
     [
-        (8, None, 10, 8),
-        (12, 8, 10, 8),  # replaced after the checkpoint of step 10
-        (12, None, 10, None),  # the first, after it
-        (None, 8, 10, 8),  # killed between the two renames
+        (8, None, 8, 8),
+        (12, 8, 8, 8),  # replaced after the step that is resumed from
+        (12, None, None, None),  # the first, after it
+        (None, 8, 8, 8),  # killed between the two renames
         (10, 8, 10, 10),  # killed before the older one was removed
-        (None, None, 10, None),
+        (None, None, None, None),
         (0, None, 0, 0),
     ],
 )
@@ -89,10 +92,31 @@ def test_the_best_checkpoint_is_that_of_the_step_gone_on_from(tmp_path, now, bef
     for path, of_step in ((folder, now), (previous(folder), before)):
         if of_step is not None:
             best(path, of_step)
-    settle_best(folder, step)
+    assert settle_best(folder, step) is None
     assert not previous(folder).exists()
     found = json.loads((folder / "vrft.json").read_text())["step"] if folder.exists() else None
     assert found == left
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "fault"),
+    [
+        (None, None, "best is gone"),
+        (12, None, "best was of step 12"),
+        (12, 10, "best was of step 12; .*best.previous was of step 10"),
+        ("cut", None, "vrft.json has 0 bytes in place of 11"),
+    ],
+)
+def test_a_best_checkpoint_that_is_lost_is_told_and_no_other_has_its_name(tmp_path, now, before, fault):
+    folder = tmp_path / "best"
+    for path, of_step in ((folder, now), (previous(folder), before)):
+        if of_step is not None:
+            best(path, 8 if of_step == "cut" else of_step)
+    if now == "cut":
+        (folder / "vrft.json").write_text("")
+    assert re.search(fault, settle_best(folder, 8))
+    assert not previous(folder).exists()
+    assert folder.exists() == (now == "cut"), "what is damaged may be mended, and is never judged as it is"
 
 
 def test_logs_are_cut_back_and_a_half_written_line_goes(tmp_path):

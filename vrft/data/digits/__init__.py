@@ -26,6 +26,7 @@ from vrft.data.digits.riddles import riddles
 from vrft.data.digits.scenes import DIGIT_NAMES, SIDE, Scene, draw_scene
 from vrft.data.options import AtLeastOne, DatasetOptions, read_options
 from vrft.errors import UserError
+from vrft.files import written_whole
 from vrft.tasks import Task
 from vrft.tasks.rows import Row
 
@@ -215,7 +216,8 @@ class _SceneWriter:
         row_id = f"{split}-{number:04d}"
         path = self.out_dir / "images" / f"{row_id}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(scene.pixels).save(path)
+        with written_whole(path) as file:
+            Image.fromarray(scene.pixels).save(file, "PNG")
         return {"row_id": row_id, "images": [f"images/{row_id}.png"]} | row
 
 
