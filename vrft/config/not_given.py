@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from vrft.config.schema import Config
+from vrft.files import parse_yaml
 
 
 def with_rows_of_run(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
