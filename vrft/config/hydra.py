@@ -290,7 +290,8 @@ def _unknown_key(full_key: str, key: str, parent: DictConfig) -> str | None:
         )
     place = full_key.rpartition(".")[0] or "the config"
     if elsewhere := _elsewhere(key, parent):
-        return f"{place} has no key {key!r}; did you mean {' or '.join(elsewhere)}?"
+        here = f" known here: {', '.join(known)}" if "." in full_key else ""
+        return f"{place} has no key {key!r}; did you mean {' or '.join(elsewhere)}?{here}"
     if place == "alarms.rules":
         rule = "{metric: …, above: …, action: warn, hint: …}"
         return f"no alarm {key!r}; {suggestion(key, known)}known: {', '.join(known)}; a new one: '+{full_key}={rule}'"

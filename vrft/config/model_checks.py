@@ -27,7 +27,12 @@ def part_faults(model: Model, deepspeed: DeepSpeed) -> Iterator[str]:
 
 
 def type_faults(model: Model, path: str) -> Iterator[str]:
-    """Yield that no family knows the weights in folder `path`; those of a hub are seen when they are loaded."""
+    """Yield that no family knows the weights in folder `path`.
+
+    Those of a hub, and of code that is trusted and may give its model another type, are seen when they are loaded.
+    """
+    if model.trust_remote_code:
+        return
     from vrft.models.families import FAMILIES, other_type_fault
 
     try:

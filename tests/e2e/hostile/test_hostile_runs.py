@@ -16,6 +16,7 @@ from payloads import SMOKE, ran, written
 from safetensors.torch import load_file
 from wandb.sdk.lib.gitlib import remote_url_without_password
 from wandb_file import read_history, read_run
+from written_run import write_result
 
 from vrft.cli.main import main
 from vrft.config.freeze import freeze
@@ -124,7 +125,7 @@ def test_a_run_directorys_config_with_python_tags_is_refused(tmp_path, mark, ref
     yaml.unsafe_load(config)
     assert ran(mark)
     (run_dir / "config.yaml").write_text(config)
-    (run_dir / "result.json").write_text('{"test_sets": {}}')
+    write_result(run_dir)
     assert str(run_dir / "config.yaml") in refused("train", *SMOKE, f"run.dir={run_dir}", "run.resume=true")
     assert str(run_dir / "config.yaml") in refused("report", f"runs={run_dir}")
 
