@@ -38,15 +38,18 @@ def load_processor(
     max_pixels: int,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    is_checked: bool = False,
 ) -> ProcessorMixin:
     """The processor. It pads on the left, and resizes each image to an area from `min_pixels` to `max_pixels`.
 
     Every verb loads it before any weights, so what is wrong with the folder is said here. Raises `UserError` if no
     processor can be loaded, if files differ from the folder's manifest, if the image processor does not take these
-    limits, or as `check_chat_template` does.
+    limits, or as `check_chat_template` does. is_checked: True leaves out the manifest, for which all weights are read,
+    and the trial of the template.
     """
     require_folder(path)
-    check_model_files(Path(path))
+    if not is_checked:
+        check_model_files(Path(path))
     with loading(f"model.path={path}"):
         processor = AutoProcessor.from_pretrained(
             path,
@@ -62,7 +65,8 @@ def load_processor(
             f"model.path={path}: the image processor has size {dict(size)}, but memory.min_pixels={min_pixels} and "
             f"memory.max_pixels={max_pixels} are set; it does not take these limits"
         )
-    check_chat_template(processor, path)
+    if not is_checked:
+        check_chat_template(processor, path)
     return processor
 
 

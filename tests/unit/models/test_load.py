@@ -176,6 +176,7 @@ def test_a_folder_unlike_its_manifest_is_refused_before_any_weights_are_loaded(m
     change(whole, with_value(MLP, 1.0))
     with pytest.raises(UserError, match=r"model.safetensors has other bytes than were written"):
         load_processor(str(whole), **LIMITS)
+    load_processor(str(whole), **LIMITS, is_checked=True)
     (whole / "manifest.json").write_text((whole / "manifest.json").read_text()[:-20])
     with pytest.raises(UserError, match=r"manifest.json is damaged"):
         load_processor(str(whole), **LIMITS)
