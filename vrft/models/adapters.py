@@ -52,7 +52,7 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         return {}
     try:
         adapter = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (OSError, ValueError, RecursionError):
         adapter = None
     if not isinstance(adapter, dict) or not isinstance(adapter.get("base_model_name_or_path"), str):
         raise UserError(f"{path} names no base model (base_model_name_or_path); give it the folder or hub name")
