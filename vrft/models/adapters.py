@@ -60,12 +60,12 @@ def read_adapter(folder: Path) -> dict[str, Any]:
 
 
 def base_of(folder: Path, adapter: Mapping[str, Any]) -> str:
-    """The folder or hub name of the model that an adapter was trained on; a whole model with an adapter is its own.
+    """The folder or hub name of the model that an adapter was trained on; a folder that holds both is its own base.
 
     adapter: the content of its `adapter_config.json`. Raises `UserError` if the base is not there, or has other weights
     than in the adapter's training.
     """
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
         return str(folder)
     base = adapter["base_model_name_or_path"]
     said = f"model.path={folder} is an adapter of base_model_name_or_path={base} (in its adapter_config.json)"

@@ -96,7 +96,7 @@ def load_model(
     four_bits = _in_four_bits(dtype, device) if quantization else {}
     options = {"dtype": dtype, "attn_implementation": attention, **source, **four_bits}
     model = load_base(whole, adapter=path if adapter else None, **options)
-    if adapter:
+    if adapter and whole != path:  # else transformers itself has added it
         _add_adapter(model, path, dtype=getattr(torch, dtype))
     _check_type(path, family, model.config.model_type)
     model = model if quantization else model.to(device)

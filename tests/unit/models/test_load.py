@@ -230,6 +230,26 @@ def test_an_adapter_of_any_kind_is_loaded_as_it_was_trained(model, tmp_path, opt
         assert torch.equal(load_model(str(tmp_path / "adapter"))(ids).logits, trained.eval()(ids).logits)
 
 
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_an_adapter_beside_a_models_config_is_loaded(model, adapter, is_whole):
+    """Other programs save the base's config with the adapter; a folder that has the weights, too, is its own base."""
+    expected = load_model(str(adapter)).state_dict()
+    shutil.copy(model / "config.json", adapter)
+    if is_whole:
+        shutil.copy(model / "model.safetensors", adapter)
+        shutil.rmtree(model)
+    found = load_model(str(adapter)).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in found.items())
+
+
+@pytest.mark.parametrize("text", ["{}", "[" * 100_000, '{"base_model_name_or_path": 3}'])
+def test_an_adapter_that_names_no_base_is_refused(adapter, text):
+    (adapter / "adapter_config.json").write_text(text)
+    with pytest.raises(UserError, match=r"adapter_config\.json names no base model"):
+        load_model(str(adapter))
+
+
 ADAPTER_DAMAGES = {
     "a weight is missing": (without("layers.0.self_attn.q_proj.lora_A"), r"the weight \S+lora_A\S+ is missing"),
     "all have other names": (renamed, r"12 weights .* are missing; 12 .* are not of this model"),
