@@ -330,11 +330,11 @@ def write_text_atomically(path: Path, text: str, *, is_lasting: bool = False) ->
 
 @contextlib.contextmanager
 def written_whole(path: Path, *, is_lasting: bool = False) -> Iterator[BinaryIO]:
-    """A file to write bytes in, which takes the place of `path` when the block ends; after an error nothing is there.
+    """A file to write bytes in, which takes the place of `path` when the block ends; after an error `path` is as it was.
 
-    Everything that vrft writes at once goes through here. The file is new and has a name that nobody can foresee, so a
-    link that somebody has planted is never written through; `path` itself is replaced if it is a link. Raises
-    `UserError` if `path` is a folder, a device or a pipe.
+    The files of a run that are written in one go are written here, but for those in a folder that `publish` renames.
+    The file is new and has a name that nobody can foresee, so a link that somebody has planted is never written
+    through; `path` itself is replaced if it is a link. Raises `UserError` if `path` is a folder, a device or a pipe.
     """
     if path.exists() and not path.is_file():
         what = "folder" if path.is_dir() else "device or a pipe"
