@@ -330,7 +330,7 @@ def write_text_atomically(path: Path, text: str, *, is_lasting: bool = False) ->
 
 @contextlib.contextmanager
 def written_whole(path: Path, *, is_lasting: bool = False) -> Iterator[BinaryIO]:
-    """A file to write bytes in, which takes the place of `path` when the block ends; after an error `path` is as it was.
+    """A file to write bytes in, which takes the place of `path` when the block ends; after an error it stays as it was.
 
     The files of a run that are written in one go are written here, but for those in a folder that `publish` renames.
     The file is new and has a name that nobody can foresee, so a link that somebody has planted is never written
