@@ -120,6 +120,14 @@ def test_a_models_folder_is_compared_where_it_has_a_manifest(folder):
     check_model_files(folder)
 
 
+def test_the_readme_of_a_model_may_be_edited(tmp_path):
+    (tmp_path / "staging").mkdir()
+    (tmp_path / "staging" / "README.md").write_text("[More Information Needed]")
+    publish(tmp_path / "staging", tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("A model of mine.")
+    check_model_files(tmp_path / "model")
+
+
 @pytest.mark.parametrize("text", ['{"name": "theirs", "version": 1}', "[]", '{"files": ["model.safetensors"]}'])
 def test_a_manifest_of_another_program_says_nothing_about_a_model(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
