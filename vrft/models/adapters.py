@@ -75,7 +75,8 @@ def base_of(folder: Path, adapter: Mapping[str, Any]) -> str:
             "the manifest.json beside it, which has the hash of what it was"
         )
     check_model_files(Path(base))
-    trained, now = str(read_prompt_settings(str(folder)).get("base_hash")), weight_hash(Path(base))
+    trained = read_prompt_settings(str(folder)).get("base_hash")
+    now = weight_hash(Path(base)) if isinstance(trained, str) else None  # it takes reading all weights
     if now and hash_kind(trained) == hash_kind(now) and trained != now:
         raise UserError(
             f"{said}, but was trained on other weights (base_hash in its vrft.json is {trained}, the base's is {now}); "
