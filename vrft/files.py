@@ -91,7 +91,10 @@ def publish(staging: Path, folder: Path, *, previous: Path | None = None) -> Non
 
 
 def check_whole(folder: Path) -> None:
-    """Raise `DamagedFolderError` that names everything in which a published folder differs from its manifest."""
+    """Raise `DamagedFolderError` that names everything in which a published folder differs from its manifest.
+
+    README.md may differ: PEFT writes one for its reader to fill in, as before an upload.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files, noted = manifest["files"], _noted_hash(manifest)
@@ -103,14 +106,15 @@ def check_whole(folder: Path) -> None:
         files, is_intact = {}, False
     if not is_intact:
         raise DamagedFolderError(f"{folder}: {MANIFEST} is damaged")
-    faults = [f"{name} {fault}" for name, entry in files.items() if (fault := _fault(folder / name, entry))]
+    read = {name: entry for name, entry in files.items() if name != "README.md"}
+    faults = [f"{name} {fault}" for name, entry in read.items() if (fault := _fault(folder / name, entry))]
     if faults:
         raise DamagedFolderError(f"{folder}: {'; '.join(faults)}")
 
 
 def check_model_files(folder: Path) -> None:
-    """Raise `DamagedFolderError` where a model's folder has a manifest and differs from it; others' have none."""
-    if not (folder / MANIFEST).is_file():
+    """Raise `DamagedFolderError` where a model's folder has a manifest of ours and differs from it."""
+    if not (folder / MANIFEST).is_file() or _is_of_others(folder / MANIFEST):
         return
     try:
         check_whole(folder)
@@ -119,6 +123,15 @@ def check_model_files(folder: Path) -> None:
             f"model.path: {error}, as {folder / MANIFEST} says; take a whole copy of the folder, or delete {MANIFEST} "
             "if you have changed these files yourself"
         ) from None
+
+
+def _is_of_others(manifest: Path) -> bool:
+    """True for a file of that name which another program has written: JSON without the two keys of ours."""
+    try:
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False  # ours, damaged
+    return not isinstance(found, dict) or not found.keys() & {"hash", "sha256"} or "files" not in found
 
 
 def manifest_hash(folder: Path) -> str:
@@ -146,7 +159,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def refuse_unfolding(text: str) -> None:
-    """Raise `yaml.YAMLError` if a YAML text's aliases, each written out, are more than 20,000 values.
+    """Raise `yaml.YAMLError` if a YAML text's aliases, each written out, add more than 20,000 values to it.
 
     >>> refuse_unfolding("a: &a [1, 2]\\nb: [*a, *a]")
     """
@@ -163,10 +176,9 @@ def refuse_unfolding(text: str) -> None:
             )
         return sizes[id(node)]
 
-    if (root := yaml.compose(text, yaml.SafeLoader)) and size(root) > _MOST_VALUES:
-        raise yaml.YAMLError(
-            f"its aliases (*name) unfold to more than {_MOST_VALUES:,} values; write out what is meant"
-        )
+    root = yaml.compose(text, yaml.SafeLoader)
+    if root and size(root) - len(sizes) > _MOST_VALUES:  # of the values that are written, each is a node
+        raise yaml.YAMLError(f"its aliases (*name) add more than {_MOST_VALUES:,} values; write out what is meant")
 
 
 def file_hash(path: Path, *, kind: str = "xxh3_128") -> str:
@@ -322,14 +334,15 @@ def write_text_atomically(path: Path, text: str, *, is_lasting: bool = False) ->
 
 @contextlib.contextmanager
 def written_whole(path: Path, *, is_lasting: bool = False) -> Iterator[BinaryIO]:
-    """A file to write bytes in, which takes the place of `path` when the block ends; after an error nothing is there.
+    """A file to write bytes in, which takes the place of `path` when the block ends; after an error it stays as it was.
 
-    Everything that vrft writes at once goes through here. The file is new and has a name that nobody can foresee, so a
-    link that somebody has planted is never written through; `path` itself is replaced if it is a link. Raises
-    `UserError` if `path` is a device or a pipe.
+    The files of a run that are written in one go are written here, but for those in a folder that `publish` renames.
+    The file is new and has a name that nobody can foresee, so a link that somebody has planted is never written
+    through; `path` itself is replaced if it is a link. Raises `UserError` if `path` is a folder, a device or a pipe.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise UserError(f"{path} is a device or a pipe; the name of a file is needed")
+    if path.exists() and not path.is_file():
+        what = "folder" if path.is_dir() else "device or a pipe"
+        raise UserError(f"{path} is a {what}; the name of a file is needed")
     partial = path.with_name(f"{path.name[:50]}.{secrets.token_hex(4)}.partial")
     try:
         with partial.open("xb") as file:

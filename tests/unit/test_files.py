@@ -23,6 +23,7 @@ from vrft.files import (
     file_hash,
     is_local,
     model_folder_fault,
+    parse_yaml,
     publish,
     read_rows,
     read_written,
@@ -117,6 +118,20 @@ def test_a_models_folder_is_compared_where_it_has_a_manifest(folder):
         check_model_files(folder)
     (folder / MANIFEST).unlink()
     check_model_files(folder)
+
+
+def test_the_readme_of_a_model_may_be_edited(tmp_path):
+    (tmp_path / "staging").mkdir()
+    (tmp_path / "staging" / "README.md").write_text("[More Information Needed]")
+    publish(tmp_path / "staging", tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("A model of mine.")
+    check_model_files(tmp_path / "model")
+
+
+@pytest.mark.parametrize("text", ['{"name": "theirs", "version": 1}', "[]", '{"files": ["model.safetensors"]}'])
+def test_a_manifest_of_another_program_says_nothing_about_a_model(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    check_model_files(tmp_path)
 
 
 def test_files_that_were_written_for_the_owner_alone_get_the_permissions_of_the_others(tmp_path):
@@ -300,6 +315,11 @@ def test_a_device_is_not_replaced(tmp_path):
         assert not path.is_file()
 
 
+def test_a_folder_is_not_replaced(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path} is a folder; the name of a file is needed"):
+        write_text_atomically(tmp_path, "text")
+
+
 def test_nothing_is_appended_through_a_link(tmp_path):
     (tmp_path / "victim").write_text("precious")
     (tmp_path / "log.jsonl").symlink_to(tmp_path / "victim")
@@ -380,3 +400,11 @@ def test_a_cut_last_line_is_left_out_only_where_a_kill_may_have_cut_it(tmp_path)
     path.write_text('{"step": 1}\n{"n": 2}\n')
     with pytest.raises(UserError, match=r"oom.jsonl, line 2: step is missing"):
         read_rows(path, Form, may_be_cut=True)
+
+
+MANY = "".join(f"- class {number}\n" for number in range(21_000))
+
+
+@pytest.mark.parametrize("text", ["- Arts & Crafts, *****\n" + MANY, "- &one [x]\n- *one\n" + MANY])
+def test_a_long_yaml_is_no_unfolding_one(text):
+    assert len(parse_yaml(text)) > 21_000

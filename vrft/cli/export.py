@@ -39,6 +39,11 @@ def export(path: Path, out: Path, *, dtype: str | None = None, trust_remote_code
     if adapter and not (path / "adapter_model.safetensors").is_file():
         raise UserError(f"{path} has no adapter_model.safetensors; other formats can run code")
     base = base_of(path, adapter) if adapter else str(path)
+    if adapter and base == str(path):
+        raise UserError(
+            f"model.path is {path}, a whole model with an adapter beside; move the adapter_* files to a folder of "
+            "their own, and name the model there as base_model_name_or_path in adapter_config.json"
+        )
     source = {"trust_remote_code": trust_remote_code, "revision": adapter.get("revision")}
     if adapter:
         whole = load_base(base, adapter=str(path), dtype="float32", **source)

@@ -86,8 +86,13 @@ def _scored_row(row: Row, parsed: Parsed, reward: dict, task: Task) -> dict:
         "reason": parsed.reason,
         "terms": reward["terms"],
         "total": reward["total"],
-        "metrics": {name: metric(parsed, row) for name, metric in task.metrics.items()},
+        "metrics": {name: _as_float(metric(parsed, row)) for name, metric in task.metrics.items()},
     }
+
+
+def _as_float(value: float | None) -> float | None:
+    """A user's own metric may be a bool, which JSON would keep, or of NumPy."""
+    return None if value is None else float(value)
 
 
 def _health_metrics(

@@ -52,7 +52,7 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         return {}
     try:
         adapter = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (OSError, ValueError, RecursionError):
         adapter = None
     if not isinstance(adapter, dict) or not isinstance(adapter.get("base_model_name_or_path"), str):
         raise UserError(f"{path} names no base model (base_model_name_or_path); give it the folder or hub name")
@@ -60,12 +60,12 @@ def read_adapter(folder: Path) -> dict[str, Any]:
 
 
 def base_of(folder: Path, adapter: Mapping[str, Any]) -> str:
-    """The folder or hub name of the model that an adapter was trained on; a whole model with an adapter is its own.
+    """The folder or hub name of the model that an adapter was trained on; a folder that holds both is its own base.
 
     adapter: the content of its `adapter_config.json`. Raises `UserError` if the base is not there, or has other weights
     than in the adapter's training.
     """
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
         return str(folder)
     base = adapter["base_model_name_or_path"]
     said = f"model.path={folder} is an adapter of base_model_name_or_path={base} (in its adapter_config.json)"
@@ -75,7 +75,8 @@ def base_of(folder: Path, adapter: Mapping[str, Any]) -> str:
             "the manifest.json beside it, which has the hash of what it was"
         )
     check_model_files(Path(base))
-    trained, now = str(read_prompt_settings(str(folder)).get("base_hash")), weight_hash(Path(base))
+    trained = read_prompt_settings(str(folder)).get("base_hash")
+    now = weight_hash(Path(base)) if isinstance(trained, str) else None  # it takes reading all weights
     if now and hash_kind(trained) == hash_kind(now) and trained != now:
         raise UserError(
             f"{said}, but was trained on other weights (base_hash in its vrft.json is {trained}, the base's is {now}); "

@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 
 from vrft.errors import UserError, first_line
 from vrft.files import check_model_files, model_folder_fault
@@ -25,18 +27,29 @@ from vrft.models.adapters import base_of, read_adapter
 from vrft.models.chat_template import check_chat_template
 from vrft.models.families import Family, other_type_fault, part_of
 
+_DORA = WeightRenaming(r"lora_magnitude_vector\.default$", "lora_magnitude_vector.default.weight")
+"""PEFT saves DoRA's magnitudes without `.weight`; transformers' `load_adapter` does not know of it."""
+
 
 def load_processor(
-    path: str, *, min_pixels: int, max_pixels: int, revision: str | None = None, trust_remote_code: bool = False
+    path: str,
+    *,
+    min_pixels: int,
+    max_pixels: int,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    is_checked: bool = False,
 ) -> ProcessorMixin:
     """The processor. It pads on the left, and resizes each image to an area from `min_pixels` to `max_pixels`.
 
     Every verb loads it before any weights, so what is wrong with the folder is said here. Raises `UserError` if no
     processor can be loaded, if files differ from the folder's manifest, if the image processor does not take these
-    limits, or as `check_chat_template` does.
+    limits, or as `check_chat_template` does. is_checked: True leaves out the manifest, for which all weights are read,
+    and the trial of the template.
     """
     require_folder(path)
-    check_model_files(Path(path))
+    if not is_checked:
+        check_model_files(Path(path))
     with loading(f"model.path={path}"):
         processor = AutoProcessor.from_pretrained(
             path,
@@ -52,7 +65,8 @@ def load_processor(
             f"model.path={path}: the image processor has size {dict(size)}, but memory.min_pixels={min_pixels} and "
             f"memory.max_pixels={max_pixels} are set; it does not take these limits"
         )
-    check_chat_template(processor, path)
+    if not is_checked:
+        check_chat_template(processor, path)
     return processor
 
 
@@ -82,11 +96,8 @@ def load_model(
     four_bits = _in_four_bits(dtype, device) if quantization else {}
     options = {"dtype": dtype, "attn_implementation": attention, **source, **four_bits}
     model = load_base(whole, adapter=path if adapter else None, **options)
-    if adapter:
-        how = {"dtype": getattr(torch, dtype), "hf_quantizer": getattr(model, "hf_quantizer", None)}
-        with loading(f"model.path={path}"):
-            found = model.load_adapter(path, use_safetensors=True, ignore_mismatched_sizes=True, **how)
-        require_all_weights(f"model.path={path}", **found.to_dict())
+    if adapter and whole != path:  # else transformers itself has added it
+        _add_adapter(model, path, dtype=getattr(torch, dtype))
     _check_type(path, family, model.config.model_type)
     model = model if quantization else model.to(device)
     require_finite(path, model)
@@ -108,6 +119,17 @@ def load_base(path: str, *, adapter: str | None = None, **options: Any) -> PreTr
         model, found = AutoModelForImageTextToText.from_pretrained(path, **careful, **options)
     require_all_weights(what, **found)
     return model
+
+
+def _add_adapter(model: PreTrainedModel, path: str, *, dtype: torch.dtype) -> None:
+    """Put the adapter of a folder into its base. Raises `UserError` as `load_model` does."""
+    names = [*get_model_conversion_mapping(model), _DORA]
+    how = {"dtype": dtype, "hf_quantizer": getattr(model, "hf_quantizer", None), "weight_mapping": names}
+    with loading(f"model.path={path}"):
+        found = model.load_adapter(path, use_safetensors=True, ignore_mismatched_sizes=True, **how)
+    # Embeddings that are tied share one change of tokens, which is saved under the first name only.
+    alone = {name for name, _ in model.named_parameters()}
+    require_all_weights(f"model.path={path}", **found.to_dict() | {"missing_keys": found.missing_keys & alone})
 
 
 @contextmanager
@@ -140,8 +162,9 @@ def require_all_weights(
 def require_finite(path: str, model: PreTrainedModel) -> None:
     """Raise `UserError` naming weights that hold NaN or infinity."""
     weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.is_floating_point()}
-    # The extremes of NaN are NaN. They take no memory, and the GPU is waited for once.
-    extremes = torch.stack([torch.stack(weight.aminmax()).float() for weight in weights.values()])
+    # The extremes of NaN are NaN. They take no memory, and the GPU is waited for once. Floats of 8 bits have none.
+    wide = (weight if weight.dtype.itemsize > 1 else weight.to(torch.bfloat16) for weight in weights.values())
+    extremes = torch.stack([torch.stack(weight.aminmax()).float() for weight in wide])
     is_finite = extremes.isfinite().all(dim=1).tolist()
     if faults := [name for name, is_right in zip(weights, is_finite, strict=True) if not is_right]:
         raise UserError(f"model.path={path}: {_first(faults)} NaN or infinite; take a checkpoint of finite weights")

@@ -159,7 +159,6 @@ class RowForm(BaseModel):
     images: Annotated[list[str], Field(min_length=1)]
     image_wh: Annotated[list[Side], Field(min_length=2, max_length=2)]
     gold: Any
-    aliases: list[str] = []
     category: str = ""
     categories: list[str] = []
 
@@ -200,6 +199,7 @@ class _Accuracy(BaseModel):
 
 class _ClassificationRow(RowForm):
     gold: str
+    aliases: list[str] = []
 
 
 class _ClassificationScored(ScoredForm):

@@ -116,13 +116,19 @@ def open_other(experiment: RunContext, name: str) -> RunContext:
     """The same run, to be judged on another task of `evaluate.others`. Raises `UserError` for long questions."""
     folder = data_folder(experiment.run_dir, name)
     config, rows = with_other(experiment.config, name), {"test": read_rows(folder / "test.jsonl")}
-    other = replace(make_experiment(experiment.run_dir, config, rows), other=name, status=experiment.status)
+    other = make_experiment(experiment.run_dir, config, rows, is_model_checked=True)
+    other = replace(other, other=name, status=experiment.status)
     check_question_lengths(other)
     return other
 
 
-def make_experiment(run_dir: Path, config: Config, rows: dict[str, list[Row]]) -> RunContext:
-    """An experiment on rows that are at hand, its processor loaded (no weights)."""
+def make_experiment(
+    run_dir: Path, config: Config, rows: dict[str, list[Row]], *, is_model_checked: bool = False
+) -> RunContext:
+    """An experiment on rows that are at hand, its processor loaded (no weights).
+
+    is_model_checked: True if this process has loaded it before, so that its files are not read once more.
+    """
     model, trusted = config.model, config.trust_code
     processes = PartialState(cpu=config.derived.device == "cpu")
     processor = load_processor(
@@ -130,6 +136,7 @@ def make_experiment(run_dir: Path, config: Config, rows: dict[str, list[Row]]) -
         **config.memory.pixel_limits,
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
+        is_checked=is_model_checked,
     )
     task = load_task(**config.task, trust_code=trusted)
     set_thought_opening(processor, is_prefilled=task.is_prefilled)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -13,11 +12,12 @@ from accelerate.utils import broadcast_object_list
 
 from vrft.config.trl_arguments import trainer_arguments, vllm_length
 from vrft.errors import UserError, phase
-from vrft.files import remove
+from vrft.files import read_written, remove
 from vrft.models.adapters import check_targets, lora_settings, read_adapter
 from vrft.models.families import FAMILIES
 from vrft.models.load import freeze_parts, load_model
 from vrft.models.prompt_settings import make_prompt_settings
+from vrft.report.run_forms import Provenance
 from vrft.report.wandb import RolloutPictures, picture
 from vrft.run.context import RunContext
 from vrft.run.evaluation import evaluate_splits
@@ -57,11 +57,11 @@ def train(experiment: RunContext, model, start: Start) -> tuple[list[dict], dict
 
     config, folder = experiment.config, experiment.run_dir / "checkpoints"
     row, metric = experiment.rows["train"][0], experiment.primary_metrics[0]
-    provenance = json.loads((experiment.run_dir / "provenance.json").read_text(encoding="utf-8"))
+    provenance = read_written(experiment.run_dir / "provenance.json", Provenance)
     card = make_prompt_settings(
         config.prompt_settings,
         base=config.model.path,
-        base_hash=provenance["model_hash"],
+        base_hash=provenance.get("model_hash"),
         trainer=config.trainer.name,
         task=experiment.task,
         row=row,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -141,6 +142,11 @@ def test_what_cannot_be_exported_is_refused_by_name(tmp_path):
         export(adapter, base)
     with pytest.raises(UserError, match=r"model.path is .*absent, which does not exist"):
         export(tmp_path / "absent", tmp_path / "out")
+    both = shutil.copytree(base, tmp_path / "both")
+    shutil.copytree(adapter, both, dirs_exist_ok=True)
+    with pytest.raises(UserError, match=r"both, a whole model with an adapter beside"):
+        export(both, tmp_path / "out")
+    shutil.rmtree(both)
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(UserError, match=r"no adapter_model.safetensors; other formats can run code"):
         export(adapter, tmp_path / "out")

@@ -68,10 +68,10 @@ def test_files_put_no_line_into_a_script(launcher, overrides, named):
         ("hydra: {sweep: {subdir: ELSEWHERE}}", "hydra.sweep.subdir is "),
         ("hydra: {job: {env_copy: [NOT_THERE]}}", "hydra.job.env_copy names 'NOT_THERE'"),
         ("hydra: {job: {env_copy: [HOME]}}", "hydra.job.env_set is set"),
-        ("a: &a [*a]", "theirs.yaml is not plain YAML: its aliases (*name) unfold"),
+        ("a: &a [*a]", "theirs.yaml is not plain YAML: its aliases (*name) add"),
         (
             "\n".join(["a0: &a0 [x, x, x]", *(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]" for n in range(1, 9))]),
-            "theirs.yaml is not plain YAML: its aliases (*name) unfold to more than 20,000 values",
+            "theirs.yaml is not plain YAML: its aliases (*name) add more than 20,000 values",
         ),
         ("a: " + "[" * 3000, "theirs.yaml is nested too deeply"),
         ("a: {b", "theirs.yaml is not plain YAML"),

@@ -10,6 +10,7 @@ from vrft.evaluate.protocols import SCORERS, primary_metrics, protocol_key, ques
 from vrft.evaluate.score import score_completions
 from vrft.tasks import load_task, task_names
 from vrft.tasks.boxes import Frame
+from vrft.tasks.grounding import TASK as GroundingTask
 from vrft.tasks.reward import RewardFunction
 
 REWARD = {"weights": {"iou": 1.0, "confidence": 1.0, "accuracy": 1.0, "format": 0.5}, "options": {}}
@@ -66,6 +67,26 @@ def test_grounding_is_scored_row_by_row():
     assert values["unreadable/not_found"] == (0.0, 2)
     assert values["reward"] == (0.75, 2)
     json.dumps([scored, metrics], allow_nan=False)
+
+
+def test_a_metric_of_a_users_own_may_be_a_bool():
+    """In the file it is a number: what reads it again knows of no other."""
+
+    class Own(GroundingTask):
+        @property
+        def metrics(self):
+            return {"right": lambda parsed, row: parsed.answer == row["gold"], "none": lambda parsed, row: None}
+
+    rows, protocol = BOX_ROWS[:1], {"name": "rows", "version": 1, "scorer": "rows", "n_resamples": 50}
+    [scored], _ = score_completions(
+        rows,
+        [completion("r0", "no")],
+        task=Own(),
+        frame_for_row=frame_for_row,
+        protocol=protocol,
+        judge=RewardFunction(Own(), REWARD),
+    )
+    assert json.dumps(scored["metrics"]) == '{"right": 0.0, "none": null}'
 
 
 def test_detection_has_the_official_figures_beside_the_row_means():

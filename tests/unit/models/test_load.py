@@ -20,7 +20,7 @@ from vrft.errors import UserError
 from vrft.files import publish, weight_hash
 from vrft.memory.architectures import architecture
 from vrft.models import families
-from vrft.models.load import load_base, load_model, load_processor, require_folder
+from vrft.models.load import load_base, load_model, load_processor, require_finite, require_folder
 
 
 def raises_without_a_text(*_, **__):
@@ -132,6 +132,15 @@ def test_weights_that_are_not_the_models_are_refused_by_name(model, name):
     assert str(caught.value).startswith(f"model.path={model}: ")
 
 
+def test_weights_of_eight_bits_are_looked_at_too():
+    """Published FP8 checkpoints have them; torch has no extremes of them."""
+    model = torch.nn.Linear(4, 4, bias=False).requires_grad_(False).to(torch.float8_e4m3fn)
+    require_finite("path", model)
+    model.weight.view(torch.uint8)[1, 2] = 0x7F  # NaN in this format
+    with pytest.raises(UserError, match="the weight weight is NaN"):
+        require_finite("path", model)
+
+
 @pytest.mark.parametrize("is_listed", [True, False])
 def test_a_shard_that_is_missing_is_refused(tmp_path, is_listed):
     """The file of a shard is gone, or the index does not list it."""
@@ -167,6 +176,7 @@ def test_a_folder_unlike_its_manifest_is_refused_before_any_weights_are_loaded(m
     change(whole, with_value(MLP, 1.0))
     with pytest.raises(UserError, match=r"model.safetensors has other bytes than were written"):
         load_processor(str(whole), **LIMITS)
+    load_processor(str(whole), **LIMITS, is_checked=True)
     (whole / "manifest.json").write_text((whole / "manifest.json").read_text()[:-20])
     with pytest.raises(UserError, match=r"manifest.json is damaged"):
         load_processor(str(whole), **LIMITS)
@@ -194,6 +204,50 @@ def test_an_adapter_finds_the_base_that_was_named_from_another_folder(adapter, t
     assert len(names) == len(saved) == 12
     for name in names:
         assert torch.equal(loaded.state_dict()[name], saved[f"base_model.model.{name.replace('.default', '')}"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_dora": True},  # its magnitudes have another name in the file
+        {"trainable_token_indices": [5, 9]},  # of tied embeddings, the file has one of two
+        {"modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"bias": "all"},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_an_adapter_of_any_kind_is_loaded_as_it_was_trained(model, tmp_path, options):
+    config = LoraConfig(**{"target_modules": ["q_proj"], **options})
+    trained = get_peft_model(load_base(str(model), dtype="float32"), config)
+    generator = torch.Generator().manual_seed(0)
+    for weight in trained.parameters():
+        if weight.requires_grad:
+            weight.data += 0.05 * torch.randn(weight.shape, generator=generator)
+    trained.save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[5, 9, 14, 7]])
+    with torch.no_grad():
+        assert torch.equal(load_model(str(tmp_path / "adapter"))(ids).logits, trained.eval()(ids).logits)
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_an_adapter_beside_a_models_config_is_loaded(model, adapter, is_whole):
+    """Other programs save the base's config with the adapter; a folder that has the weights, too, is its own base."""
+    expected = load_model(str(adapter)).state_dict()
+    shutil.copy(model / "config.json", adapter)
+    if is_whole:
+        shutil.copy(model / "model.safetensors", adapter)
+        shutil.rmtree(model)
+    found = load_model(str(adapter)).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in found.items())
+
+
+@pytest.mark.parametrize("text", ["{}", "[" * 100_000, '{"base_model_name_or_path": 3}'])
+def test_an_adapter_that_names_no_base_is_refused(adapter, text):
+    (adapter / "adapter_config.json").write_text(text)
+    with pytest.raises(UserError, match=r"adapter_config\.json names no base model"):
+        load_model(str(adapter))
 
 
 ADAPTER_DAMAGES = {

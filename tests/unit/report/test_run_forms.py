@@ -10,6 +10,7 @@ from written_run import write_config, write_evaluated, write_result
 
 from vrft.errors import UserError
 from vrft.report.run_files import RunFiles
+from vrft.tasks import load_task, task_names
 
 FIGURE = {"value": 0.5, "n": 2, "interval": [0.1, 0.9]}
 
@@ -75,3 +76,20 @@ def test_a_record_too_deep_to_read_is_named(tmp_path):
     (tmp_path / "provenance.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match=r"provenance.json cannot be read"):
         RunFiles(tmp_path).provenance  # noqa: B018
+
+
+SCORERS = {"classification": "classification", "detection": "coco", "open_vocabulary_detection": "coco"}
+EXAMPLES = [
+    pytest.param(name, example, id=f"{name}{', labelled' if options else ''}, {number}")
+    for name in task_names()
+    for options in ({}, *([{"labelled": True}] if SCORERS.get(name) == "coco" else []))
+    for number, example in enumerate(load_task(name, **options).examples)
+]
+
+
+@pytest.mark.parametrize(("task", "example"), EXAMPLES)
+def test_every_row_that_a_task_takes_can_be_reported(tmp_path, task, example):
+    write_config(tmp_path, protocol={"name": "x", "scorer": SCORERS.get(task, "rows")})
+    write_evaluated(tmp_path, [example], best=[{}] if task != "classification" else [{"metrics": {"accuracy": 1.0}}])
+    assert RunFiles(tmp_path).rows()[0].items() >= example.items()
+    assert len(RunFiles(tmp_path).scores("best")) == 1
