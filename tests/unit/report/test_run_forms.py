@@ -75,3 +75,17 @@ def test_a_record_too_deep_to_read_is_named(tmp_path):
     (tmp_path / "provenance.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match=r"provenance.json cannot be read"):
         RunFiles(tmp_path).provenance  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("scorer", "row", "why"),
+    [
+        ("coco", {"gold": [], "categories": ["cup"], "aliases": {"cup": ["mug"]}}, "aliases of several labels"),
+        ("classification", {"gold": "cat", "aliases": ["kitty"], "category": 7}, "a column that no question needs"),
+        ("grounding", {"gold": [0, 0, 9, 9], "phrase": "a cup", "categories": {"a": 1}, "aliases": "x"}, "as above"),
+    ],
+)
+def test_rows_that_training_takes_are_read(tmp_path, scorer, row, why):
+    write_config(tmp_path, protocol={"name": scorer, "scorer": scorer})
+    write_evaluated(tmp_path, [row])
+    assert RunFiles(tmp_path).rows()[0] | row == RunFiles(tmp_path).rows()[0], why
