@@ -124,3 +124,16 @@ def test_the_words_of_every_group_are_known():
     assert len(groups()) >= 15
     with pytest.raises(UserError, match="model=tiny"):
         careful_words(["tiny"], groups=groups())
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--info"], ["--info=all"]),
+        (["trainer=sft", "--info"], ["--info=all", "trainer=sft"]),  # the override is not what --info shows
+        (["--info", "searchpath", "trainer=sft"], ["--info=searchpath", "trainer=sft"]),
+        (["-i", "defaults"], ["-i=defaults"]),
+    ],
+)
+def test_what_info_shows_may_follow_it_or_be_left_out(words, expected):
+    assert careful_words(words, groups=GROUPS) == expected
