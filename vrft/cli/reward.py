@@ -22,7 +22,7 @@ from vrft.tasks import MixedTask, Task, load_task
 from vrft.tasks.base import given
 from vrft.tasks.boxes import Frame
 from vrft.tasks.reward import RewardFunction
-from vrft.tasks.rows import GoldBoxError, Row, labelled_boxes
+from vrft.tasks.rows import GoldBoxError, Row, image_paths, labelled_boxes
 from vrft.terminal import progress_bar
 
 _UNBOUNDED = 10**9  # the side of an image of unknown size in pixels: boxes are not cut
@@ -145,10 +145,7 @@ def run(config: RewardCasesConfig) -> None:
         raise UserError(f"cases and out are both {path}; give out another name, or the cases would be lost")
     task = load_task(**config.task, trust_code=config.trust_code)
     judge = RewardFunction(task, config.reward.plain(), trust_code=config.trust_code, root=path.parent)
-    if config.rows and not Path(config.rows).is_file():
-        raise UserError(f"rows is {config.rows}: there is no such file")
-    rows = {str(row.get("row_id")): row for row in read_rows(Path(config.rows))} if config.rows else None
-    cases = _read_cases(path, task, frame=config.frame, rows=rows)
+    cases = _read_cases(path, task, frame=config.frame, rows=_answered(Path(config.rows)) if config.rows else None)
     verdicts = []
     with written_whole(out) as file:
         for case, row in progress_bar(cases, desc="judge", unit="case"):
@@ -203,6 +200,20 @@ def _read_cases(
             f"frame={frame}; they are judged as they stand. The first: {doubts[0]}",
             file=sys.stderr,
         )
+    return found
+
+
+def _answered(path: Path) -> dict[str, Row]:
+    """The rows of a file by their ids. Their images are named from the file's own folder, where a user's term reads
+    them. Raises `UserError` if there is no such file."""
+    if not path.is_file():
+        raise UserError(f"rows is {path}: there is no such file")
+    found = {}
+    for row in read_rows(path):
+        images = row.get("images")
+        if isinstance(images, list) and all(isinstance(image, str) for image in images):
+            row["images"] = list(map(str, image_paths(row, path.parent.resolve())))
+        found[str(row.get("row_id"))] = row
     return found
 
 
