@@ -42,7 +42,7 @@ _REFUSED = {
 }
 _QUESTION = "predict.ask"
 _TEXTS = {*PATHS, _QUESTION, "run.name", "model.revision", "dataset.hub", "dataset.revision"}
-_LISTS = {"classes", "dataset.classes", "detections", "runs"}  # a text, or a list of texts
+_LISTS = {"classes", "dataset.classes", "dataset.test_classes", "detections", "runs"}  # a text, or a list of texts
 
 
 def careful_words(words: Sequence[str], *, groups: Mapping[str, Sequence[str]]) -> list[str]:

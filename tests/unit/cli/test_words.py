@@ -55,6 +55,7 @@ def test_a_question_is_asked_as_it_stands(text):
         ("rows=null", None),
         ("+dataset.test_path=a b,c", "a b,c"),
         ("runs=[~/a b,it's]", ["~/a b", "it's"]),
+        ("dataset.test_classes=[driver's seat,cup]", ["driver's seat", "cup"]),
         ("runs=[runs/A,runs/B]", ["runs/A", "runs/B"]),
         ("trainer.max_steps=3", 3),
         ("~logging", None),
