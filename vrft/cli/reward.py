@@ -22,7 +22,7 @@ from vrft.tasks import MixedTask, Task, load_task
 from vrft.tasks.base import given
 from vrft.tasks.boxes import Frame
 from vrft.tasks.reward import RewardFunction
-from vrft.tasks.rows import GoldBoxError, Row, image_paths, labelled_boxes
+from vrft.tasks.rows import GoldBoxError, Row, check_sides, frame_of, image_paths, labelled_boxes
 from vrft.terminal import progress_bar
 
 _UNBOUNDED = 10**9  # the side of an image of unknown size in pixels: boxes are not cut
@@ -96,7 +96,7 @@ def row_of(case: Mapping, task: Task | MixedTask, *, frame: str, root: Path) -> 
     if "solution" in case:
         if not isinstance(case["solution"], str):
             raise ValueError(f"column 'solution' is {case['solution']!r:.100}; the right answer as text is needed")
-        row["gold"] = own.gold_of(case["solution"], _frame(frame, row))
+        row["gold"] = own.gold_of(case["solution"], frame_of(row, frame))
         row.setdefault("problem", "")
         if getattr(own, "labelled", False):
             row.setdefault("categories", sorted({label for _, label in labelled_boxes(row["gold"])}) or ["none"])
@@ -121,17 +121,14 @@ def _with_size(case: Mapping, *, frame: str, root: Path) -> tuple[Row, bool]:
     elif not has_image:
         extent = Frame(frame, (1, 1), (1, 1)).extent_wh
         row["image_wh"] = [_UNBOUNDED] * 2 if "pixels" in frame else [round(side) for side in extent]
-    for name in ("image_wh", "seen_wh") if frame == "seen_pixels" or "seen_wh" in row else ("image_wh",):
-        sides = row.get(name, "missing")
-        if not isinstance(sides, list) or len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
-            raise ValueError(f"column {name!r} is {sides!r}; [width, height] in pixels is needed with frame={frame}")
+    check_sides(row, frame)
     return row, has_image
 
 
 def verdict_on(case: Mapping, row: Row, task: Task | MixedTask, *, judge: RewardFunction, frame: str) -> dict:
     """The verdict on one case, as `reward_cases` returns it."""
     is_truncated = bool(case.get("is_truncated", False))
-    parsed = task.parse(case["completion"], row, _frame(frame, row), is_truncated=is_truncated)
+    parsed = task.parse(case["completion"], row, frame_of(row, frame), is_truncated=is_truncated)
     return {**judge(parsed, row), "answer": answer_as_json(parsed.answer), "reason": parsed.reason}
 
 
@@ -227,11 +224,6 @@ def _with_row(completion: Mapping, rows: Mapping[str, Row] | None) -> dict:
     if (row := rows.get(str(completion["row_id"]))) is None:
         raise ValueError(f"row_id is {completion['row_id']!r}, which the file of rows does not have")
     return {**row, "completion": completion["text"], "is_truncated": completion.get("is_truncated", False)}
-
-
-def _frame(name: str, row: Row) -> Frame:
-    image_wh = tuple(row["image_wh"])
-    return Frame(name, image_wh, tuple(row.get("seen_wh", image_wh)))
 
 
 def _image_wh(image: Any, root: Path) -> tuple[int, int]:

@@ -153,7 +153,7 @@ print(codes, sorted({{"torch", "transformers", "datasets", "trl"}} & set(sys.mod
         ("protocol=lvis", ["protocol/lvis", "lvis_federated"]),
         (f"protocol=reasonseg_lisa {own('grounding')}", ["row a: no target_polygons"]),
         (f"protocol=coco_all {own('grounding')}", ["does not fit task=grounding"]),
-        (f"protocol=grounding {own('grounding')} frame=seen_pixels", ["line 1: seen_wh is None"]),
+        (f"protocol=grounding {own('grounding')} frame=seen_pixels", ["line 1: column 'seen_wh' is 'missing'"]),
         (f"protocol=grounding {own('grounding')} reward=iou_only reward.weights=null", ["reward.weights is None"]),
         (
             "protocol=rows task=counting rows=grounding.jsonl completions=counting.jsonl",
