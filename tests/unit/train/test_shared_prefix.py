@@ -140,7 +140,7 @@ def test_a_switch_of_the_template_reaches_it_whatever_its_value(value):
 @pytest.mark.parametrize(
     "options",
     [{"return_dict": False}, {"tools": [lambda: None]}, {"add_special_tokens": False}, {"return_tensors": "np"}],
-    ids=str,
+    ids=lambda options: next(iter(options)),
 )
 def test_what_the_processor_takes_otherwise_is_left_to_it(options, monkeypatch):
     processor, asked = small_processor("qwen2_vl"), []
