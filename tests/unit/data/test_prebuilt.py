@@ -173,7 +173,7 @@ def test_a_run_on_built_rows_leaves_built_rows(laptop):
     run_dir = laptop / "run"
     built = build_rows(config_of({"builder": "built", "path": str(laptop / "rows")}), run_dir / "data")
     assert build({"path": str(run_dir / "data")}, task=None, out_dir=laptop / "next", seed=0) == built
-    values = {"model": {"path": str(run_dir / "checkpoints" / "best")}, "dataset": {}}
+    values = {"model": {"path": str(run_dir / "checkpoints" / "best")}, "dataset": {"builder": "digits"}}
     assert with_rows_of_run(values, [])["dataset"]["path"] == str(run_dir / "data")
 
 
