@@ -189,3 +189,13 @@ def test_other_rows_that_a_resumed_run_refuses_leave_its_manifest(laptop):
     with pytest.raises(UserError, match="rows then"):
         build_rows(config_of(others), laptop / "rows", is_resuming=True)
     assert (laptop / "rows" / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("domain", ["dim", "clean"])
+def test_digits_are_built_too(tmp_path, domain):
+    options = {"k_shot": 1, "n_validation": 2, "n_test": 3, "domain": domain}
+    rows = build_rows(config_of({"builder": "digits", **options}), tmp_path / "rows")
+    found = build({"path": str(tmp_path / "rows")}, task=None, out_dir=tmp_path / "run", seed=0)
+    ids = {split: [row["row_id"] for row in part] for split, part in rows.items()}
+    assert {split: [row["row_id"] for row in part] for split, part in found.items()} == ids
+    assert len(ids["train"]) == 10
