@@ -117,8 +117,8 @@ def _means_by_class(rows: Sequence[Row], scored: Sequence[Mapping], *, n_resampl
     by_class: dict[str, list[Mapping]] = {}
     for row, one in zip(rows, scored, strict=True):
         name = row["gold"] if isinstance(row["gold"], str) else row.get("category")
-        if name is not None:
-            by_class.setdefault(f"{row['task']}: {name}" if "task" in row else name, []).append(one["metrics"])
+        if isinstance(name, str | int):  # a column that the task does not read may hold anything
+            by_class.setdefault(f"{row['task']}: {name}" if "task" in row else str(name), []).append(one["metrics"])
     per_class = {}
     for name, own in sorted(by_class.items()):
         columns = {key: [metrics[key] for metrics in own if metrics[key] is not None] for key in own[0]}

@@ -197,3 +197,10 @@ def test_without_libgl_the_message_says_what_to_install(folder, arguments):
     assert "opencv-python-headless" in done.stderr
     assert "Traceback" not in done.stderr
     assert not Path("scores.json").exists()
+
+
+@pytest.mark.parametrize(("category", "classes"), [(7, ["7"]), ({"id": 7}, [])])
+def test_a_column_that_the_task_does_not_read_may_hold_anything(folder, category, classes):
+    Path("grounding.jsonl").write_text(json.dumps(ROWS["grounding"] | {"category": category}) + "\n")
+    assert main(["score", "protocol=grounding", *own("grounding").split(), "out=scores.json"]) == 0
+    assert list(json.loads(Path("scores.json").read_text())["per_class"]) == classes
