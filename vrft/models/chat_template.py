@@ -68,8 +68,9 @@ def check_chat_template(processor: ProcessorMixin, path: str) -> None:
 
 def _try(processor: ProcessorMixin, sending: Connection) -> None:
     """Send what is wrong with the template, or None."""
-    n_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    _limit(resource.RLIMIT_AS, n_pages * resource.getpagesize() + _BYTES)
+    if (statm := Path("/proc/self/statm")).is_file():  # Linux; elsewhere time alone is limited
+        n_pages = int(statm.read_text(encoding="ascii").split()[0])
+        _limit(resource.RLIMIT_AS, n_pages * resource.getpagesize() + _BYTES)
     _limit(resource.RLIMIT_CPU, _SECONDS)
     _limit(resource.RLIMIT_CORE, 0)
     try:
