@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vrft.cli.reward import _frame, _free_file, _read_cases
+from vrft.cli.reward import _free_file, _read_cases
 from vrft.config.verb_schema import AuditConfig
 from vrft.files import write_text_atomically
 from vrft.tasks import load_task
 from vrft.tasks.audit import audit
 from vrft.tasks.reward import RewardFunction
+from vrft.tasks.rows import frame_of
 from vrft.terminal import progress_bar
 
 
@@ -31,7 +32,7 @@ def run(config: AuditConfig) -> int:
         else:
             own = [{"row_id": f"example-{i}", "image_wh": [640, 480], **row} for i, row in enumerate(one.examples, 1)]
         own = [row | {"task": name} for row in own]
-        found = audit(one, own, judge=judge, frame_for_row=lambda row: _frame(frame, row)) if own else []
+        found = audit(one, own, judge=judge, frame_for_row=lambda row: frame_of(row, frame)) if own else []
         known = progress_bar(found, desc=f"audit {name}", unit="attack", leave=False)
         outcomes += [{"task": name, **outcome} for outcome in known]
     print(_audit_table(outcomes, reward=config.reward.name, source=path or "the tasks' own examples"))

@@ -22,7 +22,7 @@ from vrft.tasks import MixedTask, Task, load_task
 from vrft.tasks.base import given
 from vrft.tasks.boxes import Frame
 from vrft.tasks.reward import RewardFunction
-from vrft.tasks.rows import GoldBoxError, Row, labelled_boxes
+from vrft.tasks.rows import GoldBoxError, Row, check_sides, frame_of, image_paths, labelled_boxes
 from vrft.terminal import progress_bar
 
 _UNBOUNDED = 10**9  # the side of an image of unknown size in pixels: boxes are not cut
@@ -96,7 +96,7 @@ def row_of(case: Mapping, task: Task | MixedTask, *, frame: str, root: Path) -> 
     if "solution" in case:
         if not isinstance(case["solution"], str):
             raise ValueError(f"column 'solution' is {case['solution']!r:.100}; the right answer as text is needed")
-        row["gold"] = own.gold_of(case["solution"], _frame(frame, row))
+        row["gold"] = own.gold_of(case["solution"], frame_of(row, frame))
         row.setdefault("problem", "")
         if getattr(own, "labelled", False):
             row.setdefault("categories", sorted({label for _, label in labelled_boxes(row["gold"])}) or ["none"])
@@ -121,17 +121,14 @@ def _with_size(case: Mapping, *, frame: str, root: Path) -> tuple[Row, bool]:
     elif not has_image:
         extent = Frame(frame, (1, 1), (1, 1)).extent_wh
         row["image_wh"] = [_UNBOUNDED] * 2 if "pixels" in frame else [round(side) for side in extent]
-    for name in ("image_wh", "seen_wh") if frame == "seen_pixels" or "seen_wh" in row else ("image_wh",):
-        sides = row.get(name, "missing")
-        if not isinstance(sides, list) or len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
-            raise ValueError(f"column {name!r} is {sides!r}; [width, height] in pixels is needed with frame={frame}")
+    check_sides(row, frame)
     return row, has_image
 
 
 def verdict_on(case: Mapping, row: Row, task: Task | MixedTask, *, judge: RewardFunction, frame: str) -> dict:
     """The verdict on one case, as `reward_cases` returns it."""
     is_truncated = bool(case.get("is_truncated", False))
-    parsed = task.parse(case["completion"], row, _frame(frame, row), is_truncated=is_truncated)
+    parsed = task.parse(case["completion"], row, frame_of(row, frame), is_truncated=is_truncated)
     return {**judge(parsed, row), "answer": answer_as_json(parsed.answer), "reason": parsed.reason}
 
 
@@ -145,10 +142,7 @@ def run(config: RewardCasesConfig) -> None:
         raise UserError(f"cases and out are both {path}; give out another name, or the cases would be lost")
     task = load_task(**config.task, trust_code=config.trust_code)
     judge = RewardFunction(task, config.reward.plain(), trust_code=config.trust_code, root=path.parent)
-    if config.rows and not Path(config.rows).is_file():
-        raise UserError(f"rows is {config.rows}: there is no such file")
-    rows = {str(row.get("row_id")): row for row in read_rows(Path(config.rows))} if config.rows else None
-    cases = _read_cases(path, task, frame=config.frame, rows=rows)
+    cases = _read_cases(path, task, frame=config.frame, rows=_answered(Path(config.rows)) if config.rows else None)
     verdicts = []
     with written_whole(out) as file:
         for case, row in progress_bar(cases, desc="judge", unit="case"):
@@ -206,6 +200,20 @@ def _read_cases(
     return found
 
 
+def _answered(path: Path) -> dict[str, Row]:
+    """The rows of a file by their ids. Their images are named from the file's own folder, where a user's term reads
+    them. Raises `UserError` if there is no such file."""
+    if not path.is_file():
+        raise UserError(f"rows is {path}: there is no such file")
+    found = {}
+    for row in read_rows(path):
+        images = row.get("images")
+        if isinstance(images, list) and all(isinstance(image, str) for image in images):
+            row["images"] = list(map(str, image_paths(row, path.parent.resolve())))
+        found[str(row.get("row_id"))] = row
+    return found
+
+
 def _with_row(completion: Mapping, rows: Mapping[str, Row] | None) -> dict:
     """One of vrft's own completions as a case: with the columns of its row. Raises ValueError without that row."""
     if rows is None:
@@ -216,11 +224,6 @@ def _with_row(completion: Mapping, rows: Mapping[str, Row] | None) -> dict:
     if (row := rows.get(str(completion["row_id"]))) is None:
         raise ValueError(f"row_id is {completion['row_id']!r}, which the file of rows does not have")
     return {**row, "completion": completion["text"], "is_truncated": completion.get("is_truncated", False)}
-
-
-def _frame(name: str, row: Row) -> Frame:
-    image_wh = tuple(row["image_wh"])
-    return Frame(name, image_wh, tuple(row.get("seen_wh", image_wh)))
 
 
 def _image_wh(image: Any, root: Path) -> tuple[int, int]:

@@ -35,13 +35,14 @@ _FLAGS = {  # of Hydra; True: a value follows
     "-sc": True,
     "--version": False,
 }
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # what may follow --info
 _REFUSED = {
     "--hydra-help": "is not offered; leave it out and give --help, or read https://hydra.cc/docs",
     "--experimental-rerun": "is not offered: a pickle, which could run code, is never loaded",
 }
 _QUESTION = "predict.ask"
 _TEXTS = {*PATHS, _QUESTION, "run.name", "model.revision", "dataset.hub", "dataset.revision"}
-_LISTS = {"classes", "dataset.classes", "detections", "runs"}  # a text, or a list of texts
+_LISTS = {"classes", "dataset.classes", "dataset.test_classes", "detections", "runs"}  # a text, or a list of texts
 
 
 def careful_words(words: Sequence[str], *, groups: Mapping[str, Sequence[str]]) -> list[str]:
@@ -58,8 +59,9 @@ def careful_words(words: Sequence[str], *, groups: Mapping[str, Sequence[str]]) 
 def _sorted(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Options with their values, and all other words. Raises `UserError` for dashes before anything else."""
     options, overrides = [], []
-    queue = iter(words)
-    for word in queue:
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
         if not word.startswith("-"):
             overrides.append(word)
             continue
@@ -68,14 +70,16 @@ def _sorted(words: Sequence[str]) -> tuple[list[str], list[str]]:
             raise UserError(f"{word} {_REFUSED[name]}")
         if name not in _FLAGS:
             meant = suggestion(name, _FLAGS)
-            bare = word.lstrip("-") + ("" if equals else f"={next(queue, '…')}")
+            bare = word.lstrip("-") + ("" if equals else f"={queue.pop(0) if queue else '…'}")
             raise UserError(
                 f"{name} is no option; {meant}a choice or a value is written without dashes: {_typed(bare)}. "
                 "Options are --help, --cfg job, --resolve, --info, --config-dir=DIR and, to sweep, -m"
             )
+        if name in ("--info", "-i") and not equals:  # Hydra would take the next word, whatever it is
+            word = f"{name}={queue.pop(0) if queue and queue[0] in _INFO else 'all'}"
         options.append(word)
-        if _FLAGS[name] and not equals and (value := next(queue, None)) is not None:
-            options.append(value)
+        if _FLAGS[name] and not equals and queue:
+            options.append(queue.pop(0))
     return options, overrides
 
 
@@ -192,8 +196,10 @@ def _refuse(words: Sequence[str], at: int) -> str:
         )
     text = _typed(f"{key}={_quoted(value)}")
     if _parsed(word) is not None:  # several values
+        is_function = "(" in value  # choice(a,b), range(1,3)
+        as_list = "" if is_function else f"a list is {_typed(f'{key}=[{value}]')}, "
         raise UserError(
-            f"{key} gets several values: {value}; a list is {_typed(f'{key}=[{value}]')}, one text is {text}; "
+            f"{key} gets several values: {value}; {as_list}one text is {text}; "
             "train and evaluate try each value with -m (--multirun)"
         )
     raise UserError(f"the value of {key} cannot be read: {value}; a text with such signs goes in quotes: {text}")

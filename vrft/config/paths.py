@@ -17,6 +17,7 @@ PATHS = (
     "dataset.test_image_root",
     "dataset.instances",
     "dataset.classes",
+    "dataset.test_classes",
     "predict.image",
     "predict.out",
     "plan.out",

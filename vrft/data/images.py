@@ -157,7 +157,7 @@ def decode_images(unread: Iterable[Unread], out_dir: Path) -> list[ReadImage | s
 
 def _decode(source: Path | bytes, out_dir: Path) -> ReadImage:
     image, is_as_stored = decode_upright(source if isinstance(source, bytes) else image_bytes(source))
-    content = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+    content = content_of(image)
     if isinstance(source, Path) and is_as_stored:
         return ReadImage(str(source), image.size, content)
     target = Path(out_dir) / "images" / f"{content[:32]}.png"
@@ -165,6 +165,11 @@ def _decode(source: Path | bytes, out_dir: Path) -> ReadImage:
     with written_whole(target) as file:
         image.save(file, "PNG")
     return ReadImage(f"images/{target.name}", image.size, content)
+
+
+def content_of(image: Image.Image) -> str:
+    """SHA-256 (hex) over the size and the pixels of an upright RGB image: by it a manifest knows an image."""
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
 
 
 def _state(source: Path | bytes) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 from vrft.data.images import ImageReader, locate
 from vrft.data.options import DatasetOptions, Folder, SolutionFrame, read_options
 from vrft.data.read_ahead import read_ahead, usable_cores
-from vrft.data.splits import MANIFEST_FILE, Checked, read_manifest
+from vrft.data.splits import MANIFEST_FILE, Checked, read_manifest, write_manifest
 from vrft.errors import UserError, raise_all
 from vrft.files import read_rows
 from vrft.tasks import MixedTask, Task
@@ -31,7 +31,7 @@ class Options(DatasetOptions):
 
 
 def build(options: dict, *, task: Task | MixedTask, out_dir: Path, seed: int) -> dict[str, list[Row]]:
-    """The rows of every split, as built. `seed` and `task` are not used.
+    """The rows of every split, as built; their manifest is written to `out_dir` too. `seed` and `task` are not used.
 
     options: those of `Options`. Raises `UserError` if a row or the pixels of an image have changed since the build, or
     an image is missing. An image is decoded again only if its file is another than the build has read (by path, size
@@ -44,7 +44,7 @@ def build(options: dict, *, task: Task | MixedTask, out_dir: Path, seed: int) ->
     splits = {split: _rows(folder, split, listed, faults) for split, listed in manifest["splits"].items()}
     images = ImageReader(root=Path("/"), out_dir=Path(out_dir), known=folder)
     located = _located(splits, folder, root, faults)
-    found: dict[str, list[Row]] = {split: [] for split in splits}
+    found: dict[str, list[Checked]] = {split: [] for split in splits}
     for split, item, paths in read_ahead(located, images, values=lambda one: one[2], n_processes=usable_cores()):
         for path, content in zip(paths, item.contents, strict=True):
             try:
@@ -59,16 +59,18 @@ def build(options: dict, *, task: Task | MixedTask, out_dir: Path, seed: int) ->
                 faults.append(
                     f"{split}, row {item.row['row_id']}: {fault}; put the old file back, or build the rows again"
                 )
-        found[split].append(item.row | {"images": paths})
+        found[split].append(Checked(item.row | {"images": paths}, item.contents))
     raise_all(faults, heading=f"{folder} has changed since vrft build wrote it:")
-    built_with = manifest["options"].get("frame") if isinstance(manifest.get("options"), dict) else None
-    if built_with != chosen.frame and any("problem" in row for rows in found.values() for row in rows):
+    options, notes = (one if isinstance(one := manifest.get(key), dict) else {} for key in ("options", "notes"))
+    if options.get("frame") != chosen.frame and any("problem" in item.row for part in found.values() for item in part):
         print(
             f"warning: the rows of {folder} bring their own question (`problem`) and were built with dataset.frame="
-            f"{built_with or 'null'}; give the same here",
+            f"{options.get('frame') or 'null'}; give the same here",
             file=sys.stderr,
         )
-    return found
+    counts = {"seed": manifest.get("seed"), "n_skipped": manifest.get("n_skipped")}
+    write_manifest(Path(out_dir), found, options=options, notes=notes, **counts)
+    return {split: [item.row for item in part] for split, part in found.items()}
 
 
 def _rows(folder: Path, split: str, listed: list[dict[str, Any]], faults: list[str]) -> list[Checked]:

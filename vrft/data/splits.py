@@ -188,8 +188,7 @@ def write_manifest(
         f"{json.dumps(key)}: {json.dumps(value, sort_keys=True, ensure_ascii=False)},\n" for key, value in head.items()
     ]
     out_dir.mkdir(parents=True, exist_ok=True)
-    for name in (MANIFEST_FILE, _UNFINISHED):  # of an earlier build, or a link that somebody planted
-        (out_dir / name).unlink(missing_ok=True)
+    (out_dir / _UNFINISHED).unlink(missing_ok=True)  # of an earlier build, or a link that somebody planted
     with (out_dir / _UNFINISHED).open("x", encoding="utf-8") as file:
         file.writelines(["{\n", *lines, '"splits": {'])
         for number, (split, part) in enumerate(splits.items()):
@@ -199,6 +198,11 @@ def write_manifest(
                 file.write(f"{',' if position else ''}\n{json.dumps(line, ensure_ascii=False)}")
             file.write("\n]")
         file.write("\n}\n}\n")
+
+
+def drop_manifest(out_dir: Path) -> None:
+    """Remove the manifest of an earlier build: until the next is finished, the rows do not count as finished."""
+    (out_dir / MANIFEST_FILE).unlink(missing_ok=True)
 
 
 def finish_manifest(out_dir: Path) -> None:

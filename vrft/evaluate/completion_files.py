@@ -13,9 +13,8 @@ from vrft.evaluate.protocols import questions_not_asked, row_faults, scorer_for
 from vrft.evaluate.score import answered_boxes, score_completions
 from vrft.files import numbered_rows
 from vrft.tasks import load_task
-from vrft.tasks.boxes import Frame
 from vrft.tasks.reward import RewardFunction
-from vrft.tasks.rows import Row
+from vrft.tasks.rows import Row, check_sides, frame_of
 
 
 def score_own(config: Mapping, mask_of: Callable | None) -> tuple[dict, list[dict] | None]:
@@ -37,7 +36,7 @@ def score_own(config: Mapping, mask_of: Callable | None) -> tuple[dict, list[dic
         rows,
         completions,
         task=task,
-        frame_for_row=lambda row: _frame(config["frame"], row),
+        frame_for_row=lambda row: frame_of(row, config["frame"]),
         protocol={**protocol, "scorer": "rows"} if has_own_figures else protocol,
         judge=RewardFunction(task, config["reward"], trust_code=config["trust_code"], root=rows_path.parent),
     )
@@ -118,8 +117,8 @@ def _means_by_class(rows: Sequence[Row], scored: Sequence[Mapping], *, n_resampl
     by_class: dict[str, list[Mapping]] = {}
     for row, one in zip(rows, scored, strict=True):
         name = row["gold"] if isinstance(row["gold"], str) else row.get("category")
-        if name is not None:
-            by_class.setdefault(f"{row['task']}: {name}" if "task" in row else name, []).append(one["metrics"])
+        if isinstance(name, str | int):  # a column that the task does not read may hold anything
+            by_class.setdefault(f"{row['task']}: {name}" if "task" in row else str(name), []).append(one["metrics"])
     per_class = {}
     for name, own in sorted(by_class.items()):
         columns = {key: [metrics[key] for metrics in own if metrics[key] is not None] for key in own[0]}
@@ -149,10 +148,7 @@ def _checked_lines(path: Path, faults: list[str], check: Callable[[Row], None]) 
 def _check_row(row: Row, task, frame: str) -> None:
     if not isinstance(row.get("row_id"), str):
         raise ValueError(f"row_id is {row.get('row_id')!r}; a text is needed, as in its completion")
-    for key in ("image_wh", "seen_wh") if frame == "seen_pixels" or "seen_wh" in row else ("image_wh",):
-        sides = row.get(key)
-        if not isinstance(sides, list) or len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
-            raise ValueError(f"{key} is {sides!r}; [width, height] in pixels is needed")
+    check_sides(row, frame)
     images = row.setdefault("images", [row["row_id"]])
     if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
         raise ValueError(f"images is {images!r}; a list of paths is needed")
@@ -175,8 +171,3 @@ def _check_completion(completion: Row) -> None:
         for entry in entries
     ):
         raise ValueError(f"token_logprobs is {str(entries)[:60]}; [[end in the text, log probability], …] is needed")
-
-
-def _frame(name: str, row: Row) -> Frame:
-    image_wh = tuple(row["image_wh"])
-    return Frame(name, image_wh, tuple(row.get("seen_wh", image_wh)))

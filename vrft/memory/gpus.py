@@ -44,22 +44,23 @@ def gpu_bytes(name: str | float, *, key: str = "plan.gpu") -> int:
     if size and not near and 0 < float(size[1]) <= _LARGEST_GIB:
         return int(float(size[1]) * GIB)
     meant = f"did you mean {' or '.join(near)}? " if near else suggestion(str(name), GPUS)
-    most = f" is more GiB than any GPU has (at most {_LARGEST_GIB} are taken)" if size and not near else ""
+    is_huge = size and not near and float(size[1]) > _LARGEST_GIB
+    most = f" is more GiB than any GPU has (at most {_LARGEST_GIB} are taken)" if is_huge else ""
     raise UserError(f"{key} is {name!r}{most}; {meant}known: {', '.join(GPUS)}, or a number of GiB: {key}=48")
 
 
 def gpus_called(name: str | float) -> list[str]:
-    """The GPUs of the table that people call so: with or without maker, size and punctuation.
+    """The GPUs of the table that people and nvidia-smi call so: with or without maker, size, socket and punctuation.
 
     >>> gpus_called(4090), gpus_called("NVIDIA A100 80GB"), gpus_called("a100"), gpus_called(48)
     (['rtx_4090_24gb'], ['a100_80gb'], ['a100_40gb', 'a100_80gb'], [])
     """
-    wanted = re.sub(r"nvidia|geforce|tesla|amd|instinct|[\s_-]", "", str(name).lower())
+    wanted = re.sub(r"nvidia|geforce|tesla|amd|instinct|sxm\d|pcie|hbm\d|[\s_-]", "", str(name).lower())
     found = []
     for gpu in GPUS:
         model, _, size = gpu.replace("rtx_", "rtx").partition("_")
         number = model.lstrip("abrtx")  # four digits are no size
-        if wanted in (model, model + size, *((number,) if len(number) == 4 else ())):
+        if wanted in (model, model + size, f"rtx{model}", *((number,) if len(number) == 4 else ())):
             found.append(gpu)
     return found
 

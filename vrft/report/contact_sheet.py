@@ -53,7 +53,8 @@ def classes_of(row: Row) -> list[str]:
         return [gold]
     if isinstance(gold, list) and gold and isinstance(gold[0], dict):
         return [box["label"] for box in gold]
-    return [row["category"]] if row.get("category") else []
+    category = row.get("category")  # anything, if the task does not read it
+    return [str(category)] if category and isinstance(category, str | int) else []
 
 
 def summary(splits: Mapping[str, Sequence[Row]]) -> Iterator[str]:

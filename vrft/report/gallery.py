@@ -210,13 +210,22 @@ def _item(row: Row, sides: list[Side], tags: list[str], root: Path) -> Item:
     boxes = boxes_of(gold)
     return Item(
         row_id=row["row_id"],
-        asked=next((row[column] for column in _ASKED_COLUMNS if row.get(column)), ", ".join(row.get("categories", []))),
+        asked=_asked(row),
         gold="" if boxes else _as_text(gold),
         gold_boxes=boxes,
         image_wh=tuple(row["image_wh"]),
         image=image_uri(_image_of(row, root), what=f"row {row['row_id']}"),
         tags=tags,
         sides=sides,
+    )
+
+
+def _asked(row: Row) -> str:
+    """What the row asks for; columns that its task does not read may hold anything."""
+    texts = (row.get(column) for column in _ASKED_COLUMNS)
+    names = row.get("categories")
+    return next((text for text in texts if text and isinstance(text, str)), "") or (
+        ", ".join(map(str, names)) if isinstance(names, list) else ""
     )
 
 

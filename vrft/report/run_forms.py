@@ -153,14 +153,13 @@ class _Mask(BaseModel):
 
 
 class RowForm(BaseModel):
-    """A line of `data/SPLIT.jsonl`; see `vrft.tasks.rows`. The gold of a user's own task may be anything."""
+    """A line of `data/SPLIT.jsonl`; see `vrft.tasks.rows`. The gold of a user's own task may be anything, and so may
+    every column that the task does not read."""
 
     row_id: str
     images: Annotated[list[str], Field(min_length=1)]
     image_wh: Annotated[list[Side], Field(min_length=2, max_length=2)]
     gold: Any
-    category: str = ""
-    categories: list[str] = []
 
 
 class ScoredForm(BaseModel):

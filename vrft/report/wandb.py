@@ -168,7 +168,7 @@ def picture(row: Row, case: dict, *, task: Task | MixedTask, frame: Frame, root:
 
     parsed = task.parse(case["text"], row, frame, is_truncated=case["is_truncated"])
     gold = [] if isinstance(row["gold"], int) else boxes_of(row["gold"])
-    answered, name = boxes_of(answer_as_json(parsed.answer)), row.get("category") or "object"
+    answered, name = boxes_of(answer_as_json(parsed.answer)), str(row.get("category") or "object")
     image, _ = decode_upright(image_bytes(image_paths(row, root)[0]))
     terms = ", ".join(f"{name} {value:.2f}" for name, value in case["terms"].items() if value is not None)
     caption = f"{row['row_id']}: reward {case['total']:.2f} ({terms})\n{case['text']}"

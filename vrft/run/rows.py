@@ -11,7 +11,7 @@ from vrft.config.batch_sizes import derive, fitting_step, rows_at_once
 from vrft.config.schema import Config, Evaluate, Protocol, Trainer
 from vrft.config.section import with_values
 from vrft.config.verb_schema import BuildConfig
-from vrft.data.splits import MANIFEST_FILE, finish_manifest
+from vrft.data.splits import MANIFEST_FILE, drop_manifest, finish_manifest
 from vrft.errors import raise_all
 from vrft.evaluate.protocols import questions_not_asked, row_faults
 from vrft.files import hash_of, write_rows
@@ -94,6 +94,7 @@ def build_rows(
         raise_all(row_faults(protocol.plain(), judged), heading=f"protocol={protocol.name} needs more:")
     if is_resuming:
         check_same_rows(data_dir, splits)
+    drop_manifest(data_dir)
     for split, rows in splits.items():
         write_rows(data_dir / f"{split}.jsonl", rows)
     finish_manifest(data_dir)

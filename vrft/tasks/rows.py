@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vrft.files import file_hash, hash_of
+from vrft.tasks.boxes import Frame
 
 Row = dict[str, Any]
 
@@ -27,6 +28,22 @@ Row = dict[str, Any]
 def image_paths(row: Row, root: Path) -> list[Path]:
     """The paths of the row's images; relative ones start from `root`."""
     return [Path(root) / path for path in row["images"]]
+
+
+def check_sides(row: Row, frame_name: str) -> None:
+    """Raise ValueError if the row lacks the sizes in pixels that `frame_of` needs, or brings others."""
+    for name in ("image_wh", "seen_wh") if frame_name == "seen_pixels" or "seen_wh" in row else ("image_wh",):
+        sides = row.get(name, "missing")
+        if not isinstance(sides, list) or len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+            raise ValueError(
+                f"column {name!r} is {sides!r}; [width, height] in pixels is needed with frame={frame_name}"
+            )
+
+
+def frame_of(row: Row, frame_name: str) -> Frame:
+    """The frame of that name for the row's image; the model saw it in `seen_wh`, if the row has that column."""
+    image_wh = tuple(row["image_wh"])
+    return Frame(frame_name, image_wh, tuple(row.get("seen_wh", image_wh)))
 
 
 def rows_hash(rows: Sequence[Row], root: Path) -> str:

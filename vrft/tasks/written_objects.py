@@ -8,11 +8,12 @@ r"""The boxes in JSON or Python objects that a model has written, in any of its 
 | `{"label": ["cat", "dog"], "bbox_2d": [[…], […]]}`, or both keys twice | two boxes, each with its own label |
 | `{"cat": [[1, 2, 3, 4], [5, 6, 7, 8]], "dog": [9, 9, 20, 20]}` | boxes labelled by their keys |
 | `{"label": "cat", "box": {"x1": 1, …}}` | the inner box with the outer label |
+| `{"bbox_2d": "[1, 2, 3, 4]"}` | one box, where the key names boxes and the text is nothing else |
 | `"caf\u00e9"`, `"5\" disk"`, `'driver's seat'` | café, 5" disk, driver's seat |
 | `"score": 0.9`, `"score": "90%"`, `"score": null` | a confidence of 0.9, 0.9, and none written |
 
-Keys, texts and boxes are told apart first, so that no text counts as a key or a box. Everything else is unreadable: two
-labels for one box, a text that may be its label under another key, a list of four with three numbers.
+Keys, texts and boxes are told apart first, so that no other text counts as a key or a box. Everything else is
+unreadable: two labels for one box, a text that may be its label under another key, a list of four with three numbers.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ _ITEM = re.compile(
     rf"|(?:(?P<text>{_TEXT})|(?P<word>[^\s,;:=\[\](){{}}\"'][^\s,;:=\[\](){{}}]*+))(?P<key>\s*[:=])?"
     r"|(?P<unclosed>[\"'][^{}]*+)"
 )
+_BOX_TEXT = re.compile(rf"\s*(?:[\[(]{FOUR_NUMBERS}[\])]|{FOUR_NUMBERS}|[\[(]?\s*{PAIR}\s*(?:,\s*)?{PAIR}\s*[\])]?)\s*")
+_LONGEST_BOX_TEXT = 200
 _CONFIDENCE = re.compile(rf"({NUMBER})(%?)")
 _KEYS = {
     "confidence": re.compile(r"conf(?:idence)?s?(?:scores?)?|scores?"),
@@ -158,11 +161,22 @@ def _add(item: re.Match, to: _Object, original: str) -> None:
         if not is_word:
             first, last = item.span("text")
         value = item.group("word") if is_word else _decoded(original[first + 1 : last - 1])
-        if kind == "key":
+        box = None if is_word or kind == "key" else _box_in(item.group("text")[1:-1], to.key)
+        if box:
+            to.boxes.append((box, to.key))
+        elif kind == "key":
             to.key = value
             to.values.setdefault(value, [])
         elif not is_word or any(map(str.isalnum, value)):  # not the ... of the form
             to.values.setdefault(to.key, []).append(None if is_word and value in _NULL else value)
+
+
+def _box_in(text: str, key: str) -> tuple[float, ...] | None:
+    """The box that a text under this key is, or None."""
+    if not key or kind_of_key(key) != "box" or len(text) > _LONGEST_BOX_TEXT:
+        return None
+    match = _BOX_TEXT.fullmatch(text)
+    return tuple(float(number) for number in match.groups() if number is not None) if match else None
 
 
 def _boxes_of(item: _Object, end: int, *, with_labels: bool) -> list[_Found] | None:

@@ -115,6 +115,19 @@ def test_bad_cases_are_named_and_nothing_is_written(tmp_path, lines, words):
     assert [path.name for path in tmp_path.iterdir()] == ["cases.jsonl"]
 
 
+def test_a_term_of_ones_own_gets_the_images_of_a_runs_rows(tmp_path, monkeypatch):
+    (tmp_path / "my_terms.py").write_text("def seen(parsed, row, images): return float(images[0].is_file())\n")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    Image.new("RGB", (64, 48)).save(tmp_path / "data" / "images" / "a.png")
+    row = {"row_id": "a", "images": ["images/a.png"], "image_wh": [64, 48], "category": "dog", "gold": []}
+    write_lines(tmp_path / "data" / "test.jsonl", [row])
+    write_lines(tmp_path / "completions.jsonl", [{"row_id": "a", "text": CASE["completion"]}])
+    words = ["cases=completions.jsonl", "rows=data/test.jsonl", "out=out.jsonl", "trust_code=[my_terms]"]
+    assert main(["reward", "task=detection", *words, "+reward.weights={my_terms.seen: 1}"]) == 0
+    assert json.loads((tmp_path / "out.jsonl").read_text())["terms"]["my_terms.seen"] == 1.0
+
+
 def test_the_completions_of_a_run_are_judged_by_its_rows(tmp_path):
     row = {"row_id": "a", "images": ["/gone.png"], "image_wh": [64, 48], "category": "dog", "gold": [[0, 0, 32, 24]]}
     rows = write_lines(tmp_path / "test.jsonl", [row])

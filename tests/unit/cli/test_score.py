@@ -153,7 +153,7 @@ print(codes, sorted({{"torch", "transformers", "datasets", "trl"}} & set(sys.mod
         ("protocol=lvis", ["protocol/lvis", "lvis_federated"]),
         (f"protocol=reasonseg_lisa {own('grounding')}", ["row a: no target_polygons"]),
         (f"protocol=coco_all {own('grounding')}", ["does not fit task=grounding"]),
-        (f"protocol=grounding {own('grounding')} frame=seen_pixels", ["line 1: seen_wh is None"]),
+        (f"protocol=grounding {own('grounding')} frame=seen_pixels", ["line 1: column 'seen_wh' is 'missing'"]),
         (f"protocol=grounding {own('grounding')} reward=iou_only reward.weights=null", ["reward.weights is None"]),
         (
             "protocol=rows task=counting rows=grounding.jsonl completions=counting.jsonl",
@@ -197,3 +197,10 @@ def test_without_libgl_the_message_says_what_to_install(folder, arguments):
     assert "opencv-python-headless" in done.stderr
     assert "Traceback" not in done.stderr
     assert not Path("scores.json").exists()
+
+
+@pytest.mark.parametrize(("category", "classes"), [(7, ["7"]), ({"id": 7}, [])])
+def test_a_column_that_the_task_does_not_read_may_hold_anything(folder, category, classes):
+    Path("grounding.jsonl").write_text(json.dumps(ROWS["grounding"] | {"category": category}) + "\n")
+    assert main(["score", "protocol=grounding", *own("grounding").split(), "out=scores.json"]) == 0
+    assert list(json.loads(Path("scores.json").read_text())["per_class"]) == classes

@@ -55,6 +55,7 @@ def test_a_question_is_asked_as_it_stands(text):
         ("rows=null", None),
         ("+dataset.test_path=a b,c", "a b,c"),
         ("runs=[~/a b,it's]", ["~/a b", "it's"]),
+        ("dataset.test_classes=[driver's seat,cup]", ["driver's seat", "cup"]),
         ("runs=[runs/A,runs/B]", ["runs/A", "runs/B"]),
         ("trainer.max_steps=3", 3),
         ("~logging", None),
@@ -124,3 +125,16 @@ def test_the_words_of_every_group_are_known():
     assert len(groups()) >= 15
     with pytest.raises(UserError, match="model=tiny"):
         careful_words(["tiny"], groups=groups())
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--info"], ["--info=all"]),
+        (["trainer=sft", "--info"], ["--info=all", "trainer=sft"]),  # the override is not what --info shows
+        (["--info", "searchpath", "trainer=sft"], ["--info=searchpath", "trainer=sft"]),
+        (["-i", "defaults"], ["-i=defaults"]),
+    ],
+)
+def test_what_info_shows_may_follow_it_or_be_left_out(words, expected):
+    assert careful_words(words, groups=GROUPS) == expected

@@ -12,7 +12,7 @@ def test_home_is_expanded_in_every_path_and_nowhere_else(monkeypatch):
     values = {
         "out": "~/out",
         "runs": ["~/a", "b~/c"],
-        "dataset": {"path": "~/rows.jsonl", "image_root": None},
+        "dataset": {"path": "~/rows.jsonl", "image_root": None, "test_classes": ["~/few.txt"]},
         "predict": {"image": "~/photo.jpg", "ask": "~/what is this?"},
         "model": {"path": "~user/x"},
     }
@@ -20,7 +20,7 @@ def test_home_is_expanded_in_every_path_and_nowhere_else(monkeypatch):
     assert values == {
         "out": "/home/me/out",
         "runs": ["/home/me/a", "b~/c"],
-        "dataset": {"path": "/home/me/rows.jsonl", "image_root": None},
+        "dataset": {"path": "/home/me/rows.jsonl", "image_root": None, "test_classes": ["/home/me/few.txt"]},
         "predict": {"image": "/home/me/photo.jpg", "ask": "~/what is this?"},
         "model": {"path": "~user/x"},
     }

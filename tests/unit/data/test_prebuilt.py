@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from vrft.config.not_given import with_rows_of_run
 from vrft.config.verb_schema import BuildConfig
 from vrft.data import images
 from vrft.data.prebuilt import build
@@ -28,10 +29,13 @@ def laptop(tmp_path):
     rows = [{"image": f"img/{n}.png", "phrase": f"p{n}", "gold": [5, 5, 40, 30]} for n in range(5)]
     write_rows(folder / "rows.jsonl", rows)
     dataset = {"builder": "records", "path": str(folder / "rows.jsonl"), "n_validation": 1, "n_test": 1}
-    config = {"task": {"name": "grounding"}, "dataset": dataset, "trust_code": [], "out": "", "run": {"seed": 0}}
-    config["run"]["resume"] = False
-    build_rows(BuildConfig(**config), folder / "rows")
+    build_rows(config_of(dataset), folder / "rows")
     return folder
+
+
+def config_of(dataset):
+    run = {"seed": 0, "resume": False}
+    return BuildConfig(task={"name": "grounding"}, dataset=dataset, trust_code=[], out="", run=run)
 
 
 def read(folder, **options):
@@ -162,3 +166,36 @@ def test_an_image_is_decoded_where_its_file_is_another(laptop):
     state = path.stat()
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
     assert len(images_of(read(laptop))) == 5
+
+
+def test_a_run_on_built_rows_leaves_built_rows(laptop):
+    """So `vrft evaluate model.path=RUN/checkpoints/best` finds them, and leaves out what the run was trained on."""
+    run_dir = laptop / "run"
+    built = build_rows(config_of({"builder": "built", "path": str(laptop / "rows")}), run_dir / "data")
+    assert build({"path": str(run_dir / "data")}, task=None, out_dir=laptop / "next", seed=0) == built
+    values = {"model": {"path": str(run_dir / "checkpoints" / "best")}, "dataset": {"builder": "digits"}}
+    assert with_rows_of_run(values, [])["dataset"]["path"] == str(run_dir / "data")
+
+
+def test_rows_read_in_place_keep_their_manifest(laptop):
+    before = (laptop / "rows" / "manifest.json").read_bytes()
+    build_rows(config_of({"builder": "built", "path": str(laptop / "rows")}), laptop / "rows")
+    assert (laptop / "rows" / "manifest.json").read_bytes() == before
+
+
+def test_other_rows_that_a_resumed_run_refuses_leave_its_manifest(laptop):
+    before = (laptop / "rows" / "manifest.json").read_bytes()
+    others = {"builder": "records", "path": str(laptop / "rows.jsonl"), "n_validation": 1, "n_test": 2}
+    with pytest.raises(UserError, match="rows then"):
+        build_rows(config_of(others), laptop / "rows", is_resuming=True)
+    assert (laptop / "rows" / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("domain", ["dim", "clean"])
+def test_digits_are_built_too(tmp_path, domain):
+    options = {"k_shot": 1, "n_validation": 2, "n_test": 3, "domain": domain}
+    rows = build_rows(config_of({"builder": "digits", **options}), tmp_path / "rows")
+    found = build({"path": str(tmp_path / "rows")}, task=None, out_dir=tmp_path / "run", seed=0)
+    ids = {split: [row["row_id"] for row in part] for split, part in rows.items()}
+    assert {split: [row["row_id"] for row in part] for split, part in found.items()} == ids
+    assert len(ids["train"]) == 10

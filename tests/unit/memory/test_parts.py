@@ -136,6 +136,8 @@ def test_optimizers():
         (4090, 24),  # the card, not its GiB
         ("NVIDIA GeForce RTX 3090", 24),
         ("a100 80GB", 80),
+        ("NVIDIA A100-SXM4-80GB", 80),  # as nvidia-smi says it
+        ("NVIDIA RTX A6000", 48),
         ("t4", 15),
     ],
 )

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image, ImageColor
 
-from vrft.report.contact_sheet import contact_sheet
+from vrft.report.contact_sheet import contact_sheet, summary
 from vrft.report.draw import GOLD_COLOUR, PREDICTED_COLOUR, draw_boxes
 
 GOLD, PREDICTED = ImageColor.getrgb(GOLD_COLOUR), ImageColor.getrgb(PREDICTED_COLOUR)
@@ -77,3 +77,12 @@ def test_questions_on_a_sheet_are_told_apart_too(tmp_path):
         for phrase in "猫狗"
     ]
     assert sheets[0] != sheets[1]
+
+
+@pytest.mark.parametrize("category", [7, {"id": 7}, ["cup"]])
+def test_a_column_that_no_task_reads_is_no_obstacle(tmp_path, category):
+    grey((56, 56)).save(tmp_path / "a.png")
+    row = {"row_id": "r", "images": ["a.png"], "image_wh": [56, 56], "phrase": "a cup", "gold": [7, 7, 49, 49]}
+    split = {"train": [row | {"category": category}]}
+    contact_sheet(split, root=tmp_path)
+    assert "1 rows" in next(iter(summary(split)))

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from vrft.errors import UserError
-from vrft.report.gallery import _image_of, box_tags, choose, image_uri
+from vrft.report.gallery import _asked, _image_of, box_tags, choose, image_uri
 
 BOX, NEAR, FAR = [0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]
 HALF = [0, 0, 10, 5]  # IoU 0.5 with BOX
@@ -81,3 +81,16 @@ def test_a_row_of_anothers_run_names_an_image_that_is_a_file(tmp_path):
 def test_an_answer_of_another_form_has_no_boxes():
     for answer in ([{"xyxy": [0, 0, 1]}], [[0, 0, 9, 9], "seven"], {"n": 3}, 3.5, "name", [float("nan")] * 4):
         assert box_tags({"gold": [BOX]}, {"answer": answer, "metrics": {"iou": 0.0}}) == ["missed"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"phrase": "a cup", "category": 7, "categories": {"a": 1}}, "a cup"),
+        ({"category": 7, "instruction": "Name it."}, "Name it."),
+        ({"categories": ["cup", "dog"]}, "cup, dog"),
+        ({"categories": 7}, ""),
+    ],
+)
+def test_what_is_asked_stands_in_a_column_of_texts(columns, expected):
+    assert _asked(columns) == expected

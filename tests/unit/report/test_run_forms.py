@@ -93,3 +93,17 @@ def test_every_row_that_a_task_takes_can_be_reported(tmp_path, task, example):
     write_evaluated(tmp_path, [example], best=[{}] if task != "classification" else [{"metrics": {"accuracy": 1.0}}])
     assert RunFiles(tmp_path).rows()[0].items() >= example.items()
     assert len(RunFiles(tmp_path).scores("best")) == 1
+
+
+@pytest.mark.parametrize(
+    ("scorer", "row", "why"),
+    [
+        ("coco", {"gold": [], "categories": ["cup"], "aliases": {"cup": ["mug"]}}, "aliases of several labels"),
+        ("classification", {"gold": "cat", "aliases": ["kitty"], "category": 7}, "a column that no question needs"),
+        ("grounding", {"gold": [0, 0, 9, 9], "phrase": "a cup", "categories": {"a": 1}, "aliases": "x"}, "as above"),
+    ],
+)
+def test_rows_that_training_takes_are_read(tmp_path, scorer, row, why):
+    write_config(tmp_path, protocol={"name": scorer, "scorer": scorer})
+    write_evaluated(tmp_path, [row])
+    assert RunFiles(tmp_path).rows()[0] | row == RunFiles(tmp_path).rows()[0], why

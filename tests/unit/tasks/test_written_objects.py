@@ -27,6 +27,12 @@ DIALECTS = [  # (text, its boxes as (xyxy, confidence, label), or why it is unre
     ('{"label": "cat", "bbox_2d": [[1, 2, 3, 4], [5, 6, 7]]}', "malformed"),  # one badly written box spoils the answer
     ('{"label": "cat", "bbox_2d": [1, 2, 3, 4], "bbox_2d": [5, 6, 7, NaN]}', "malformed"),
     ('{"label": "cat", "bbox_2d": [[1, 2, 3, 4], [5, 6, 7, 8]], "score": [0.5, 0.25, 1]}', "malformed"),
+    # a box in quotes
+    ('{"bbox_2d": "[1, 2, 3, 4]", "label": "cat"}', [(A, 1, "cat")]),
+    ("{'Position': '(1,2),(3,4)', 'Confidence': 0.5}", [(A, 0.5, "")]),
+    ('{"bbox_2d": ["[1, 2, 3, 4]", "5, 6, 7, 8"], "label": "cat"}', [(A, 1, "cat"), (B, 1, "cat")]),
+    ('{"bbox_2d": "at [1, 2, 3, 4]", "label": "cat"}', "malformed"),
+    ('{"bbox_2d": [1, 2, 3, 4], "label": "[5, 6, 7, 8]"}', [(A, 1, "[5, 6, 7, 8]")]),  # a name
     # objects inside of objects
     ('{"objects": [{"name": "cat", "bbox": [1, 2, 3, 4]}, {"name": "dog", "bbox": [5, 6, 7, 8]}]}',
      [(A, 1, "cat"), (B, 1, "dog")]),

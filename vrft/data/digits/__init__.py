@@ -14,7 +14,7 @@ nested: the 1-shot rows of a seed are the first of its 4-shot rows. Glyphs: Opti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,7 +24,9 @@ from pydantic import AfterValidator
 
 from vrft.data.digits.riddles import riddles
 from vrft.data.digits.scenes import DIGIT_NAMES, SIDE, Scene, draw_scene
+from vrft.data.images import content_of
 from vrft.data.options import AtLeastOne, DatasetOptions, read_options
+from vrft.data.splits import Checked, write_manifest
 from vrft.errors import UserError
 from vrft.files import written_whole
 from vrft.tasks import Task
@@ -60,7 +62,7 @@ class DigitsOptions(DatasetOptions):
 
 
 def build(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, list[Row]]:
-    """Return the rows of every split, and write their images to `out_dir/images`.
+    """Return the rows of every split, and write their images to `out_dir/images`, and a manifest.
 
     Keys: train, validation, test, and further test sets: `seen` (riddles and arithmetic), `clean` (unless that is the
     domain). Raises `UserError` for an unknown option, a value out of range, or a task without digits.
@@ -83,6 +85,11 @@ def build(options: dict, *, task: Task, out_dir: Path, seed: int) -> dict[str, l
         splits["seen"] = writer.write_split("seen", settings.n_test)
     if settings.domain != "clean":
         splits["clean"] = writer.write_split("clean", settings.n_test, expressions=fresh, domain="clean", stream="test")
+    checked = {
+        split: [Checked(row, [writer.contents[path] for path in row["images"]]) for row in rows]
+        for split, rows in splits.items()
+    }
+    write_manifest(Path(out_dir), checked, options=options, seed=seed, notes={}, n_skipped=0)
     return splits
 
 
@@ -164,9 +171,12 @@ def _riddle_distractors(riddle, rng: np.random.Generator) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _SceneWriter:
+    """contents: of each image that was written, by its path."""
+
     kind: str
     settings: DigitsOptions
     out_dir: Path
+    contents: dict[str, str] = field(default_factory=dict)
 
     def write_split(
         self,
@@ -216,8 +226,10 @@ class _SceneWriter:
         row_id = f"{split}-{number:04d}"
         path = self.out_dir / "images" / f"{row_id}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(scene.pixels)
         with written_whole(path) as file:
-            Image.fromarray(scene.pixels).save(file, "PNG")
+            image.save(file, "PNG")
+        self.contents[f"images/{row_id}.png"] = content_of(image.convert("RGB"))
         return {"row_id": row_id, "images": [f"images/{row_id}.png"]} | row
 
 
