@@ -76,10 +76,6 @@ def too_thin_to_be_written(box, size):
     return [box[0], box[1], box[0] + 0.3, box[3]]
 
 
-def in_shares(box, size):
-    return [edge / size for edge in box]
-
-
 def y_before_x(box, size):
     return [box[1], box[0], box[3], box[2]]
 
@@ -88,7 +84,6 @@ def y_before_x(box, size):
     ("scale", "written", "named"),
     [
         (8, as_it_is, "golds are in seen_pixels"),  # of images that are enlarged
-        (1, in_shares, "golds are in norm1 "),
         (1, y_before_x, "golds are y1, x1, y2, x2"),
         (1, too_thin_to_be_written, "no answer can match"),
     ],
