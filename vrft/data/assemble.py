@@ -74,7 +74,7 @@ def build_splits(
     tests = checked_rows(is_test=True) if chosen.has_own_test else []
     train, tests = _without_repeats(train, tests, faults)
     if chosen.on_bad_row == "stop":
-        raise_all(faults, heading=f"dataset={_title(chosen)} has rows that cannot be used:")
+        raise_all(faults, heading=f"{_title(chosen)} has rows that cannot be used:")
     notes = dict(notes or {})
     notes |= {f"values of column {name!r}, which no task reads, are left out": n for name, n in left_out.items()}
     _report_skipped(faults, notes, Path(out_dir))
@@ -90,7 +90,8 @@ def build_splits(
 
 
 def _title(options: Any) -> str:
-    return str(getattr(options, "hub", None) or options.path)
+    hub = getattr(options, "hub", None)
+    return f"dataset.hub={hub}" if hub else f"dataset.path={options.path}"
 
 
 def _read_source(
@@ -121,7 +122,7 @@ def _read_source(
     if not checked and (len(faults) == n_faults or options.on_bad_row == "skip"):
         bad = f"; all {len(faults) - n_faults} are bad, the first: {faults[n_faults]}" if faults[n_faults:] else ""
         raise UserError(
-            f"dataset={_title(options)} has no {'test ' if is_test else ''}rows; at least one is needed{bad}"
+            f"{_title(options)} has no {'test ' if is_test else ''}rows; at least one is needed{bad}"
         )
     return checked
 

@@ -258,7 +258,8 @@ def require_own_aliases(aliases: Mapping[str, list[str]], names: Sequence[str]) 
 def given(row: Row, column: str) -> Any:
     """The row's value in that column. Raises ValueError if it is missing or null."""
     if row.get(column) is None:
-        raise ValueError(f"column {column!r} is missing; the row has {', '.join(row) or 'none'}")
+        there = ", ".join(name for name in row if name not in ("row_id", "image_wh", "seen_wh"))
+        raise ValueError(f"column {column!r} is missing; the row has {there or 'none'}")
     return row[column]
 
 

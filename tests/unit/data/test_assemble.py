@@ -128,7 +128,7 @@ def test_any_source_is_assembled(data):
     with pytest.raises(UserError) as caught:
         build_splits({"path": "list.txt", "n_test": 0}, **chosen)
     for words in (
-        "dataset=list.txt has rows",
+        "dataset.path=list.txt has rows",
         "list.txt, line 9: nonsense",
         "list.txt, row 2: image 'x.png' is missing",
     ):
