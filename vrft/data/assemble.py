@@ -121,9 +121,7 @@ def _read_source(
             faults.append(f"{item.place}: {str(error)[:500]}")
     if not checked and (len(faults) == n_faults or options.on_bad_row == "skip"):
         bad = f"; all {len(faults) - n_faults} are bad, the first: {faults[n_faults]}" if faults[n_faults:] else ""
-        raise UserError(
-            f"{_title(options)} has no {'test ' if is_test else ''}rows; at least one is needed{bad}"
-        )
+        raise UserError(f"{_title(options)} has no {'test ' if is_test else ''}rows; at least one is needed{bad}")
     return checked
 
 

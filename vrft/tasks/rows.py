@@ -84,8 +84,8 @@ def check_box(xyxy: Any, image_wh: Sequence[int]) -> None:
 def box_fault(xyxy: Any, image_wh: Sequence[int]) -> str | None:
     """What is wrong with a gold box in pixels of the original image, or None.
 
-    >>> box_fault([0, 0, 80, 10], (64, 48))
-    'box [0, 0, 80, 10] lies outside the image of 64 × 48 pixels; give boxes in its pixels, or as a `solution` with its dataset.frame'
+    >>> box_fault([0, 0, 80, 10], (64, 48)).partition(";")[0]
+    'box [0, 0, 80, 10] lies outside the image of 64 × 48 pixels'
     """
     is_four_numbers = isinstance(xyxy, list | tuple) and len(xyxy) == 4
     if not is_four_numbers or not all(type(v) in (int, float) and abs(v) < 1e9 for v in xyxy):
@@ -96,7 +96,10 @@ def box_fault(xyxy: Any, image_wh: Sequence[int]) -> str | None:
     width, height = image_wh
     slack = 1e-6 * max(width, height)  # for the rounding of boxes that were converted from another frame
     if min(x1, y1) < -slack or x2 > width + slack or y2 > height + slack:
-        return f"box {xyxy!r} lies outside the image of {width} × {height} pixels; give boxes in its pixels, or as a `solution` with its dataset.frame"
+        return (
+            f"box {xyxy!r} lies outside the image of {width} × {height} pixels; give boxes in its pixels, or as a "
+            "`solution` with its dataset.frame"
+        )
     if max(x2, y2) <= 1:
         return (
             f"box {xyxy!r} lies in the first pixel of the image of {width} × {height} pixels, as a box in fractions of "
