@@ -267,7 +267,8 @@ def test_an_adapters_weights_are_all_its_own(adapter, name):
     assert str(caught.value).startswith(f"model.path={adapter}: ")
 
 
-def test_an_adapters_base_is_the_one_that_it_was_trained_on(adapter, model):
+def test_an_adapters_base_is_the_one_that_it_was_trained_on(adapter, model, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     path = adapter / "adapter_config.json"
     said = json.loads(path.read_text())
     change(model, with_value(MLP, 1.0))
