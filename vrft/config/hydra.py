@@ -289,12 +289,12 @@ def _unknown_key(full_key: str, key: str, parent: DictConfig) -> str | None:
             f"no field {key!r} in TRL's config; {suggestion(key, trl_fields(trainer))}in the file: {', '.join(known)}"
         )
     place = full_key.rpartition(".")[0] or "the config"
+    if place in ("launch.extra", "dataset.columns") or (place.startswith("alarms.rules.") and key in RULE_KEYS):
+        return f"{full_key} is not in the file; add it with a plus: +{full_key}=…"
     if elsewhere := _elsewhere(key, parent):
         here = f" known here: {', '.join(known)}" if "." in full_key else ""
         return f"{place} has no key {key!r}; did you mean {' or '.join(elsewhere)}?{here}"
     if place == "alarms.rules":
         rule = "{metric: …, above: …, action: warn, hint: …}"
         return f"no alarm {key!r}; {suggestion(key, known)}known: {', '.join(known)}; a new one: '+{full_key}={rule}'"
-    if place == "launch.extra" or (place.startswith("alarms.rules.") and key in RULE_KEYS):
-        return f"{full_key} is not in the file; add it with a plus: +{full_key}=…"
     return f"{place} has no key {key!r}; {suggestion(key, known)}known: {', '.join(known)}"

@@ -113,10 +113,12 @@ def test_a_mistake_is_a_message_and_exit_code_2(tmp_path, arguments, words):
         ),
         ("alarms.rules.kl.abov=2", "alarms.rules.kl has no key 'abov'; did you mean above?"),
         ("alarms.rules.mine.above=2", "a new one: '+alarms.rules.mine={metric: …, above: …"),
+        ("dataset.columns.gold=bbox", "dataset.columns.gold is not in the file; add it with a plus: +dataset.columns."),
     ],
 )
-def test_how_alarms_are_added_is_told(capsys, override, words):
-    assert main(["train", "experiment=digits_riddles", override]) == 2
+def test_how_a_key_is_added_is_told(capsys, override, words):
+    of = "dataset=json" if override.startswith("dataset") else "experiment=digits_riddles"
+    assert main(["train", of, override]) == 2
     assert words in capsys.readouterr().err
 
 
