@@ -36,7 +36,7 @@ test-slow: install  ## run the slow tests too: they measure the claims again
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations 30 -m "not scale and not gpu and not hub and not slurm and not vllm"
 
 trl-suite: install  ## run each setting of TRL's GRPO trainer in stock TRL and in vrft, and compare, in minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rsx -n auto --durations 10 -m "slow or not slow" tests/trl_suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --durations 10 -m "slow or not slow" tests/trl_suite
 
 scale-test: install  ## test every DeepSpeed stage with all weights, LoRA and QLoRA, on two CPU processes: ten minutes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,qlora]'
