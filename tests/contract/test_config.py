@@ -177,6 +177,10 @@ def test_sft_of_the_demo_differs_from_rft_in_the_trainer_alone():
             ["rollout.sharing=on", "model.peft.lora_dropout=0.1", "rollout.sharing=auto"],
         ),
         (
+            ["rollout.sharing=on", "+trainer.args.neftune_noise_alpha=0"],  # whose noise is drawn all the same
+            ["trainer.args.neftune_noise_alpha=0"],
+        ),
+        (
             ["rollout.sharing=on", "+trainer.args.neftune_noise_alpha=5"],
             ["rollout.sharing=on", "trainer.args.neftune_noise_alpha=5", "rollout.sharing=auto"],
         ),

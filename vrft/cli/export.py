@@ -122,7 +122,8 @@ def _for_older_readers(folder: Path) -> None:
         text = config.get("text_config", config)
         text["tie_word_embeddings"] = config.get("tie_word_embeddings", False)
         if rope := text.get("rope_parameters"):
-            text["rope_theta"] = rope["rope_theta"]
+            if "rope_theta" in rope:
+                text["rope_theta"] = rope["rope_theta"]
             text["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
     if (path := folder / "tokenizer_config.json").is_file():
         with _edited(path) as settings:

@@ -67,11 +67,11 @@ def quantization_faults(
 
 def unshared_key(model: Model, trainer: Trainer) -> str | None:
     """The setting of an adapter or trainer with which no prompt is shared, as `KEY=VALUE`, or None."""
-    peft = model.peft or {}
+    peft, noise = model.peft or {}, trainer.args.get("neftune_noise_alpha")
     keys = {
         "model.peft.lora_dropout": peft.get("lora_dropout"),
         "model.peft.alora_invocation_tokens": peft.get("alora_invocation_tokens"),
-        "trainer.args.neftune_noise_alpha": trainer.args.get("neftune_noise_alpha"),
+        "trainer.args.neftune_noise_alpha": None if noise is None else str(noise),  # one of 0 draws, too
     }
     return next((f"{key}={value}" for key, value in keys.items() if value), None)
 
