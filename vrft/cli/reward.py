@@ -16,6 +16,7 @@ import yaml
 from vrft.config.package_files import config_folder
 from vrft.config.verb_schema import RewardCasesConfig
 from vrft.errors import UserError, raise_all
+from vrft.evaluate.completion_files import as_in_its_run
 from vrft.evaluate.score import answer_as_json
 from vrft.files import numbered_rows, read_rows, written_whole
 from vrft.tasks import MixedTask, Task, load_task
@@ -142,7 +143,8 @@ def run(config: RewardCasesConfig) -> None:
         raise UserError(f"cases and out are both {path}; give out another name, or the cases would be lost")
     task = load_task(**config.task, trust_code=config.trust_code)
     judge = RewardFunction(task, config.reward.plain(), trust_code=config.trust_code, root=path.parent)
-    cases = _read_cases(path, task, frame=config.frame, rows=_answered(Path(config.rows)) if config.rows else None)
+    rows = _answered(Path(config.rows), task, config.frame) if config.rows else None
+    cases = _read_cases(path, task, frame=config.frame, rows=rows)
     verdicts = []
     with written_whole(out) as file:
         for case, row in progress_bar(cases, desc="judge", unit="case"):
@@ -200,17 +202,22 @@ def _read_cases(
     return found
 
 
-def _answered(path: Path) -> dict[str, Row]:
+def _answered(path: Path, task: Task | MixedTask, frame: str) -> dict[str, Row]:
     """The rows of a file by their ids. Their images are named from the file's own folder, where a user's term reads
-    them. Raises `UserError` if there is no such file."""
+    them. Raises `UserError` if there is no such file, or its run reads boxes in another frame."""
     if not path.is_file():
         raise UserError(f"rows is {path}: there is no such file")
-    found = {}
+    found, seen, faults = {}, as_in_its_run(path, task, frame), []
     for row in read_rows(path):
+        try:
+            seen(row)
+        except ValueError as error:
+            faults.append(f"row {row.get('row_id')!r}: {error}")
         images = row.get("images")
         if isinstance(images, list) and all(isinstance(image, str) for image in images):
             row["images"] = list(map(str, image_paths(row, path.parent.resolve())))
         found[str(row.get("row_id"))] = row
+    raise_all(faults, heading=f"rows={path} has rows that cannot be used:")
     return found
 
 

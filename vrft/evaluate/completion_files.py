@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import yaml
 
 from vrft.errors import raise_all
 from vrft.evaluate.bootstrap import mean_with_interval
@@ -11,8 +14,9 @@ from vrft.evaluate.box_files import score_coco_detections, score_coco_rows, scor
 from vrft.evaluate.coco import asked_boxes
 from vrft.evaluate.protocols import questions_not_asked, row_faults, scorer_for
 from vrft.evaluate.score import answered_boxes, score_completions
-from vrft.files import numbered_rows
-from vrft.tasks import load_task
+from vrft.files import numbered_rows, parse_yaml
+from vrft.models.families import FAMILIES, seen_size
+from vrft.tasks import MixedTask, Task, load_task
 from vrft.tasks.reward import RewardFunction
 from vrft.tasks.rows import Row, check_sides, frame_of
 
@@ -27,7 +31,8 @@ def score_own(config: Mapping, mask_of: Callable | None) -> tuple[dict, list[dic
     scorer_for({**protocol, "scorer": "coco"} if protocol["scorer"] == "lvis" else protocol, task)
     rows_path, completions_path = Path(config["rows"]), Path(config["completions"])
     faults: list[str] = []
-    rows = _checked_lines(rows_path, faults, lambda row: _check_row(row, task, config["frame"]))
+    seen = as_in_its_run(rows_path, task, config["frame"])
+    rows = _checked_lines(rows_path, faults, lambda row: _check_row(row, task, config["frame"], seen))
     completions = _checked_lines(completions_path, faults, _check_completion)
     faults = faults or row_faults(protocol, rows)
     raise_all(faults, heading=f"rows={rows_path} and completions={completions_path} cannot be scored:")
@@ -145,9 +150,38 @@ def _checked_lines(path: Path, faults: list[str], check: Callable[[Row], None]) 
     return found
 
 
-def _check_row(row: Row, task, frame: str) -> None:
+def as_in_its_run(rows: Path, task: Task | MixedTask, frame: str) -> Callable[[Row], None]:
+    """What gives a row of a run's `data/SPLIT.jsonl` the column `seen_wh`, if `frame` is measured in it.
+
+    rows: the file; rows of other files stay as they are. It raises ValueError where the run reads boxes or points in
+    another frame than `frame`, in which the same text is another box.
+    """
+    try:
+        run = parse_yaml((rows.resolve().parent.parent / "config.yaml").read_text(encoding="utf-8"))
+        family, own = FAMILIES[run["model"]["family"]], run["dataset"].get("frame")
+        limits = {name: int(run["memory"][name]) for name in ("min_pixels", "max_pixels")}
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError, RecursionError):
+        return lambda row: None
+
+    def act(row: Row) -> None:
+        if task.for_row(row).answer_kind in ("name", "count"):
+            return
+        expected = own if own and "problem" in row else family.frame
+        if frame != expected:
+            raise ValueError(
+                f"its run, with model.family={family.name}, reads boxes in {expected}; give frame={expected}"
+            )
+        if frame == "seen_pixels" and "seen_wh" not in row:
+            with contextlib.suppress(LookupError, TypeError, ValueError):  # `check_sides` names what is wrong
+                row["seen_wh"] = list(seen_size(row["image_wh"], family, **limits))
+
+    return act
+
+
+def _check_row(row: Row, task, frame: str, seen: Callable[[Row], None]) -> None:
     if not isinstance(row.get("row_id"), str):
         raise ValueError(f"row_id is {row.get('row_id')!r}; a text is needed, as in its completion")
+    seen(row)
     check_sides(row, frame)
     images = row.setdefault("images", [row["row_id"]])
     if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):

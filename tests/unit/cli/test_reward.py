@@ -142,6 +142,23 @@ def test_the_completions_of_a_run_are_judged_by_its_rows(tmp_path):
         run(config(cases, out).model_copy(update={"rows": "nowhere"}))
 
 
+def test_the_completions_of_a_run_are_judged_in_the_frame_of_its_model(tmp_path):
+    """Qwen2.5-VL writes pixels of the image as it is resized: 64 × 48 becomes 28 × 28 here."""
+    row = {"row_id": "a", "images": ["/gone.png"], "image_wh": [64, 48], "category": "dog", "gold": [[0, 0, 32, 24]]}
+    (tmp_path / "data").mkdir()
+    rows = write_lines(tmp_path / "data" / "test.jsonl", [row])
+    memory = {"min_pixels": 784, "max_pixels": 784}
+    run_config = {"model": {"family": "qwen2_5_vl"}, "dataset": {"frame": None}, "memory": memory}
+    (tmp_path / "config.yaml").write_text(json.dumps(run_config))
+    text = CASE["completion"].replace("500, 500", "14, 14")
+    cases, out = write_lines(tmp_path / "completions.jsonl", [{"row_id": "a", "text": text}]), tmp_path / "out.jsonl"
+    asked = config(cases, out).model_copy(update={"rows": rows})
+    with pytest.raises(UserError, match="reads boxes in seen_pixels; give frame=seen_pixels"):
+        run(asked)
+    run(asked.model_copy(update={"frame": "seen_pixels"}))
+    assert json.loads(out.read_text())["terms"]["iou"] == 1.0
+
+
 def test_a_gold_box_that_cannot_be_right_is_told_and_judged(tmp_path, capsys):
     cases = [CASE, CASE | {"solution": BOX.replace("500, 500", "0, 0")}, CASE | {"completion": "\ud800"}]
     run(config(write_lines(tmp_path / "cases.jsonl", cases), tmp_path / "out.jsonl"))
