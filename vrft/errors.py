@@ -93,8 +93,8 @@ _TAKES_NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @contextlib.contextmanager
-def disk_told(*, then: str) -> Iterator[None]:
-    """Within, an error of a disk that takes no more becomes a `UserError`. then: how the user goes on with room there.
+def disk_errors_explained(*, then: str) -> Iterator[None]:
+    """Within, an error of a disk that takes no more becomes a `UserError`. then: what the user does when there is room.
 
     It is full, a quota or a limit of a file's size is reached, or it is read-only. Libraries raise errors of their own
     with the system's words in them.

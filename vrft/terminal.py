@@ -141,8 +141,8 @@ class _Lines:
         self, items: Iterable | None, *, total: int | None, initial: int, desc: str, unit: str, leave: bool
     ) -> None:
         self.items, self.total, self.desc, self.unit, self.leave = items, total, desc, unit, leave
-        self.n = self.initial = self.n_told = initial
-        self.started = self.told = time.monotonic()
+        self.n = self.initial = self.n_printed = initial
+        self.started = self.printed_at = time.monotonic()
         self.figures = ""
 
     def __iter__(self) -> Iterator:
@@ -160,20 +160,20 @@ class _Lines:
 
     def update(self, n: int = 1) -> None:
         self.n += n
-        if n and time.monotonic() - self.told >= _EVERY_S:
-            self._tell()
+        if n and time.monotonic() - self.printed_at >= _EVERY_S:
+            self._print()
 
     def set_postfix(self, figures: Mapping[str, str], refresh: bool = True) -> None:
         self.figures = ", ".join(f"{name}={value}" for name, value in figures.items())
 
     def close(self) -> None:
         is_worth_a_line = bool(self.figures) or time.monotonic() - self.started >= _EVERY_S
-        if self.leave and self.n > self.n_told and is_worth_a_line:
-            self._tell()
+        if self.leave and self.n > self.n_printed and is_worth_a_line:
+            self._print()
 
-    def _tell(self) -> None:
-        self.told, self.n_told = time.monotonic(), self.n
+    def _print(self) -> None:
+        self.printed_at, self.n_printed = time.monotonic(), self.n
         options = {"prefix": self.desc, "unit": self.unit, "initial": self.initial, "postfix": self.figures}
         form = _LINE_WITHOUT_TOTAL if self.total is None else _LINE
-        line = tqdm.format_meter(self.n, self.total, self.told - self.started, bar_format=form, **options)
+        line = tqdm.format_meter(self.n, self.total, self.printed_at - self.started, bar_format=form, **options)
         print(line, file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vrft.errors import SIGNALLED, ExitCode, UserError, disk_told, first_line, phase, phase_of
+from vrft.errors import SIGNALLED, ExitCode, UserError, disk_errors_explained, first_line, phase, phase_of
 
 README = Path(__file__).parents[2] / "launch" / "README.md"
 
@@ -38,7 +38,7 @@ def test_a_code_after_a_signal_is_128_and_its_number():
     ],
 )
 def test_a_disk_that_takes_no_more_is_told_with_what_to_do(error):
-    with pytest.raises(UserError) as caught, disk_told(then="resume with run.resume=true"):
+    with pytest.raises(UserError) as caught, disk_errors_explained(then="resume with run.resume=true"):
         raise error
     assert first_line(error) in str(caught.value)
     assert str(caught.value).endswith("make room there, then resume with run.resume=true")
@@ -46,7 +46,7 @@ def test_a_disk_that_takes_no_more_is_told_with_what_to_do(error):
 
 @pytest.mark.parametrize("error", [OSError(errno.EACCES, "Permission denied"), ValueError("3"), UserError("mine")])
 def test_other_errors_of_a_write_stay_as_they_are(error):
-    with pytest.raises(type(error), match=re.escape(str(error))), disk_told(then="resume"):
+    with pytest.raises(type(error), match=re.escape(str(error))), disk_errors_explained(then="resume"):
         raise error
 
 

@@ -32,7 +32,7 @@ from vrft.config.hydra import careful_environment, careful_hydra, composition_me
 from vrft.config.package_files import config_folder
 from vrft.config.paths import missing_paths
 from vrft.config.section import Section
-from vrft.errors import CANNOT_RUN, ExitCode, UserError, disk_told, raise_all
+from vrft.errors import CANNOT_RUN, ExitCode, UserError, disk_errors_explained, raise_all
 from vrft.memory.gpus import gpu_bytes
 
 _ONLY_IN_SWEEPS = re.compile(r"\+*~?hydra\.((launcher|sweeper|sweep)\b|mode=MULTIRUN)")
@@ -65,7 +65,7 @@ def run_verb(verb: str, overrides: list[str]) -> int:
     def job(config: DictConfig) -> float | None:
         """The task function of Hydra, which would print all overrides above an error: so errors exit here."""
         try:
-            with disk_told(then="give the same command again"):
+            with disk_errors_explained(then="give the same command again"):
                 return _run(verb, config, children)
         except (UserError, OSError) as error:
             print(f"{sys.argv[0]}: {error}", file=sys.stderr)

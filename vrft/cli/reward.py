@@ -171,7 +171,7 @@ def _read_cases(
     completion: str | None = None,
     rows: Mapping[str, Row] | None = None,
 ) -> list[tuple[dict, Row]]:
-    """Each case of a JSON-lines file with its row. completion: what stands in for a missing one. rows: by their ids,
+    """Each case of a JSON-lines file with its row. completion: used where a case has none. rows: by their ids,
     what vrft's own completions answer."""
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; JSON lines are needed, each with completion and solution")

@@ -46,7 +46,7 @@ _LISTS = {"classes", "dataset.classes", "dataset.test_classes", "detections", "r
 
 
 def careful_words(words: Sequence[str], *, groups: Mapping[str, Sequence[str]]) -> list[str]:
-    """The words as Hydra takes them: options first, then overrides, in which questions and paths stand in quotes.
+    """The words as Hydra takes them: options first, then overrides, in which questions and paths are quoted.
 
     groups: the names that each config group offers. Raises `UserError` for a word that is none of these, or whose
     value Hydra cannot read, with the word to type.
@@ -159,12 +159,12 @@ def _no_override(words: Sequence[str], at: int, groups: Mapping[str, Sequence[st
     before = next((one for one in reversed(words[:at]) if "=" in one), None)
     if before is None:
         return f"{word!r} is neither GROUP=NAME nor KEY=VALUE"
-    begun = list(words[words.index(before) : at + 1])
+    joined = list(words[words.index(before) : at + 1])
     if before.partition("=")[2].startswith(("[", "{")):
-        return f"quote the whole word: {_typed(' '.join([*begun, *_rest(words, at)]))}"
-    several = f"{before.partition('=')[0]}=[{','.join([before.partition('=')[2], *begun[1:]])}]"
+        return f"quote the whole word: {_typed(' '.join([*joined, *_rest(words, at)]))}"
+    several = f"{before.partition('=')[0]}=[{','.join([before.partition('=')[2], *joined[1:]])}]"
     return (
-        f"{word!r} is no KEY=VALUE; a value with blanks is one word in quotes: {_typed(' '.join(begun))}, "
+        f"{word!r} is no KEY=VALUE; a value with blanks is one word in quotes: {_typed(' '.join(joined))}, "
         f"and so is a list: {_typed(several)}"
     )
 
@@ -186,9 +186,9 @@ def _refuse(words: Sequence[str], at: int) -> str:
     if not re.fullmatch(r"\+{0,2}~?[\w.@:/$-]+", key):
         raise UserError(f"{word!r} is no KEY=VALUE: the key {key!r} has signs that no key has")
     if value.startswith(("[", "{")):
-        begun = " ".join([word, *_rest(words, at)])
-        if begun != word:
-            raise UserError(f"quote the whole word: {_typed(begun)}")
+        joined = " ".join([word, *_rest(words, at)])
+        if joined != word:
+            raise UserError(f"quote the whole word: {_typed(joined)}")
         form = "[a,'b, c']" if value[0] == "[" else "{name: 1, other: 'b, c'}"
         raise UserError(
             f"the value of {key} cannot be read: {value}; write it as {_typed(f'{key}={form}')}, texts with "

@@ -33,7 +33,7 @@ KEPT_FILE = ".checked_images"
 
 _EXIF_ORIENTATION, _TRANSPOSED = 0x0112, (5, 6, 7, 8)  # orientations that swap width and height
 _BITS = (8, 10, 12, 14, 16)
-"""Of the sensors whose grey values stand in 16-bit files; a file does not say which."""
+"""Of the sensors whose grey values are saved in 16-bit files; a file does not say which."""
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error)
 """Exceptions of Pillow's decoders for damaged files."""
 

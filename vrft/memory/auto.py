@@ -66,8 +66,8 @@ def turned_knobs(run_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        begun = parse_yaml(path.read_text(encoding="utf-8"))
-        return {key: begun[key.partition(".")[0]][key.partition(".")[2]] for key in KNOBS}
+        saved = parse_yaml(path.read_text(encoding="utf-8"))
+        return {key: saved[key.partition(".")[0]][key.partition(".")[2]] for key in KNOBS}
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
         return {}  # what is wrong with the file is said by who compares the two
 

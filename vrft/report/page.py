@@ -75,12 +75,12 @@ def write_comparison(run_dirs: Sequence[Path], out_dir: Path) -> Path:
     write_text_atomically(out_dir / "comparison.csv", csv_table(shown))
     page = render("comparison.html.jinja", panels=shown, runs=names, verdicts=verdicts, settings=settings)
     path = write_text_atomically(out_dir / "comparison.html", page)
-    told = [textwrap.fill(sentence, 100) for sentence in verdicts]
-    print("\n".join([text_table(shown), "", *told, *_told_settings(names, settings)]))
+    lines = [textwrap.fill(sentence, 100) for sentence in verdicts]
+    print("\n".join([text_table(shown), "", *lines, *_settings_as_lines(names, settings)]))
     return path
 
 
-def _told_settings(names: Sequence[str], settings: Sequence[tuple[str, list[str]]]) -> list[str]:
+def _settings_as_lines(names: Sequence[str], settings: Sequence[tuple[str, list[str]]]) -> list[str]:
     """What differs between the runs, for the terminal."""
     lines = [f"  {name}: {', '.join(values)}" for name, values in settings[:_MOST_SETTINGS]]
     more = (

@@ -13,7 +13,7 @@ from typing import Any
 from vrft.config.batch_sizes import derive
 from vrft.config.schema import Config
 from vrft.config.section import with_values
-from vrft.errors import ExitCode, UserError, disk_told
+from vrft.errors import ExitCode, UserError, disk_errors_explained
 from vrft.files import read_rows, write_text_atomically
 from vrft.memory.auto import fitting_changes, turned_knobs
 from vrft.memory.training_setup import Setup
@@ -30,10 +30,10 @@ from vrft.run.directory import (
 from vrft.run.out_of_memory import backed_off, remembered
 from vrft.run.processes import start_worker
 from vrft.run.resume import (
-    begun_with,
     check_same_config,
     check_same_hashes,
     config_hash,
+    first_provenance,
     read_config,
     warn_of_versions,
     write_config,
@@ -74,7 +74,7 @@ def run_experiment(config: Config, *, choices: dict[str, Any], overrides: list[s
     if code is None:
         return 0
     if code in (0, ExitCode.STOPPED_BY_ALARM):
-        with disk_told(then=f"give vrft report runs=[{run_dir}]"):
+        with disk_errors_explained(then=f"give vrft report runs=[{run_dir}]"):
             write_reports([run_dir])
     is_begun = _is_begun(run_dir)
     if code not in (0, ExitCode.STOPPED_BY_ALARM, ExitCode.USER_ERROR) or (code == ExitCode.USER_ERROR and is_begun):
@@ -139,13 +139,13 @@ def _prepare(
             config_hash=config_hash(config.plain()),
             data_hash=data_hash({**rows, **others}, run_dir / "data"),
         )
-        begun = begun_with(run_dir)
-        record |= check_same_hashes(run_dir, begun, record)
-        warn_of_versions(begun, record)
-        if begun:
-            record["earlier"] = [*begun.pop("earlier", []), begun]
-        if "wandb_run_id" in begun or "wandb" in config.logging.report_to:  # W&B goes on in the run that it has
-            record["wandb_run_id"] = begun.get("wandb_run_id") or uuid.uuid4().hex
+        former = first_provenance(run_dir)
+        record |= check_same_hashes(run_dir, former, record)
+        warn_of_versions(former, record)
+        if former:
+            record["earlier"] = [*former.pop("earlier", []), former]
+        if "wandb_run_id" in former or "wandb" in config.logging.report_to:  # W&B resumes the run that it has
+            record["wandb_run_id"] = former.get("wandb_run_id") or uuid.uuid4().hex
         write_text_atomically(run_dir / "provenance.json", json.dumps(record, indent=2) + "\n")
         write_config(run_dir, config)
     return config, is_fresh

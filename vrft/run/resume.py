@@ -48,7 +48,7 @@ class _Model(BaseModel):
     path: str | None
 
 
-class _Begun(BaseModel):
+class _EarlierConfig(BaseModel):
     """A frozen config as far as two are compared; the whole may be that of another version."""
 
     model: _Model
@@ -60,7 +60,7 @@ class _Begun(BaseModel):
 def read_config(run_dir: Path) -> Config:
     """The frozen config of a run directory. Raises `UserError` if it is not one that this version has written."""
     path = run_dir / "config.yaml"
-    values = read_written(path, _Begun)
+    values = read_written(path, _EarlierConfig)
     faults = list(shape_faults(values, Config))
     if not faults and values.get("derived") is None:
         faults.append("derived is missing; vrft writes it")
@@ -87,9 +87,9 @@ def lasting_hash(config: dict[str, Any]) -> str:
     return _sha256(_that_lasts(config))
 
 
-def config_differences(begun: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def config_differences(former: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between two frozen configs and has to stay, as `key: VALUE then, VALUE now`."""
-    before, after = _that_lasts(begun), _that_lasts(now)
+    before, after = _that_lasts(former), _that_lasts(now)
     return [
         f"{key}: {before.get(key)!r} then, {after.get(key)!r} now"
         for key in dict.fromkeys([*before, *after])
@@ -118,8 +118,8 @@ def _sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def begun_with(run_dir: Path) -> dict[str, Any]:
-    """The record of provenance with which the run directory was begun, or nothing."""
+def first_provenance(run_dir: Path) -> dict[str, Any]:
+    """The record of provenance with which the run directory was started, or nothing."""
     path = run_dir / "provenance.json"
     return read_written(path, Provenance) if path.is_file() else {}
 
@@ -131,7 +131,7 @@ def check_same_config(run_dir: Path, config: dict[str, Any]) -> None:
     if made and not path.is_file():
         raise UserError(f"{run_dir} has {' and '.join(made)} but no config.yaml to tell of what; {_NOT_OURS}")
     if path.is_file():
-        raise_all(config_differences(read_written(path, _Begun), config), heading=_OTHER.format(run_dir))
+        raise_all(config_differences(read_written(path, _EarlierConfig), config), heading=_OTHER.format(run_dir))
 
 
 def check_same_rows(data_dir: Path, splits: dict[str, list[Row]]) -> None:
@@ -139,30 +139,30 @@ def check_same_rows(data_dir: Path, splits: dict[str, list[Row]]) -> None:
     faults = []
     for split, rows in splits.items():
         path = data_dir / f"{split}.jsonl"
-        begun = read_rows(path) if path.is_file() else rows
+        former = read_rows(path) if path.is_file() else rows
         now = json.loads(json.dumps(rows))  # tuples become lists
-        if len(begun) != len(now):
-            faults.append(f"{split}: {len(begun)} rows then, {len(now)} now")
-        elif other := [(old, new) for old, new in zip(begun, now, strict=True) if old != new]:
+        if len(former) != len(now):
+            faults.append(f"{split}: {len(former)} rows then, {len(now)} now")
+        elif other := [(old, new) for old, new in zip(former, now, strict=True) if old != new]:
             old, new = other[0]
             keys = ", ".join(key for key in {**old, **new} if old.get(key) != new.get(key))
             faults.append(f"{split}: {len(other)} rows have changed, row {new['row_id']} first, in {keys}")
     raise_all(faults, heading=_OTHER.format(data_dir.parent))
 
 
-def check_same_hashes(run_dir: Path, begun: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+def check_same_hashes(run_dir: Path, former: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     """Raise `UserError` if images or model weights have other bytes than those the run directory was created with.
 
     Returns the hashes that the run keeps, as what it has evaluated is filed under them: those of an earlier version are
     of another kind. They cannot be compared; a warning says so.
     """
     names = {"data_hash": "an image has other bytes", "model_hash": "the model has other weights"}
-    kept = {key: begun[key] for key in names if begun.get(key) and record[key]}
+    kept = {key: former[key] for key in names if former.get(key) and record[key]}
     kept = {key: noted for key, noted in kept.items() if hash_kind(noted) != hash_kind(record[key])}
     faults = [
-        f"{what} ({key} {begun.get(key)} then, {record[key]} now)"
+        f"{what} ({key} {former.get(key)} then, {record[key]} now)"
         for key, what in names.items()
-        if begun and key not in kept and begun.get(key) != record[key]
+        if former and key not in kept and former.get(key) != record[key]
     ]
     raise_all(faults, heading=_OTHER.format(run_dir))
     if kept:
@@ -174,14 +174,14 @@ def check_same_hashes(run_dir: Path, begun: dict[str, Any], record: dict[str, An
     return kept
 
 
-def warn_of_versions(begun: dict[str, Any], record: dict[str, Any]) -> None:
+def warn_of_versions(former: dict[str, Any], record: dict[str, Any]) -> None:
     """Print a warning where the code differs from what the run was started with: its bits may then differ too."""
     before, now = (
         {"python": one.get("python"), "commit": one.get("commit"), **(one.get("versions") or {})}
-        for one in (begun, record)
+        for one in (former, record)
     )
     others = [f"{name} {before[name]} then, {now[name]} now" for name in before if before[name] != now.get(name)]
-    if begun and others:
+    if former and others:
         print(
             f"warning: the run was started with other code, so its bits may differ: {'; '.join(others)}",
             file=sys.stderr,

@@ -35,7 +35,7 @@ def prepare_rows(
     warn_of_questions(rows, config.protocol)
     if config.evaluate.train:
         config = with_fitting_step(config, len(rows["train"]))
-        tell_left_out(len(rows["train"]), rows_at_once(config.trainer, config.memory, config.launch))
+        print_left_out(len(rows["train"]), rows_at_once(config.trainer, config.memory, config.launch))
     return config, rows, build_others(config, run_dir, is_resuming=is_resuming)
 
 
@@ -53,7 +53,7 @@ def with_fitting_step(config: Config, n_rows: int) -> Config:
     return derive(with_values(config, {"trainer.prompts_per_step": fitting}), device=config.derived.device)
 
 
-def tell_left_out(n_rows: int, n_at_once: int) -> None:
+def print_left_out(n_rows: int, n_at_once: int) -> None:
     """Print how many rows each epoch leaves out, where the last ones do not fill a step. n_at_once: `rows_at_once`."""
     if n_left := n_rows % n_at_once:
         print(

@@ -14,7 +14,7 @@ from typing import Any
 
 from vrft.config.launch_schema import TorchrunLaunch
 from vrft.config.schema import Config
-from vrft.errors import SIGNALLED, ExitCode, UserError, disk_told
+from vrft.errors import SIGNALLED, ExitCode, UserError, disk_errors_explained
 from vrft.files import write_text_atomically
 from vrft.run.directory import SLURM_FOLDER, alone_in
 from vrft.run.health import SIGNALS
@@ -74,7 +74,7 @@ def _first_node(run_dir: Path, config: Config, rendezvous: dict[str, Any]) -> in
     if code in (0, ExitCode.STOPPED_BY_ALARM):
         from vrft.report.write import write_reports
 
-        with disk_told(then=f"give vrft report runs=[{run_dir}]"):
+        with disk_errors_explained(then=f"give vrft report runs=[{run_dir}]"):
             write_reports([run_dir])
     limit, is_requeued = config.launch.max_requeues, False
     if code == ExitCode.WARNED or (code in _INTERRUPTED and _is_preempted(job_id)):

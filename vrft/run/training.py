@@ -277,7 +277,7 @@ def _settled_best(experiment: RunContext, folder: Path, log: Sequence[dict], ste
         raise UserError(f"{file}: the line of step {odd['step']} has no {key} with its n; mend it to resume")
     if step and experiment.config.trainer.eval_steps and not taken:
         raise UserError(
-            f"{file} has no {key} up to step {step}, so the best checkpoint cannot be told; bring the file back, or "
+            f"{file} has no {key} up to step {step}, so the best checkpoint is unknown; bring the file back, or "
             f"delete {folder.parent} to start again at step 0"
         )
     best = max(taken, key=lambda entry: entry[key], default=None)

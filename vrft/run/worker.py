@@ -21,7 +21,7 @@ import torch
 import transformers
 from accelerate.utils import gather_object, set_seed
 
-from vrft.errors import SIGNALLED, ExitCode, UserError, disk_told, first_line, phase_of
+from vrft.errors import SIGNALLED, ExitCode, UserError, disk_errors_explained, first_line, phase_of
 from vrft.files import open_to_append, read_written, write_text_atomically
 from vrft.models.prompt_settings import read_prompt_settings, wording_drift
 from vrft.report.run_forms import Provenance
@@ -145,7 +145,7 @@ def main() -> int:
         directory.join(lock)
     status.begin(run_dir, rank, node)
     try:
-        with disk_told(then=f"resume with run.dir={run_dir} run.resume=true"):
+        with disk_errors_explained(then=f"resume with run.dir={run_dir} run.resume=true"):
             _write_stacks_on_request(run_dir, rank)
             set_environment(run_dir)
     except UserError as error:  # config.yaml is of another version, or edited
@@ -160,7 +160,7 @@ def main() -> int:
 def _outcome(run_dir: Path, status: Status, *, is_main: bool) -> int:
     """Run, and turn what a user can act on into a message and an exit code."""
     try:
-        with disk_told(then=f"resume with run.dir={run_dir} run.resume=true"):
+        with disk_errors_explained(then=f"resume with run.dir={run_dir} run.resume=true"):
             stopped_by = run(run_dir, status)
     except Interrupted:
         return SIGNALLED + (status.received() or signal.SIGTERM)  # it came to another process

@@ -17,7 +17,7 @@ from vrft.tasks.written_objects import FOUR_NUMBERS, NUMBER, PAIR, Span, Written
 REASONS = ("no_answer", "empty_answer", "not_found", "malformed", "several")
 """Why an answer is unreadable. no_answer: no answer block after the thought. empty_answer: an empty block. not_found:
 nothing of the right kind in the block. malformed: a box, point, count or confidence that is not made of plain numbers,
-or a label that cannot be told from other text. several: more than one, where one was asked for."""
+or a label that cannot be distinguished from other text. several: more than one, where one was asked for."""
 
 # Chinese marks become ASCII ones, one for one: every place in the text stays. Digits of other scripts are not read.
 _ASCII_MARKS = str.maketrans("（）【】「」『』《》〈〉｛｝，、；：", "()[][][][][]{},,;:")

@@ -12,7 +12,7 @@ r"""The boxes in JSON or Python objects that a model has written, in any of its 
 | `"caf\u00e9"`, `"5\" disk"`, `'driver's seat'` | café, 5" disk, driver's seat |
 | `"score": 0.9`, `"score": "90%"`, `"score": null` | a confidence of 0.9, 0.9, and none written |
 
-Keys, texts and boxes are told apart first, so that no other text counts as a key or a box. Everything else is
+Keys, texts and boxes are separated first, so that no other text counts as a key or a box. Everything else is
 unreadable: two labels for one box, a text that may be its label under another key, a list of four with three numbers.
 """
 
@@ -95,7 +95,7 @@ class _Found(NamedTuple):
 class _Object:
     """An object that is being read. values: texts and words by key, None for null. boxes: each with its key.
 
-    inner: the boxes of the objects inside. has_empty: one of these has none. is_bad: something cannot be told apart.
+    inner: the boxes of the objects inside. has_empty: one of these has none. is_bad: something is ambiguous.
     """
 
     start: int

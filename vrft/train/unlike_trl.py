@@ -1,4 +1,4 @@
-"""What shared prompts cannot stand in for: the one place that decides between sharing and TRL's own path."""
+"""Where shared prompts are not known to give TRL's results: the one place that decides for TRL's own path."""
 
 from __future__ import annotations
 

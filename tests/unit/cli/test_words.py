@@ -83,7 +83,7 @@ def test_a_list_with_commas_is_swept_with_m(word, values):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["runs=[a,", "b]"], "quote the whole word: 'runs=[a, b]'"),
         (["runs=[a,", "b]", "out=c"], "quote the whole word: 'runs=[a, b]'"),
@@ -107,10 +107,10 @@ def test_a_list_with_commas_is_swept_with_m(word, values):
         (["--experimental-rerun", "x.pickle"], "a pickle, which could run code"),
     ],
 )
-def test_what_cannot_be_read_is_told_with_the_word_to_type(words, told):
+def test_what_cannot_be_read_is_told_with_the_word_to_type(words, message):
     with pytest.raises(UserError) as error:
         careful_words(words, groups=GROUPS)
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert not {"Exception", "mismatched", "EOF", "Lexer"} & set(str(error.value).split())
 
 

@@ -30,8 +30,8 @@ def refusal(path):
 
 def test_whatever_a_parser_raises_names_the_file():
     for error in (MemoryError(), IndexError("pop from an empty list"), RecursionError("too deep\nby far")):
-        told = f"x.pth cannot be read as a list .{type(error).__name__}: "
-        with pytest.raises(UserError, match=told), reading("x.pth", "a list"):
+        message = f"x.pth cannot be read as a list .{type(error).__name__}: "
+        with pytest.raises(UserError, match=message), reading("x.pth", "a list"):
             raise error
     with pytest.raises(UserError, match=r"^mine$"), reading("x.pth", "a list"):
         raise UserError("mine")
@@ -71,9 +71,9 @@ def test_a_saved_set_of_another_form_is_refused_with_its_path_or_read(tmp_path, 
     held = json.loads((path / file).read_text())
     change(held)
     (path / file).write_text(json.dumps(held))
-    told = refusal(path)  # a format is not looked at
-    assert not told or f"dataset.path={path} cannot be read as a folder saved by datasets" in told
-    assert told or file == "state.json"
+    message = refusal(path)  # a format is not looked at
+    assert not message or f"dataset.path={path} cannot be read as a folder saved by datasets" in message
+    assert message or file == "state.json"
 
 
 def test_parquet_with_damaged_bytes_is_refused_by_name_or_read(tmp_path):
@@ -84,9 +84,9 @@ def test_parquet_with_damaged_bytes_is_refused_by_name_or_read(tmp_path):
         data = bytearray(whole)
         data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
         path.write_bytes(data)
-        told = refusal(path)
-        assert not told or str(path) in told
-        n_refused += bool(told)
+        message = refusal(path)
+        assert not message or str(path) in message
+        n_refused += bool(message)
     assert n_refused > 10
 
 
@@ -94,8 +94,8 @@ def test_a_parquet_cell_that_unpacks_without_end_is_refused_by_file_and_column(t
     path, note = tmp_path / "train.parquet", " " * 2**26
     parquet.write_table(pyarrow.table({"image": ["a.png"], "note": [note]}), path, compression="zstd")
     assert path.stat().st_size < 2**16
-    assert "train.parquet: its " in (told := refusal(path))
-    assert "unpack to 67,1" in told
-    assert "the column 'note'" in told
+    assert "train.parquet: its " in (message := refusal(path))
+    assert "unpack to 67,1" in message
+    assert "the column 'note'" in message
     parquet.write_table(pyarrow.table({"image": [bytes(2**24)], "note": ["x"]}), path, compression=None)
     assert rows_of(path)[0]["note"] == "x"

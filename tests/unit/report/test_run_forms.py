@@ -57,8 +57,8 @@ DAMAGES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "act", "told"), DAMAGES, ids=lambda value: value if isinstance(value, str) else "")
-def test_what_is_wrong_is_named_by_file_and_key(tmp_path, name, act, told):
+@pytest.mark.parametrize(("name", "act", "message"), DAMAGES, ids=lambda value: value if isinstance(value, str) else "")
+def test_what_is_wrong_is_named_by_file_and_key(tmp_path, name, act, message):
     write_config(tmp_path, protocol={"name": "coco_all", "scorer": "coco"})
     write_result(tmp_path)
     write_evaluated(tmp_path, [{"gold": [[0, 0, 9, 9]]}, {"gold": []}], best=[{"answer": []}, {"answer": None}])
@@ -70,7 +70,7 @@ def test_what_is_wrong_is_named_by_file_and_key(tmp_path, name, act, told):
     with pytest.raises(UserError) as raised:
         read_all(RunFiles(tmp_path))
     assert str(tmp_path / name) in str(raised.value)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
 
 
 def test_a_record_too_deep_to_read_is_named(tmp_path):

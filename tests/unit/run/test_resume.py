@@ -16,11 +16,11 @@ from vrft.evaluate.partial_completions import OtherEvaluationError
 from vrft.files import MANIFEST, publish, write_rows
 from vrft.run.evaluation import _kept_batches, known_evaluation
 from vrft.run.resume import (
-    begun_with,
     check_same_config,
     check_same_hashes,
     check_same_rows,
     config_hash,
+    first_provenance,
     read_config,
 )
 
@@ -131,10 +131,10 @@ def test_hashes_of_different_kinds_are_not_compared(tmp_path, capsys):
 
 @pytest.mark.parametrize("text", ["{", "[1]"])
 def test_a_record_that_is_none_is_named(tmp_path, text):
-    assert begun_with(tmp_path) == {}
+    assert first_provenance(tmp_path) == {}
     (tmp_path / "provenance.json").write_text(text)
     with pytest.raises(UserError, match=r"provenance.json (cannot be read|has another form)"):
-        begun_with(tmp_path)
+        first_provenance(tmp_path)
 
 
 def test_a_killed_evaluation_knows_its_checkpoint_by_the_manifest(tmp_path):
